@@ -1,0 +1,32 @@
+# The first use of any target makes .venv. PIP_FLAGS passes options to pip: README, "Install", says which torch builds that gives.
+PIP_FLAGS ?=
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+SAMPLE = pipeline/sample
+
+.PHONY: summarize test lint train bench clean
+
+summarize: .venv/installed        ## summarize the shipped documents with the shipped model
+	.venv/bin/python -m jobs.summarize --config configs/summarize.yaml
+
+test: .venv/installed-dev         ## run the tests
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-dev         ## style, types, import rules
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+.venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet $(PIP_FLAGS) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	.venv/bin/pip install --quiet $(PIP_FLAGS) --editable '.[dev]'
+	@touch $@
+
+clean:                            ## remove what make and the jobs made
+	rm -rf .venv out prepared trained evaluation.json

@@ -1,0 +1,178 @@
+"""Score a model on pairs, beside two baselines: ``python -m jobs.evaluate --config configs/evaluate.yaml``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from pyarrow import fs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.config import EvaluateConfig, load_config
+from pipeline.errors import UserError, exit_on_user_error
+from pipeline.evaluation.evaluate import Decoded, Evaluation, Figures
+from pipeline.evaluation.metrics import Estimate, tokenizer_warnings
+from pipeline.model.bundle import load_bundle
+from pipeline.storage import place
+from pipeline.text.documents import texts_of
+from pipeline.training.pairs import read_pairs
+
+_WINDOW_ROWS = 1024
+_LINE_EVERY_S = 5.0
+_PACKAGES = ("nightshift", "torch", "sentencepiece", "rouge-score", "sacrebleu")
+_SHOWN = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "exact_match": "exact match, %",
+    "empty_percent": "empty, %",
+    "loop_percent": "with a loop, %",
+    "mean_words": "words",
+}
+
+
+def main() -> int:
+    """Run the job; the exit status."""
+    config = load_config(EvaluateConfig, "evaluate", sys.argv[1:])
+    console = Console(highlight=False, soft_wrap=True)
+    rows, windows = read_pairs(config.input.path, _WINDOW_ROWS, config.input.max_rows)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bundle = load_bundle(config.model.path, device)
+    decoding = config.decoding.applied_to(bundle.decoding)
+    evaluation = Evaluation(bundle, decoding, config.options)
+    console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
+    with contextlib.ExitStack() as outputs:
+        report = outputs.enter_context(_appearing(config.output.path, "--output.path"))
+        write = outputs.enter_context(_hypotheses(config.output.hypotheses)) if config.output.hypotheses else None
+        skipped = _evaluate(console, config, evaluation, rows, windows, write)
+        if skipped == rows:
+            raise UserError(f"each row of {config.input.path} has a null source or target; set --input.path to pairs")
+        figures = evaluation.figures()
+        content = {
+            "model": {"path": config.model.path, "fingerprint": bundle.fingerprint},
+            "input": {"path": config.input.path, "rows": rows, "skipped_null_rows": skipped},
+            "decoding": decoding.model_dump(),
+            "options": config.options.model_dump(),
+            **figures.model_dump(),
+            "device": device,
+            "versions": {name: metadata.version(name) for name in _PACKAGES},
+        }
+        report.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+    _show(console, config, figures, skipped)
+    return 0
+
+
+def _evaluate(
+    console: Console,
+    config: EvaluateConfig,
+    evaluation: Evaluation,
+    rows: int,
+    windows: Iterator[pa.Table],
+    write: Callable[[pa.Table, Decoded], None] | None,
+) -> int:
+    """Feed the windows to the evaluation under a progress bar, or with lines where there is no terminal; rows skipped."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    seen = skipped = 0
+    last_line = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("decoding", total=rows)
+        for window in windows:
+            pairs = window.filter(pc.and_(window["source"].is_valid(), window["target"].is_valid()))
+            references = [str(text) for text in texts_of(pairs["target"])]
+            if not seen:
+                for warning in tokenizer_warnings(references, config.options.rouge_tokenizer, config.options.bleu_tokenizer):
+                    console.print(f"[yellow]warning:[/yellow] {warning}")
+            decoded = evaluation.add([str(text) for text in texts_of(pairs["source"])], references)
+            if write:
+                write(pairs, decoded)
+            seen += len(window)
+            skipped += len(window) - len(pairs)
+            bar.update(task, completed=seen)
+            if bar.disable and time.monotonic() - last_line >= _LINE_EVERY_S:
+                last_line = time.monotonic()
+                console.print(f"decoded {seen:,} of {rows:,}")
+    return skipped
+
+
+@contextlib.contextmanager
+def _appearing(uri: str, option: str) -> Iterator[pa.NativeFile]:
+    """A file to write that appears whole at the end or not at all. One that cannot be written is found out at once."""
+    target = place(uri)
+    part = target.path + ".part"
+    try:
+        if target.filesystem.get_file_info(target.path).type == fs.FileType.Directory:
+            raise UserError(f"cannot write {uri}: it is a folder; set {option} to a file")
+        target.filesystem.create_dir(target.path.rpartition("/")[0], recursive=True)
+        file = target.filesystem.open_output_stream(part)
+        try:
+            with file:
+                yield file
+        except BaseException:
+            target.filesystem.delete_file(part)
+            raise
+        target.filesystem.move(part, target.path)
+    except OSError as error:
+        raise UserError(f"cannot write {uri}: {' '.join(str(error).split())}; set {option}") from None
+
+
+@contextlib.contextmanager
+def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, Decoded], None]]:
+    """A function that adds a window's pairs and hypotheses to a Parquet file."""
+    with _appearing(uri, "--output.hypotheses") as file, contextlib.ExitStack() as closing:
+        writer: pq.ParquetWriter | None = None
+
+        def write(pairs: pa.Table, decoded: Decoded) -> None:
+            nonlocal writer
+            columns: dict[str, Any] = {
+                "id": pairs["id"],
+                "source": pairs["source"],
+                "reference": pairs["target"],
+                "hypothesis": pa.array(decoded.texts, pa.string()),
+                "score": pa.array(decoded.scores, pa.float32()),
+                "finish_reason": pc.if_else(pa.array(decoded.finished), "eos", "length"),
+            }
+            table = pa.table(columns)
+            if writer is None:  # the type of the ids is the input's
+                writer = closing.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
+            writer.write_table(table)
+
+        yield write
+
+
+def _show(console: Console, config: EvaluateConfig, figures: Figures, skipped: int) -> None:
+    intervals = ", with 95 % intervals" if config.options.bootstrap_samples else ""
+    table = Table("", *figures.systems, title=f"{figures.rows:,} pairs{intervals}")
+    for name, shown in _SHOWN.items():
+        table.add_row(shown, *(_cell(getattr(scores, name)) for scores in figures.systems.values()))
+    console.print(table)
+    console.print(
+        f"{figures.length_limit_percent:.1f} % of the model's hypotheses were cut at the length limit; "
+        f"decoded {figures.documents_per_s:,.0f} documents/s"
+    )
+    if skipped:
+        console.print(f"skipped {skipped:,} rows with a null source or target")
+    console.print(f"figures:    {config.output.path}")
+    if config.output.hypotheses:
+        console.print(f"hypotheses: {config.output.hypotheses}")
+
+
+def _cell(estimate: Estimate) -> str:
+    if estimate.low is None:
+        return f"{estimate.value:.1f}"
+    return f"{estimate.value:.1f} [dim]{estimate.low:.1f} to {estimate.high:.1f}[/dim]"
+
+
+if __name__ == "__main__":
+    exit_on_user_error("evaluate", main)

@@ -1,0 +1,90 @@
+"""Evaluating a model on pairs: decode windows of sources, score them beside the lead baselines, sum up.
+
+Texts come in a window at a time. Where they are stored and who looks at the figures is not known here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from pipeline.config import DecodingConfig, EvaluateOptions
+from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, lead_words
+from pipeline.model.bundle import Bundle
+from pipeline.model.decoding import decode_window
+from pipeline.text.tokenizer import Tokenizer
+
+_TOKEN_BUDGET = 16384
+"""Padded source tokens of a decode batch."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Hypotheses of N sources: texts; scores[N], mean log-probability of a token (nat); finished[N], whether ``</s>`` came."""
+
+    texts: list[str]
+    scores: npt.NDArray[np.float32]
+    finished: npt.NDArray[np.bool_]
+
+
+class Figures(BaseModel):
+    """What an evaluation found.
+
+    systems: the model under ``model``, and the baselines by what they are. length_limit_percent: hypotheses that the
+    maximum length cut. decode_s: seconds from source texts to hypothesis texts; scoring is not in it.
+    """
+
+    rows: int
+    systems: dict[str, SystemScores]
+    length_limit_percent: float
+    decode_s: float
+    documents_per_s: float
+    bleu_signature: str
+
+
+class Evaluation:
+    """Scores a bundle's model, window by window.
+
+    Raises:
+        UserError: the bundle's tokenizer is broken, or the BLEU tokenizer cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: EvaluateOptions) -> None:
+        self._model, self._decoding, self._options = bundle.model, decoding, options
+        self._tokenizer = Tokenizer.from_bytes(bundle.tokenizer_file)
+        self._lead = f"first {options.lead_tokens} words"
+        self._scorers = {
+            name: Scorer(options.rouge_tokenizer, options.bleu_tokenizer) for name in ("model", self._lead, "first sentence")
+        }
+        self._rows = self._cut = 0
+        self._decode_s = 0.0
+
+    def add(self, sources: Sequence[str], references: Sequence[str]) -> Decoded:
+        """Decode and score N pairs."""
+        started = time.perf_counter()
+        found = decode_window(self._model, *self._tokenizer.encode(sources), self._decoding, _TOKEN_BUDGET)
+        texts = self._tokenizer.decode(found.values, found.offsets)
+        self._decode_s += time.perf_counter() - started
+        self._rows += len(sources)
+        self._cut += int((~found.finished).sum())
+        self._scorers["model"].add(texts, references)
+        self._scorers[self._lead].add([lead_words(source, self._options.lead_tokens) for source in sources], references)
+        self._scorers["first sentence"].add([first_sentence(source) for source in sources], references)
+        return Decoded(texts, found.scores, found.finished)
+
+    def figures(self) -> Figures:
+        """The figures over all rows added, of which there must be one."""
+        samples, seed = self._options.bootstrap_samples, self._options.seed
+        return Figures(
+            rows=self._rows,
+            systems={name: scorer.scores(samples, seed) for name, scorer in self._scorers.items()},
+            length_limit_percent=100 * self._cut / self._rows,
+            decode_s=self._decode_s,
+            documents_per_s=self._rows / max(self._decode_s, 1e-9),
+            bleu_signature=self._scorers["model"].bleu_signature,
+        )

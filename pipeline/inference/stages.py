@@ -1,0 +1,204 @@
+"""The stages of a run, as Ray Data calls them: one table in, one table out, a window of documents at a time.
+
+    documents ── TokenizeDocuments ──> ids ── SummarizeWindow ──> summary ids ── WriteWindow ──> a record of the window
+
+Text stays out of the tables between them but for the openings of a few examples. Rejected rows travel along without
+ids, so that a window is written as a whole. Which stage runs where, and how often at a time, is run.py's business.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from pipeline.config import DecodingConfig, DocumentsInput
+from pipeline.inference.manifest import Example, OutputFile, WindowRecord
+from pipeline.model.bundle import bundle_from_files
+from pipeline.model.decoding import decode_window
+from pipeline.model.precision import compute_dtype
+from pipeline.storage import Place
+from pipeline.text.columns import encode_column, flat_rows, list_column
+from pipeline.text.documents import rejection, texts_of
+from pipeline.text.tokenizer import Tokenizer
+
+# Columns between the stages; a user's own have no such prefix, which run.py checks.
+PRIVATE = "nightshift."
+_IDS, _SOURCE_TOKENS, _OPENING = PRIVATE + "ids", PRIVATE + "source_tokens", PRIVATE + "opening"
+_REASON, _DETAIL = PRIVATE + "reason", PRIVATE + "detail"
+_SUMMARY_IDS, _SCORE, _FINISHED, _SECONDS = (PRIVATE + name for name in ("summary_ids", "score", "finished", "seconds"))
+RECORD = "record"
+
+SUMMARY_COLUMNS = ("summary", "source_tokens", "summary_tokens", "source_truncated", "finish_reason", "score")
+REJECT_COLUMNS = ("reason", "detail")
+_EXAMPLES, _OPENING_CHARS = 5, 300
+
+
+@dataclass(frozen=True)
+class TokenizeDocuments:
+    """Validates documents and encodes those that are sound.
+
+    tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document.
+    """
+
+    tokenizer_file: bytes
+    input: DocumentsInput
+    max_source_tokens: int
+
+    def __call__(self, documents: pa.Table) -> pa.Table:
+        """Table with the id and text columns and those to keep: the text gives way to ids and the reason of a reject."""
+        texts = texts_of(documents[self.input.text_column])
+        has_id = documents[self.input.id_column].is_valid().to_pylist()
+        reasons, details = zip(
+            *(rejection(valid, text, self.input.max_chars) for valid, text in zip(has_id, texts, strict=True)), strict=True
+        )
+        sound = ["" if reason else str(text) for text, reason in zip(texts, reasons, strict=True)]
+        ids, source_tokens = encode_column(Tokenizer.from_bytes(self.tokenizer_file), sound, self.max_source_tokens)
+        shown = set([row for row, reason in enumerate(reasons) if reason is None][:_EXAMPLES])
+        openings = [text[:_OPENING_CHARS] if row in shown else None for row, text in enumerate(sound)]
+        return (
+            documents.select([self.input.id_column, *self.input.keep_columns])
+            .append_column(_IDS, ids)
+            .append_column(_SOURCE_TOKENS, pa.array(source_tokens, pa.int32()))
+            .append_column(_REASON, pa.array(reasons, pa.string()))
+            .append_column(_DETAIL, pa.array(details, pa.string()))
+            .append_column(_OPENING, pa.array(openings, pa.string()))
+        )
+
+
+class SummarizeWindow:
+    """Hosts the model and decodes windows.
+
+    Args:
+        bundle_files: the bundle's files by name, in Ray's object store. use_gpu: compute on the GPU that Ray assigned.
+        token_budget: padded source tokens of a batch. precision: of matrix products. threads: CPU threads to compute with.
+    """
+
+    def __init__(
+        self,
+        bundle_files: ray.ObjectRef[Mapping[str, bytes]],
+        options: DecodingConfig,
+        use_gpu: bool,
+        token_budget: int,
+        precision: str,
+        threads: int,
+    ) -> None:
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if use_gpu else "cpu")
+        self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", device).model
+        self._options = options
+        self._token_budget = token_budget
+        self._autocast = torch.autocast(
+            device.type, dtype := compute_dtype(precision, device), enabled=dtype != torch.float32
+        )
+
+    def __call__(self, window: pa.Table) -> pa.Table:
+        """Source ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` was reached."""
+        started = time.monotonic()
+        with self._autocast:
+            found = decode_window(self._model, *flat_rows(window[_IDS]), self._options, self._token_budget)
+        seconds = time.monotonic() - started
+        return (
+            window.drop_columns([_IDS])
+            .append_column(_SUMMARY_IDS, list_column(found.values, found.offsets))
+            .append_column(_SCORE, pa.array(found.scores, pa.float32()))
+            .append_column(_FINISHED, pa.array(found.finished))
+            .append_column(_SECONDS, pa.array(np.full(len(window), seconds / max(len(window), 1)), pa.float32()))
+        )
+
+
+@dataclass(frozen=True)
+class WriteWindow:
+    """Decodes summary ids to text and writes a window's summaries and rejects.
+
+    A file's name is new each time, and a run counts just those files whose records reached the driver: a window that
+    Ray computes twice, after a crash, leaves a file that no record names and that the run removes before it ends.
+
+    tokenizer_file: a SentencePiece model's bytes. output: the output folder. metadata: of each Parquet file.
+    """
+
+    tokenizer_file: bytes
+    input: DocumentsInput
+    max_source_tokens: int
+    output: Place
+    run_id: str
+    metadata: Mapping[str, str]
+
+    def __call__(self, window: pa.Table) -> pa.Table:
+        """Write the window; returns one row, its WindowRecord as JSON."""
+        sound = pc.is_null(window[_REASON])
+        summarized, rejected = window.filter(sound), window.filter(pc.invert(sound))
+        summaries = self._summaries(summarized)
+        files = [
+            self._write("summaries", summaries),
+            self._write("rejects", self._rejects(rejected)),
+        ]
+        record = WindowRecord(
+            documents=len(window),
+            rejected=Counter(rejected[_REASON].to_pylist()),
+            truncated=_total(summaries["source_truncated"]),
+            reached_length_limit=_total(pc.equal(summaries["finish_reason"], "length")),
+            source_tokens=_total(summaries["source_tokens"]),
+            summary_tokens=_total(summaries["summary_tokens"]),
+            decode_s=_total(window[_SECONDS]),
+            files=[file for file in files if file is not None],
+            examples=self._examples(summarized, summaries),
+        )
+        return pa.table({RECORD: [record.model_dump_json()]})
+
+    def _summaries(self, window: pa.Table) -> pa.Table:
+        values, offsets = flat_rows(window[_SUMMARY_IDS])
+        columns = {
+            "summary": pa.array(Tokenizer.from_bytes(self.tokenizer_file).decode(values, offsets), pa.string()),
+            "source_tokens": window[_SOURCE_TOKENS],
+            "summary_tokens": pa.array(np.diff(offsets), pa.int32()),
+            "source_truncated": pc.greater(window[_SOURCE_TOKENS], self.max_source_tokens),
+            "finish_reason": pc.if_else(window[_FINISHED], "eos", "length"),
+            "score": window[_SCORE],
+        }
+        table = window.select([self.input.id_column])
+        for name, column in columns.items():
+            table = table.append_column(name, column)
+        for name in self.input.keep_columns:
+            table = table.append_column(window.schema.field(name), window[name])
+        return table
+
+    def _rejects(self, window: pa.Table) -> pa.Table:
+        return window.select([self.input.id_column, _REASON, _DETAIL]).rename_columns(
+            [self.input.id_column, *REJECT_COLUMNS]
+        )
+
+    def _write(self, kind: str, table: pa.Table) -> OutputFile | None:
+        if not len(table):
+            return None
+        path = f"{kind}/run={self.run_id}/part-{uuid.uuid4().hex}.parquet"
+        place = self.output.child(path)
+        place.filesystem.create_dir(place.path.rpartition("/")[0], recursive=True)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self.metadata})
+        pq.write_table(table, place.path, filesystem=place.filesystem, compression="zstd")
+        return OutputFile(path=path, rows=len(table), bytes=place.filesystem.get_file_info(place.path).size)
+
+    def _examples(self, window: pa.Table, summaries: pa.Table) -> list[Example]:
+        shown = pc.is_valid(window[_OPENING])
+        return [
+            Example(id=str(identity), opening=opening, summary=summary)
+            for identity, opening, summary in zip(
+                window[self.input.id_column].filter(shown).to_pylist(),
+                window[_OPENING].filter(shown).to_pylist(),
+                summaries["summary"].filter(shown).to_pylist(),
+                strict=True,
+            )
+        ]
+
+
+def _total(column: pa.ChunkedArray) -> int | float:
+    return pc.sum(column).as_py() or 0

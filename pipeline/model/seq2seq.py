@@ -1,0 +1,288 @@
+"""The network: an LSTM or GRU encoder-decoder, with or without attention and copying.
+
+Token ids go in, log-probabilities come out; searching for a sequence (decoding.py) and learning the weights
+(training/) are done elsewhere. Shapes: B batch, S source steps, T target steps, E embedding, H hidden, V vocabulary.
+
+Padding never changes a result. The recurrences run over whole padded rectangles, much faster on CPUs than packed
+sequences, because every layer's input has one more column that is 0 at a token and 1 at padding, and whose weights
+hold the state still there: they shut the LSTM's input gate and open its forget gate (or open the GRU's update gate)
+all the way. A reverse pass so arrives at the last token with the zero state it began with, and a forward pass
+keeps what it had after the last token. The gates are flat at that point, so training leaves these weights as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import BOS, EOS, ModelConfig
+
+_HOLD = 1e4
+"""Added to a gate before its sigmoid: gives exactly 0 or 1, and fits in float16."""
+
+State = tuple[Tensor, ...]
+"""A decoder's recurrent state: (h,) of a GRU or (h, c) of an LSTM, each [layers, B, H]."""
+
+
+@dataclass
+class Memory:
+    """What the decoder may look at of B sources.
+
+    source[B, S]: ids. padding[B, S]: True beyond a row's end. states[B, S, H] and keys[B, S, H]: encoder outputs, and
+    their projection that queries are compared with; None without attention.
+    """
+
+    source: Tensor
+    padding: Tensor
+    states: Tensor | None
+    keys: Tensor | None
+
+    def select(self, rows: Tensor, longest: int) -> Memory:
+        """The memory of some rows [R] whose sources have at most ``longest`` tokens."""
+
+        def taken(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows, :longest]
+
+        return Memory(self.source[rows, :longest], self.padding[rows, :longest], taken(self.states), taken(self.keys))
+
+
+class Encoder(nn.Module):
+    """Reads a source.
+
+    Args:
+        config: the network's shape. embedding: the source's embedding table.
+    """
+
+    def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.dropout = nn.Dropout(config.dropout)
+        directions = 2 if config.bidirectional else 1
+        recurrence = nn.LSTM if config.cell == "lstm" else nn.GRU
+        widths = [config.embedding_size] + [directions * config.hidden_size] * (config.layers - 1)
+        self.layers = nn.ModuleList(
+            recurrence(width + 1, config.hidden_size, batch_first=True, bidirectional=config.bidirectional)
+            for width in widths
+        )
+        self.hidden_size = config.hidden_size
+        self.bridges: nn.ModuleList | None = None
+        self.memory_bridge: nn.Linear | None = None
+        if config.bidirectional:
+            parts = 2 if config.cell == "lstm" else 1
+            self.bridges = nn.ModuleList(nn.Linear(2 * config.hidden_size, config.hidden_size) for _ in range(parts))
+            if config.attention != "none":
+                self.memory_bridge = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        for layer in self.layers:
+            _initialize_recurrence(cast(nn.RNNBase, layer))
+            _hold_state_at_padding(cast(nn.RNNBase, layer))
+
+    def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
+        """Encode source[B, S] with lengths[B] ≥ 1.
+
+        Returns:
+            states[B, S, H]; the decoder's first state, (h[layers, B, H], c[layers, B, H]) or (h,).
+        """
+        padding = (torch.arange(source.shape[1], device=source.device) >= lengths[:, None]).unsqueeze(-1)
+        outputs = self.embedding(source)
+        finals: list[list[Tensor]] = []
+        for layer in self.layers:
+            outputs = self.dropout(outputs)
+            outputs, held = layer(torch.cat((outputs, padding.to(outputs.dtype)), -1))
+            finals.append(self._final_state(outputs, held, lengths))
+        state = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+        if self.bridges is not None:
+            state = tuple(torch.tanh(bridge(part)) for bridge, part in zip(self.bridges, state, strict=True))
+        if self.memory_bridge is not None:
+            outputs = self.memory_bridge(outputs)
+        return outputs, state
+
+    def _final_state(self, outputs: Tensor, held: Tensor | State, lengths: Tensor) -> list[Tensor]:
+        """One layer's state after each row's last token: h and, of an LSTM, c; directions side by side [B, H or 2H]."""
+        if isinstance(held, Tensor):
+            return [torch.cat(held.unbind(0), -1)]
+        # c is held through padding, but h = output gate × tanh(c) is not: it is read where the row ends.
+        rows = torch.arange(len(lengths), device=lengths.device)
+        forward_end = outputs[rows, lengths - 1, : self.hidden_size]
+        return [torch.cat((forward_end, outputs[:, 0, self.hidden_size :]), -1), torch.cat(held[1].unbind(0), -1)]
+
+
+class Attention(nn.Module):
+    """Weighs source positions by a query: Luong et al. 2015, section 3.1 (dot, general); Bahdanau et al. 2015, A.1.2 (additive)."""
+
+    def __init__(self, kind: str, hidden_size: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.to_keys = nn.Identity() if kind == "dot" else nn.Linear(hidden_size, hidden_size, bias=False)
+        if kind == "additive":
+            self.to_query = nn.Linear(hidden_size, hidden_size)
+            self.to_score = nn.Linear(hidden_size, 1, bias=False)
+
+    def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Attend from query[B, T, H].
+
+        Returns:
+            context[B, T, H]; weights[B, T, S] float32, 0 at padding.
+        """
+        assert memory.keys is not None and memory.states is not None
+        if self.kind == "additive":
+            # One target step at a time: [B, S, H] a step and not [B, T, S, H] at once.
+            projected = self.to_query(query)
+            scores = torch.cat(
+                [self.to_score(torch.tanh(memory.keys + step)).transpose(1, 2) for step in projected.split(1, 1)], 1
+            )
+        else:
+            scores = query @ memory.keys.transpose(1, 2)
+        weights = scores.float().masked_fill(memory.padding[:, None], -math.inf).softmax(-1)
+        return weights.to(memory.states.dtype) @ memory.states, weights
+
+
+class Decoder(nn.Module):
+    """Writes a target, given the encoder's last state and, with attention, its outputs."""
+
+    def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.dropout = nn.Dropout(config.dropout)
+        recurrence = nn.LSTM if config.cell == "lstm" else nn.GRU
+        self.recurrence = recurrence(
+            config.embedding_size,
+            config.hidden_size,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
+        _initialize_recurrence(self.recurrence)
+        width = config.embedding_size if config.tied_embeddings else config.hidden_size
+        self.attention: Attention | None = None
+        self.readout: nn.Module
+        if config.attention != "none":
+            self.attention = Attention(config.attention, config.hidden_size)
+            self.readout = nn.Sequential(nn.Linear(2 * config.hidden_size, width), nn.Tanh())
+        elif width != config.hidden_size:
+            self.readout = nn.Linear(config.hidden_size, width)
+        else:
+            self.readout = nn.Identity()
+        self.copy_gate: nn.Linear | None = None
+        if config.copy_source:
+            self.copy_gate = nn.Linear(2 * config.hidden_size + config.embedding_size, 1)
+        self.output = nn.Linear(width, embedding.num_embeddings)
+        nn.init.zeros_(self.output.bias)
+        if config.tied_embeddings:
+            self.output.weight = embedding.weight
+
+    def forward(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
+        """Read tokens[B, T], each the one before that to be predicted.
+
+        Returns:
+            features[B, T, E or H], to be projected by ``output``; attention weights[B, T, S] or None; logit of
+            generating rather than copying [B, T] or None; state after the last token.
+        """
+        embedded = self.dropout(self.embedding(tokens))
+        outputs, after = self.recurrence(embedded, state if len(state) > 1 else state[0])
+        weights = gate = None
+        if self.attention is not None:
+            context, weights = self.attention(outputs, memory)
+            outputs = torch.cat((context, outputs), -1)
+            if self.copy_gate is not None:
+                gate = self.copy_gate(torch.cat((outputs, embedded), -1)).squeeze(-1).float()
+        return self.dropout(self.readout(outputs)), weights, gate, after if len(state) > 1 else (after,)
+
+
+class Seq2Seq(nn.Module):
+    """Encoder-decoder over one shared subword vocabulary.
+
+    Args:
+        config: the network's shape. vocabulary_size: V.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary_size = vocabulary_size
+        source_embedding = _embedding(vocabulary_size, config.embedding_size)
+        target_embedding = (
+            source_embedding if config.tied_embeddings else _embedding(vocabulary_size, config.embedding_size)
+        )
+        self.encoder = Encoder(config, source_embedding)
+        self.decoder = Decoder(config, target_embedding)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
+        """Read source[B, S] with lengths[B] ≥ 1: the decoder's memory and first state."""
+        states, state = self.encoder(source, lengths)
+        padding = torch.arange(source.shape[1], device=source.device) >= lengths[:, None]
+        if self.decoder.attention is None:
+            return Memory(source, padding, None, None), state
+        return Memory(source, padding, states, self.decoder.attention.to_keys(states)), state
+
+    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
+        """One decoding step from the last tokens[B]: log-probabilities of the next one [B, V] float32, and the new state."""
+        features, weights, gate, state = self.decoder(tokens[:, None], state, memory)
+        log_probs = self.decoder.output(features[:, 0]).float().log_softmax(-1)
+        if weights is None or gate is None:
+            return log_probs, state
+        # P(w) = p_gen P_vocabulary(w) + (1 - p_gen) Σ_{i: source_i = w} attention_i (See et al. 2017, eq. 9).
+        probs = log_probs.exp() * gate.sigmoid()
+        probs.scatter_add_(1, memory.source, weights[:, 0] * (-gate).sigmoid())
+        return probs.clamp_min(torch.finfo(torch.float32).tiny).log(), state
+
+    def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
+        """Teacher forcing: negative log-likelihood (nat) of target[B, T] with ``</s>`` after it, summed over real tokens.
+
+        Takes source[B, S]; padding of either may be anything. Divide by ``(target_lengths + 1).sum()`` for the mean.
+        """
+        memory, state = self.encode(source, source_lengths)
+        before = F.pad(target, (1, 0), value=BOS)
+        steps = torch.arange(before.shape[1], device=target.device)
+        after = F.pad(target, (0, 1), value=EOS).masked_fill(steps == target_lengths[:, None], EOS)
+        features, weights, gate, _ = self.decoder(before, state, memory)
+        # The projection to the vocabulary is most of the decoder's work: padded steps are dropped before it.
+        real = steps <= target_lengths[:, None]
+        gold = after[real]
+        logits = self.decoder.output(features[real])
+        nll = F.cross_entropy(logits.float(), gold, reduction="none")
+        if weights is not None and gate is not None:
+            copied = (weights * (memory.source[:, None] == after[:, :, None]).masked_fill(memory.padding[:, None], False)).sum(-1)
+            generate = gate[real]
+            copy_log_prob = copied[real].clamp_min(1e-12).log() + F.logsigmoid(-generate)
+            nll = -torch.logaddexp(F.logsigmoid(generate) - nll, copy_log_prob)
+        return nll.sum()
+
+
+def _embedding(vocabulary_size: int, size: int) -> nn.Embedding:
+    embedding = nn.Embedding(vocabulary_size, size)
+    nn.init.normal_(embedding.weight, std=size**-0.5)
+    return embedding
+
+
+def _initialize_recurrence(recurrence: nn.RNNBase) -> None:
+    """Orthogonal recurrent weights (Saxe et al. 2014) and, in an LSTM, a forget gate that starts open (Jozefowicz et al. 2015)."""
+    hidden = recurrence.hidden_size
+    for name, weight in recurrence.named_parameters():
+        if name.startswith("weight_hh"):
+            for gate in weight.data.split(hidden):
+                nn.init.orthogonal_(gate)
+        elif name.startswith("weight_ih"):
+            nn.init.xavier_uniform_(weight)
+        else:
+            nn.init.zeros_(weight)
+            if isinstance(recurrence, nn.LSTM) and name.startswith("bias_ih"):
+                weight.data[hidden : 2 * hidden] = 1.0
+
+
+def _hold_state_at_padding(recurrence: nn.RNNBase) -> None:
+    """Set the last input column's weights so that a 1 there keeps the state as it is (see the module's docstring)."""
+    hidden = recurrence.hidden_size
+    for name, weight in recurrence.named_parameters():
+        if name.startswith("weight_ih"):
+            column = weight.data[:, -1]
+            column.zero_()
+            if isinstance(recurrence, nn.LSTM):
+                column[:hidden] = -_HOLD  # input gate
+                column[hidden : 2 * hidden] = _HOLD  # forget gate
+            else:
+                column[hidden : 2 * hidden] = _HOLD  # update gate: h' = (1 - z) n + z h

@@ -1,0 +1,126 @@
+"""Document stores: which Parquet files make one, whether they fit the configuration, and which rows are no documents.
+
+Knows columns, types and texts; nothing about tokens or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import DocumentsInput
+from pipeline.errors import UserError
+from pipeline.storage import Place, StoredFile, place
+
+_FOOTERS_AT_A_TIME = 16
+_SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class DocumentFile:
+    """One Parquet file of a store."""
+
+    file: StoredFile
+    rows: int
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class DocumentStore:
+    """The files of a store, all with the columns that the configuration names. id_type: of the id column, in all files."""
+
+    root: Place
+    files: Sequence[DocumentFile]
+    id_type: pa.DataType
+
+    @property
+    def rows(self) -> int:
+        """Documents in all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.file.size for file in self.files)
+
+
+def open_store(config: DocumentsInput) -> DocumentStore:
+    """Find a store's files and read their footers.
+
+    Raises:
+        UserError: nothing is there, a file is not Parquet, or a column is missing or of another type.
+    """
+    root = place(config.path)
+    try:
+        found = root.files()
+    except UserError as error:
+        raise UserError(f"{error}; set --input.path to a Parquet file or a folder of them") from None
+    if len(found) != 1 or found[0].path != root.path:
+        found = [file for file in found if file.path.endswith((".parquet", ".pq"))]
+    if not found:
+        raise UserError(f"{config.path} holds no .parquet file; set --input.path to a Parquet file or a folder of them")
+    with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+        files = list(pool.map(lambda file: _read_footer(root, file), found))
+    for file in files:
+        _check_columns(file, config)
+    id_types = {file.schema.field(config.id_column).type: file.file.path for file in files}
+    if len(id_types) > 1:
+        described = " but ".join(f"{kind} in {path}" for kind, path in id_types.items())
+        raise UserError(f"column {config.id_column!r} is {described}; all files of a store must agree")
+    return DocumentStore(root, files, next(iter(id_types)))
+
+
+def _read_footer(root: Place, file: StoredFile) -> DocumentFile:
+    try:
+        with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
+            return DocumentFile(file, parquet.metadata.num_rows, parquet.schema_arrow)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file.path} is not a readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _check_columns(file: DocumentFile, config: DocumentsInput) -> None:
+    wanted = [("id_column", config.id_column), ("text_column", config.text_column)]
+    wanted += [("keep_columns", column) for column in config.keep_columns]
+    for option, column in wanted:
+        if column not in file.schema.names:
+            shown = ", ".join(file.schema.names[:_SHOWN_COLUMNS]) or "none"
+            raise UserError(f"column {column!r} is not in {file.file.path} (it has: {shown}); set --input.{option}")
+    id_type, text_type = file.schema.field(config.id_column).type, file.schema.field(config.text_column).type
+    if not (pa.types.is_integer(id_type) or _is_text(id_type)):
+        raise UserError(
+            f"column {config.id_column!r} of {file.file.path} is {id_type}, not a string or an integer; set --input.id_column"
+        )
+    if not _is_text(text_type):
+        raise UserError(f"column {config.text_column!r} of {file.file.path} is {text_type}, not a string; set --input.text_column")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def texts_of(column: pa.ChunkedArray) -> list[str | None]:
+    """A string column as Python strings; bytes that are not UTF-8, lone surrogates among them, become U+FFFD."""
+    try:
+        column.validate(full=True)
+        texts: list[str | None] = column.to_pylist()
+        return texts
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if text is None else text.decode("utf-8", "replace") for text in raw]
+
+
+def rejection(has_id: bool, text: str | None, max_chars: int) -> tuple[str, str] | tuple[None, None]:
+    """Why a row is no document to summarize: the reason's code and a detail, or None twice if it is one."""
+    if not has_id:
+        return "null_id", "the row has no id"
+    if text is None:
+        return "null_text", "the text is null"
+    if not text or text.isspace():
+        return "empty_text", "the text is empty" if not text else f"the text is {len(text)} characters of white space"
+    if len(text) > max_chars:
+        return "too_long", f"the text has {len(text)} characters, over --input.max_chars {max_chars}"
+    return None, None

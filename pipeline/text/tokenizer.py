@@ -1,0 +1,121 @@
+"""SentencePiece subwords: training, encoding, decoding.
+
+Token ids leave and enter as flat arrays (``values``, ``offsets``), the layout of an Arrow list column, so that no Python
+loop runs over tokens. Ids 0 to 3 are ``<pad>``, ``<unk>``, ``<s>``, ``</s>``; text never encodes to any of them but
+``<unk>``, and byte fallback makes that one unreachable too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from pipeline.config import BOS, EOS, PAD, UNK, TokenizerConfig
+from pipeline.errors import UserError
+
+_LONGEST_TRAINING_LINE = 8192
+"""Bytes. SentencePiece ignores longer lines silently, so they are cut to this before training."""
+
+
+class Tokenizer:
+    """A trained SentencePiece model.
+
+    Args:
+        model: bytes of a SentencePiece model file.
+        name: what to call it in an error.
+
+    Raises:
+        UserError: the bytes are no SentencePiece model, or its special tokens are not those above.
+    """
+
+    def __init__(self, model: bytes, name: str = "tokenizer.model") -> None:
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise UserError(f"{name} is not a SentencePiece model; write it again with jobs.prepare") from None
+        special = (self._processor.pad_id(), self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id())
+        if special != (PAD, UNK, BOS, EOS):
+            raise UserError(
+                f"{name} has <pad>, <unk>, <s>, </s> at ids {special}, not {(PAD, UNK, BOS, EOS)}; train it with jobs.prepare"
+            )
+
+    @classmethod
+    def from_bytes(cls, model: bytes) -> Tokenizer:
+        """The tokenizer of a SentencePiece model file's bytes."""
+        return cls(model)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a SentencePiece model file; UserError if it cannot be."""
+        try:
+            return cls(Path(path).read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}; jobs.prepare writes one") from None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, the special ones included."""
+        return int(self._processor.vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Encode N texts, without ``<s>`` and ``</s>``.
+
+        Returns:
+            values: ids of all texts one after another. offsets[N + 1]: text i is ``values[offsets[i]:offsets[i + 1]]``.
+        """
+        rows = self._processor.encode(list(texts), return_type="numpy")
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, np.int32)
+        return values, offsets
+
+    def decode(self, values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> list[str]:
+        """Decode N rows of ids in the layout of ``encode``. A cut inside a character leaves U+FFFD in its place."""
+        rows = [row.tolist() for row in np.split(values, offsets[1:-1])] if len(offsets) > 1 else []
+        return list(self._processor.decode(rows))
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
+    """Train a SentencePiece model on ``texts`` and return its file's bytes.
+
+    Byte fallback writes characters outside the vocabulary as UTF-8 bytes. The normalisation (none by default) is
+    ``config.normalization``; leading, trailing and repeated white space is always collapsed.
+
+    Raises:
+        UserError: the texts are too few or too uniform for the vocabulary asked for.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type=config.algorithm,
+            vocab_size=config.vocabulary_size,
+            character_coverage=config.character_coverage,
+            normalization_rule_name=config.normalization,
+            byte_fallback=True,
+            pad_id=PAD,
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            max_sentence_length=_LONGEST_TRAINING_LINE,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"SentencePiece could not train {config.vocabulary_size} subwords ({' '.join(str(error).split())}); "
+            "set --tokenizer.vocabulary_size"
+        ) from None
+    return model.getvalue()
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        # The trainer takes a line a text and its limit is in bytes; a cut inside a character drops that character.
+        yield text.replace("\n", " ").encode()[:_LONGEST_TRAINING_LINE].decode(errors="ignore")

@@ -1,0 +1,176 @@
+"""One optimisation step, one validation loss: what training is, without knowing where batches come from.
+
+A step's loss is the sum over the batches of all DDP workers, divided by the number of their target tokens together: N
+workers with a batch each so take the same step as one worker with all N batches in one. Nothing is drawn from a random
+generator that ran on from the step before: dropout in step n of worker r follows from (seed, n, r) alone, so a training
+that goes on from a checkpoint draws what it would have drawn undisturbed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import EOS, TrainingConfig
+from pipeline.errors import UserError
+from pipeline.model.batching import PairBatch
+from pipeline.model.precision import compute_dtype
+from pipeline.model.seq2seq import Seq2Seq
+
+_NO_PAIR = PairBatch(*(torch.full((1, 1), EOS), torch.ones(1, dtype=torch.long)) * 2)
+"""Stands in, with weight 0, where a worker has run out of pairs before the others, who wait for its gradient."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the workers bring to a step together. target_tokens count ``</s>``; tokens are source and target tokens.
+
+    minutes: the first worker's clock, since clocks differ and all workers must agree on when to stop.
+    """
+
+    target_tokens: int
+    tokens: int
+    pairs: int
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did. nll: this worker's summed negative log-likelihood (nat); tensors, so as not to wait for them."""
+
+    nll: Tensor
+    gradient_norm: Tensor
+    learning_rate: float
+
+
+class Learner:
+    """A model with its optimizer.
+
+    Args:
+        model: on ``device``. config: the optimisation. distributed: with the other workers of the default process group.
+
+    Raises:
+        UserError: the device does not compute in the precision asked for.
+    """
+
+    def __init__(self, model: Seq2Seq, config: TrainingConfig, device: torch.device, distributed: bool = False) -> None:
+        self.model = model
+        self.config = config
+        self.device = device
+        self.steps = 0
+        self.dtype = compute_dtype(config.precision, device)
+        self._rank, self._workers = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        # Counts are summed by gloo beside a GPU's work: through NCCL, each step would wait for the one before it.
+        self._counting = dist.new_group(backend="gloo") if distributed else None
+        self._network: nn.Module = DistributedDataParallel(model) if distributed else model
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self._first_bad_step = torch.tensor(-1, device=device)
+
+    def totals(self, batch: PairBatch | None, minutes: float) -> Totals:
+        """Add up what all workers are about to learn; a worker that has run out of batches gives None.
+
+        Args:
+            minutes: this worker's clock.
+        """
+        counts = torch.zeros(4, dtype=torch.float64)
+        if batch is not None:
+            pairs = len(batch.target_lengths)
+            target_tokens = int(batch.target_lengths.sum()) + pairs
+            counts[:3] = torch.tensor([target_tokens, target_tokens + int(batch.source_lengths.sum()), pairs])
+        if self._rank == 0:
+            counts[3] = minutes
+        target_tokens, tokens, pairs, minutes = self.sum_over_workers(counts).tolist()
+        return Totals(int(target_tokens), int(tokens), int(pairs), minutes)
+
+    def step(self, batch: PairBatch | None, totals: Totals, progress: float) -> Step:
+        """Take one step with this worker's batch, or with the others' alone if it is None.
+
+        Args:
+            totals: over the workers' batches, of which one at least must not be None.
+            progress: share of the training that is done, 0 to 1; the same in all workers.
+        """
+        entropy = np.random.SeedSequence([self.config.seed, self.steps, self._rank])
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+        self._network.train()
+        rate = learning_rate(self.config, self.steps, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        real = (batch or _NO_PAIR).to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            nll = self._network(real.source, real.source_lengths, real.target, real.target_lengths)
+        if batch is None:
+            nll = nll * 0.0
+        # DDP averages gradients over the workers; the factor makes that the sum, over all their tokens.
+        self._scaler.scale(nll * (self._workers / totals.target_tokens)).backward()
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        # In float16, a gradient beyond the range is no fault: the scaler skips that step and scales less.
+        fine = torch.isfinite(nll if self._scaler.is_enabled() else norm)
+        self._first_bad_step = torch.where(fine | (self._first_bad_step >= 0), self._first_bad_step, self.steps)
+        self.steps += 1
+        return Step(nll.detach(), norm, rate)
+
+    def check(self) -> None:
+        """Look back at the steps so far; not done at each, since a GPU would be waited for.
+
+        Raises:
+            UserError: one of them had a loss or a gradient that is not a number.
+        """
+        if (bad := int(self._first_bad_step)) >= 0:
+            raise UserError(
+                f"the loss is not a number at step {bad}, with learning rate {learning_rate(self.config, bad, 0.0):.2g}; "
+                "nothing since the last checkpoint is kept: run again with a lower --training.learning_rate or "
+                "--training.clip_norm, or with --training.precision float32"
+            )
+
+    def sum_over_workers(self, values: Tensor) -> Tensor:
+        """Values, on the CPU, summed over all workers."""
+        if self._counting is not None:
+            dist.all_reduce(values, group=self._counting)
+        return values
+
+    @torch.inference_mode()
+    def negative_log_likelihood(self, batches: Iterable[PairBatch]) -> tuple[float, int]:
+        """Of this worker's batches, without learning from them: the sum (nat), and the target tokens with ``</s>``."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for batch in batches:
+            real = batch.to(self.device)
+            total += float(self.model(real.source, real.source_lengths, real.target, real.target_lengths))
+            tokens += int(batch.target_lengths.sum()) + len(batch.target_lengths)
+        return total, tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that going on needs besides the weights: tensors and numbers only."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``'s value."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
+
+
+def share_done(config: TrainingConfig, epochs: float, minutes: float, steps: int) -> float:
+    """How much of a training is done, 0 to 1, by whichever of its bounds is nearest."""
+    bounds = ((epochs, config.epochs), (minutes, config.max_minutes), (steps, config.max_steps))
+    return min(1.0, max(done / bound for done, bound in bounds if bound is not None))
+
+
+def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
+    """Linear warm-up by steps, then a cosine by progress down to the final share (Loshchilov & Hutter 2017, eq. 5)."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.learning_rate * warm * (config.final_rate_share + (1 - config.final_rate_share) * cosine)

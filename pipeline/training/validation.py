@@ -1,0 +1,63 @@
+"""How good a model in training is on development pairs: loss, ROUGE, exact match.
+
+All workers take part, each with its share of the pairs. Knows nothing of Ray, or of what becomes of the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pipeline.config import TrainConfig
+from pipeline.evaluation.metrics import exact_match, rouge_f1
+from pipeline.model.batching import Rows, pair_batches
+from pipeline.model.decoding import decode_window
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.loop import Learner
+
+_DECODE_BUDGET = 16384
+
+
+class DevSet:
+    """A worker's share of the development pairs.
+
+    Args:
+        sources, targets: the share, tokenized and cut; all workers' shares together must not be empty.
+        references: the same targets, as texts.
+    """
+
+    def __init__(
+        self, sources: Rows, targets: Rows, references: Sequence[str], tokenizer: Tokenizer, config: TrainConfig
+    ) -> None:
+        self._sources, self._targets, self._references = sources, targets, references
+        self._tokenizer, self._config = tokenizer, config
+
+    def measure(self, learner: Learner) -> dict[str, float]:
+        """Figures over all workers' shares: must be called in each.
+
+        Returns:
+            dev_loss, the mean negative log-likelihood of a target token (nat); rouge1, rouge2, rougeL (F1) and
+            exact_match of greedy hypotheses, in percent.
+        """
+        data = self._config.data
+        batches = pair_batches(
+            self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, _DECODE_BUDGET, rng=None
+        )
+        nll, tokens = learner.negative_log_likelihood(batches)
+        found = decode_window(
+            learner.model, self._sources.values, self._sources.offsets, self._config.decoding, _DECODE_BUDGET
+        )
+        hypotheses = self._tokenizer.decode(found.values, found.offsets)
+        rouge = rouge_f1(hypotheses, [[reference] for reference in self._references], "unicode").sum(0)
+        exact = 100.0 * float(np.sum([exact_match(*texts) for texts in zip(hypotheses, self._references, strict=True)]))
+        sums = torch.tensor([nll, tokens, *rouge, exact, len(hypotheses)], dtype=torch.float64)
+        nll, tokens, rouge1, rouge2, rouge_l, exact, rows = learner.sum_over_workers(sums).tolist()
+        return {
+            "dev_loss": nll / tokens,
+            "rouge1": rouge1 / rows,
+            "rouge2": rouge2 / rows,
+            "rougeL": rouge_l / rows,
+            "exact_match": exact / rows,
+        }
