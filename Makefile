@@ -2,7 +2,6 @@
 PIP_FLAGS ?=
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
-SAMPLE = pipeline/sample
 
 .PHONY: summarize test lint train bench clean
 
@@ -28,5 +27,12 @@ lint: .venv/installed-dev         ## style, types, import rules
 	.venv/bin/pip install --quiet $(PIP_FLAGS) --editable '.[dev]'
 	@touch $@
 
-clean:                            ## remove what make and the jobs made
-	rm -rf .venv out prepared trained evaluation.json
+train: .venv/installed            ## train the shipped model again, from arXiv abstracts and titles (configs/prepare.arxiv.yaml)
+	test -d prepared/arxiv || .venv/bin/python -m jobs.prepare --config configs/prepare.arxiv.yaml
+	.venv/bin/python -m jobs.train --config configs/train.arxiv.yaml
+
+bench: .venv/installed            ## compare one training worker with two
+	.venv/bin/python -m jobs.benchmark workers
+
+clean:                            ## remove the environment and caches, but nothing that a job wrote
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

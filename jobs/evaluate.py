@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
@@ -19,18 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.config import EvaluateConfig, load_config
+from pipeline.config import EvaluateConfig
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation.evaluate import Decoded, Evaluation, Figures
 from pipeline.evaluation.metrics import Estimate, tokenizer_warnings
-from pipeline.model.bundle import load_bundle
+from pipeline.inference.bundles import read_bundle
+from pipeline.options import load_config
 from pipeline.storage import place
 from pipeline.text.documents import texts_of
 from pipeline.training.pairs import read_pairs
+from pipeline.versions import versions
 
-_WINDOW_ROWS = 1024
+_WINDOW_ROWS = 512
 _LINE_EVERY_S = 5.0
-_PACKAGES = ("nightshift", "torch", "sentencepiece", "rouge-score", "sacrebleu")
 _SHOWN = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -49,9 +49,9 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     rows, windows = read_pairs(config.input.path, _WINDOW_ROWS, config.input.max_rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bundle = load_bundle(config.model.path, device)
+    _, bundle = read_bundle(config.model.path, device)
     decoding = config.decoding.applied_to(bundle.decoding)
-    evaluation = Evaluation(bundle, decoding, config.options)
+    evaluation = Evaluation(bundle, decoding, config.metrics)
     console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
     with contextlib.ExitStack() as outputs:
         report = outputs.enter_context(_appearing(config.output.path, "--output.path"))
@@ -64,10 +64,10 @@ def main() -> int:
             "model": {"path": config.model.path, "fingerprint": bundle.fingerprint},
             "input": {"path": config.input.path, "rows": rows, "skipped_null_rows": skipped},
             "decoding": decoding.model_dump(),
-            "options": config.options.model_dump(),
+            "metrics": config.metrics.model_dump(),
             **figures.model_dump(),
             "device": device,
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "versions": versions(),
         }
         report.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
     _show(console, config, figures, skipped)
@@ -92,7 +92,7 @@ def _evaluate(
             pairs = window.filter(pc.and_(window["source"].is_valid(), window["target"].is_valid()))
             references = [str(text) for text in texts_of(pairs["target"])]
             if not seen:
-                for warning in tokenizer_warnings(references, config.options.rouge_tokenizer, config.options.bleu_tokenizer):
+                for warning in tokenizer_warnings(references, config.metrics.rouge_tokenizer, config.metrics.bleu_tokenizer):
                     console.print(f"[yellow]warning:[/yellow] {warning}")
             decoded = evaluation.add([str(text) for text in texts_of(pairs["source"])], references)
             if write:
@@ -152,7 +152,7 @@ def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, Decoded], None]]:
 
 
 def _show(console: Console, config: EvaluateConfig, figures: Figures, skipped: int) -> None:
-    intervals = ", with 95 % intervals" if config.options.bootstrap_samples else ""
+    intervals = ", with 95 % intervals" if config.metrics.bootstrap_samples else ""
     table = Table("", *figures.systems, title=f"{figures.rows:,} pairs{intervals}")
     for name, shown in _SHOWN.items():
         table.add_row(shown, *(_cell(getattr(scores, name)) for scores in figures.systems.values()))

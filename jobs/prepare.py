@@ -1,45 +1,96 @@
-"""Turn a data set of text pairs into Parquet shards and a tokenizer: ``python -m jobs.prepare --config configs/prepare.yaml``."""
+"""Turn a data set of text pairs into shards and a tokenizer: ``python -m jobs.prepare --config configs/prepare.yaml``."""
 
 from __future__ import annotations
 
 import sys
+import time
 
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress as ProgressBar
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pipeline.config import PrepareConfig, load_config
+from pipeline.config import PrepareConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.training.pairs import Prepared, prepare
+from pipeline.options import load_config
+from pipeline.training.pairs import Prepared, Progress, SplitReport, prepare
+
+_LINE_EVERY_S = 5.0
 
 
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(PrepareConfig, "prepare", sys.argv[1:])
     console = Console(highlight=False, soft_wrap=True)
-    prepared = prepare(config, lambda split, rows: console.print(f"{split}: {rows:,} pairs so far"))
-    _show(console, prepared)
-    path = config.output.path
-    console.print(f"prepared: {path}/{{{','.join(prepared.splits)}}} and {path}/tokenizer.model ({prepared.vocabulary_size} subwords)")
+    prepared = _prepare(console, config)
+    console.print(_pairs_table(prepared))
+    for role, report in prepared.splits.items():
+        _print_notes(console, role, report)
+    console.print(_lengths_table(prepared))
+    path = config.output.path.rstrip("/")
+    console.print(
+        f"prepared: {path}/{{{','.join(prepared.splits)}}}/*.parquet and {path}/tokenizer.model with "
+        f"{prepared.vocabulary_size:,} subwords, trained on {prepared.tokenizer_pairs:,} pairs",
+        markup=False,
+    )
+    if "dev" not in prepared.splits or not prepared.splits["dev"].kept:
+        console.print("there are no development pairs, which training needs: set --input.dev or a larger --input.dev_share")
     console.print(
         f"next: python -m jobs.train --config configs/train.yaml --data.train {path}/train --data.dev {path}/dev "
-        f"--data.tokenizer {path}/tokenizer.model"
+        f"--data.tokenizer {path}/tokenizer.model",
+        markup=False,
     )
     return 0
 
 
-def _show(console: Console, prepared: Prepared) -> None:
-    rows = Table("split", "kept", "dropped", "why", title="Pairs")
-    for name, report in prepared.splits.items():
+def _prepare(console: Console, config: PrepareConfig) -> Prepared:
+    """Prepare under a live line of progress, or with a line every few seconds where there is no terminal to draw it on."""
+    bar = ProgressBar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
+    bar.disable = not console.is_terminal
+    last_line = time.monotonic()
+    with bar:
+        task = bar.add_task("")
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal last_line
+            counts = f"{progress.rows:,} rows, {progress.pairs:,} pairs kept, " if progress.rows else ""
+            bar.update(task, description=escape(counts + progress.doing))
+            if bar.disable and time.monotonic() - last_line >= _LINE_EVERY_S:
+                last_line = time.monotonic()
+                console.print(counts + progress.doing, markup=False)
+
+        return prepare(config, on_progress)
+
+
+def _pairs_table(prepared: Prepared) -> Table:
+    table = Table("split", "rows read", "pairs kept", "dropped", "why", title="Pairs")
+    for role, report in prepared.splits.items():
         why = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.most_common())
-        rows.add_row(name, f"{report.kept:,}", f"{report.dropped.total():,}", why)
-    console.print(rows)
-    for name, report in prepared.splits.items():
-        for reason, places in report.examples.items():
-            console.print(f"  {name}, {reason}: {'; '.join(places)}", markup=False)
-    lengths = Table("", *(f"{share} %" for share in prepared.source_lengths), title="Subwords, percentiles of training pairs")
-    lengths.add_row("source", *map(str, prepared.source_lengths.values()))
-    lengths.add_row("target", *map(str, prepared.target_lengths.values()))
-    console.print(lengths)
+        read = f"{report.rows:,}" if report.rows else "from train"
+        table.add_row(role, read, f"{report.kept:,}", f"{report.dropped.total():,}", why)
+    return table
+
+
+def _print_notes(console: Console, role: str, report: SplitReport) -> None:
+    """Where the first dropped rows stand, and what was kept but is worth a look."""
+    for reason, places in report.examples.items():
+        more = "; …" if report.dropped[reason] > len(places) else ""
+        console.print(f"{role}: {reason} at {'; '.join(places)}{more}", markup=False)
+    if report.extra:
+        console.print(f"{role}: lists of targets gave {report.extra:,} more pairs than rows (--input.target_list)")
+    if report.damaged:
+        console.print(f"{role}: {report.damaged:,} pairs hold U+FFFD, where bytes were no UTF-8 or a surrogate stood alone")
+    if report.held_out:
+        console.print(f"{role}: {report.held_out:,} pairs have a source that is in dev or test too (--filter.drop_held_out)")
+
+
+def _lengths_table(prepared: Prepared) -> Table:
+    title = f"Length in subwords, percentiles of {prepared.measured_pairs:,} training pairs"
+    table = Table("", *(f"{share} %" for share in prepared.source_subwords), title=title)
+    table.add_row("source", *(f"{length:,}" for length in prepared.source_subwords.values()))
+    table.add_row("target", *(f"{length:,}" for length in prepared.target_subwords.values()))
+    return table
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from pipeline.config import SummarizeConfig, load_config
+from pipeline.config import SummarizeConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.inference.manifest import Example, Manifest
 from pipeline.inference.run import Finished, Plan, Progress, execute, plan_run
+from pipeline.options import load_config
 
-_EXAMPLES, _OPENING_CHARS = 5, 220
+_OPENING_CHARS = 220
 _LINE_EVERY_S = 5.0
 
 
@@ -28,7 +29,7 @@ def main() -> int:
         f"run {plan.run_id}: {plan.store.rows:,} documents in {len(plan.store.files):,} files "
         f"({plan.store.bytes / 1e6:,.1f} MB) of {config.input.path}, with model {plan.model_fingerprint[:12]}"
     )
-    if plan.finished:
+    if plan.is_finished():
         console.print(f"run {plan.run_id} is finished already: {plan.folder.uri}; set another --output.run_id to do it again")
         return 0
     _report(console, plan, _execute(console, plan))
@@ -65,7 +66,7 @@ def _execute(console: Console, plan: Plan) -> Finished:
 
 
 def _report(console: Console, plan: Plan, finished: Finished) -> None:
-    for example in finished.examples[:_EXAMPLES]:
+    for example in finished.examples:
         _show(console, example)
     manifest = finished.manifest
     console.print(_counts(manifest))
@@ -76,9 +77,9 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
 
 
 def _show(console: Console, example: Example) -> None:
-    opening = textwrap.shorten(" ".join(example.opening.split()), _OPENING_CHARS, placeholder=" …")
-    console.print(f"\n[bold]{example.id}[/bold]", end="  ")
-    console.print(opening, markup=False, style="dim")
+    opening = " ".join(example.opening.split())
+    shown = opening if len(opening) <= _OPENING_CHARS else opening[:_OPENING_CHARS] + " …"
+    console.print(f"\n[bold]{escape(example.id)}[/bold]  [dim]{escape(shown)}[/dim]")
     console.print(f"  → {example.summary}", markup=False)
 
 
@@ -90,7 +91,8 @@ def _counts(manifest: Manifest) -> str:
         f"{counts.read / max(manifest.seconds, 1e-9):,.0f} documents/s with {manifest.actors} actors "
         f"(after {manifest.startup_s:.1f} s to start)\n"
         f"rejected {sum(counts.rejected.values()):,}{f' ({rejected})' if rejected else ''}; "
-        f"{counts.truncated:,} sources were cut to what the model reads, {counts.reached_length_limit:,} summaries at the length limit"
+        f"{counts.truncated:,} sources were cut to what the model reads, "
+        f"{counts.reached_length_limit:,} summaries reached the length limit"
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from pipeline.config import TrainConfig, load_config
+from pipeline.config import TrainConfig
 from pipeline.errors import exit_on_user_error
+from pipeline.options import load_config
+from pipeline.storage import Place, place
 from pipeline.training.distributed import train
 
 
@@ -18,20 +19,44 @@ def main() -> int:
     """Run the job; the exit status."""
     config = load_config(TrainConfig, "train", sys.argv[1:])
     console = Console(highlight=False, soft_wrap=True)
-    log = Path(config.output.path) / "train.jsonl"
+    log = _Log(place(config.output.path).child("train.jsonl"))
 
     def on_record(record: dict[str, Any]) -> None:
         console.print(_line(record))
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        log.add(record)
 
-    bundle = train(config, on_record)
-    console.print(f"trained: {bundle}")
-    console.print(f"next: python -m jobs.evaluate --model.path {bundle} --input.path {config.data.dev}")
+    console.print(f"training into {config.output.path}: starting Ray and the workers")
+    trained = train(config, on_record)
+    if trained.was_finished:
+        console.print(
+            f"finished already, {_reached(trained.last)}; to go on, raise --training.epochs, max_minutes or max_steps"
+        )
+    console.print(f"trained: {trained.bundle}")
+    console.print(f"next: python -m jobs.evaluate --model.path {trained.bundle} --input.path {config.data.dev}")
     return 0
 
 
+class _Log:
+    """``train.jsonl``: a record a line. Written when a checkpoint is kept, so that it tells what led to the last one."""
+
+    def __init__(self, file: Place) -> None:
+        self._file = file
+        self._lines = file.read() if file.exists() else b""
+
+    def add(self, record: dict[str, Any]) -> None:
+        self._lines += json.dumps(record).encode() + b"\n"
+        if record["kind"] == "validation":
+            self._file.write(self._lines)
+
+
 def _line(record: dict[str, Any]) -> str:
+    """A record for the screen."""
+    if record["kind"] == "waiting":
+        return f"waiting for workers: the cluster has {record['cpus']:g} CPUs and {record['gpus']:g} GPUs"
+    if record["kind"] == "start":
+        since = f", from step {record['step']}: {_reached(record)}" if record["step"] else ""
+        where = f"{record['workers']} × {record['device']}"
+        return f"training {record['parameters']:,} parameters in {record['precision']} on {where}{since}"
     at = f"{record['minutes']:6.1f} min  epoch {record['epoch']:6.2f}  step {record['step']:6d}"
     if record["kind"] == "validation":
         return (
@@ -40,6 +65,10 @@ def _line(record: dict[str, Any]) -> str:
         )
     left = "" if record["minutes_left"] is None else f"  {record['minutes_left']:.0f} min left"
     return f"{at}  loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s  rate {record['learning_rate']:.2g}{left}"
+
+
+def _reached(record: dict[str, Any]) -> str:
+    return f"{record['epoch']:.2f} epochs and {record['minutes']:.1f} minutes done"
 
 
 if __name__ == "__main__":

@@ -1,24 +1,18 @@
 """One typed, validated configuration per job.
 
-Values come from the defaults below, then a YAML file (``--config FILE``), then dotted options on the command line
-(``--input.path s3://bucket/docs``); the later wins. Nothing here knows what the options do, only what they may be.
+What the options are, what they may be and what they default to. Nothing here knows what they do, nor where their values
+come from (options.py).
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import types
-import typing
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
+from pipeline.options import JobConfig, Section, explained
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -28,12 +22,6 @@ PAD, UNK, BOS, EOS = 0, 1, 2, 3
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A group of options. An option that does not exist is an error, so a misspelt one cannot be silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -54,9 +42,7 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="dropout on embeddings, between layers and before the output"
     )
-    tied_embeddings: bool = Field(
-        True, description="source, target and output layers share one embedding table"
-    )
+    tied_embeddings: bool = Field(True, description="source, target and output layers share one embedding table")
 
     @model_validator(mode="after")
     def _copy_needs_attention(self) -> ModelConfig:
@@ -75,6 +61,12 @@ class DecodingConfig(Section):
         3, description="never write the same n subwords twice in a summary; 0 turns this off"
     )
 
+    @model_validator(mode="after")
+    def _can_end(self) -> DecodingConfig:
+        if self.min_target_tokens > self.max_target_tokens:
+            raise ValueError(f"min_target_tokens {self.min_target_tokens} is over max_target_tokens {self.max_target_tokens}")
+        return self
+
 
 class TokenizerConfig(Section):
     """SentencePiece training."""
@@ -88,28 +80,46 @@ class TokenizerConfig(Section):
         "identity",
         description="Unicode normalisation before encoding; identity changes nothing but runs of white space",
     )
-    train_rows: Positive = Field(500_000, description="pairs sampled for the training of the tokenizer")
+    split_by_script: bool = Field(
+        True, description="no subword joins letters with signs, or two scripts; false lets I_WALK be one subword"
+    )
+    train_rows: Positive = Field(500_000, description="pairs sampled for the training of the tokenizer, at most")
 
 
 class PairsInput(Section):
     """Where the pairs come from."""
 
-    train: str = Field(..., description="path, glob or fsspec URL of the training pairs, or a Hugging Face dataset")
+    train: str = Field(
+        ...,
+        description="training pairs: path, glob, URL, ARCHIVE://FILE::PATH, or Hugging Face data set NAME[:CONFIG][@SPLIT]",
+    )
     dev: str | None = Field(None, description="the same for the development pairs; without it, a share of train")
-    test: str | None = Field(None, description="the same for test pairs")
-    format: Literal["auto", "tsv", "jsonl", "parquet", "lines", "datasets"] = Field(
+    test: str | None = Field(None, description="the same for test pairs; without it, a share of train")
+    format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "lines", "datasets"] = Field(
         "auto", description="auto goes by the file name's ending; .xz, .gz, .bz2 and .zst are opened on the way"
     )
-    columns: list[str] | None = Field(None, description="column names of a TSV file without a header line")
+    columns: list[str] | None = Field(None, description="column names of TSV or CSV files without a header line")
     pattern: str | None = Field(
         None, description="for format lines: a regular expression with the groups (?P<source>…) and (?P<target>…)"
     )
-    source_column: str = Field("source", description="column of the source text; a list of strings is joined")
-    target_column: str = Field("target", description="column of the target text")
-    id_column: str | None = Field(None, description="column of a pair's id; without it, rows are numbered")
+    source_column: str = Field(
+        "source", description="column of the source text; a.b is field b in column a; a list of strings is joined by spaces"
+    )
+    target_column: str = Field("target", description="column of the target text; a.b is field b in column a")
+    target_list: Literal["each", "first", "join"] = Field(
+        "each", description="a target that is a list of strings: a pair for each of them, the first only, or joined by spaces"
+    )
+    id_column: str | None = Field(None, description="column of a pair's id; without it, rows are numbered from 0")
     dev_share: Share = Field(0.02, description="share of train kept for development, split by source, if dev is unset")
     test_share: Share = Field(0.0, description="share of train kept for test, split by source, if test is unset")
+    split_seed: int = Field(1, description="another seed draws other shares of train for dev and test")
     max_rows: Positive | None = Field(None, description="read no more rows than this from each input")
+
+    @model_validator(mode="after")
+    def _shares_leave_some(self) -> PairsInput:
+        if (0 if self.dev else self.dev_share) + (0 if self.test else self.test_share) >= 1:
+            raise ValueError("dev_share and test_share leave nothing of train; their sum must be below 1")
+        return self
 
 
 class PairsFilter(Section):
@@ -118,14 +128,17 @@ class PairsFilter(Section):
     min_source_chars: Annotated[int, Field(ge=0)] = Field(1, description="shorter sources are dropped")
     min_target_chars: Annotated[int, Field(ge=0)] = Field(1, description="shorter targets are dropped")
     max_chars: Positive = Field(1_000_000, description="longer sources or targets are dropped")
+    drop_held_out: bool = Field(
+        True, description="drop training pairs whose source is also in the dev or test set that was given; false: count them"
+    )
 
 
 class PrepareOutput(Section):
     """Where the pairs go."""
 
     path: str = Field("prepared", description="folder to write; it gets train/, dev/, test/, tokenizer.model, prepare.json")
-    rows_per_shard: Positive = Field(20_000, description="rows in one Parquet shard")
-    overwrite: bool = Field(False, description="replace what an earlier prepare wrote there")
+    rows_per_shard: Positive = Field(20_000, description="rows in one Parquet shard, at most")
+    overwrite: bool = Field(False, description="replace what an earlier prepare wrote there, once the new is whole")
 
 
 class TrainData(Section):
@@ -183,19 +196,11 @@ class ScalingSection(Section):
     """The workers."""
 
     num_workers: Positive = Field(1, description="DDP workers")
-    use_gpu: bool | None = Field(
-        None, description="one GPU a worker, and NCCL instead of gloo; unset: if the cluster has any"
-    )
+    use_gpu: bool | None = Field(None, description="one GPU a worker, and NCCL instead of gloo; unset: if the cluster has any")
     threads: Positive | None = Field(None, description="CPU threads a worker computes with; unset: its share of the cores")
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         0, description="how often to go on by itself from the last checkpoint after a worker was lost"
     )
-
-
-class OutputPath(Section):
-    """Where results go."""
-
-    path: str = Field("out", description="folder to write")
 
 
 class TrainOutput(Section):
@@ -211,7 +216,7 @@ class EvaluateInput(Section):
     max_rows: Positive | None = Field(None, description="evaluate on the first rows only")
 
 
-class EvaluateOptions(Section):
+class MetricsOptions(Section):
     """What is measured."""
 
     bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="resamples for the 95 % intervals; 0: none")
@@ -222,7 +227,7 @@ class EvaluateOptions(Section):
     bleu_tokenizer: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = Field(
         "13a", description="sacrebleu's; zh, ja-mecab or char where text has no spaces"
     )
-    seed: int = Field(1, description="of the resampling")
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="of the resampling")
 
 
 class EvaluateOutput(Section):
@@ -275,24 +280,16 @@ class DecodingOverrides(Section):
     max_source_tokens: Positive | None = Field(None, description="longer sources are cut to this many subwords and marked so")
     max_target_tokens: Positive | None = Field(None, description="a summary that has not ended by then is cut")
     min_target_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="no </s> before this many subwords")
-    no_repeat_ngram: Annotated[int, Field(ge=0)] | None = Field(None, description="never write the same n subwords twice; 0: off")
+    no_repeat_ngram: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="never write the same n subwords twice in a summary; 0 turns this off"
+    )
 
     def applied_to(self, defaults: DecodingConfig) -> DecodingConfig:
-        """The bundle's options with those set here put over them."""
-        return defaults.model_copy(update=self.model_dump(exclude_none=True))
-
-
-class JobConfig(BaseSettings):
-    """Base of the four jobs' configurations."""
-
-    model_config = SettingsConfigDict(extra="forbid", protected_namespaces=())
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Values given alone: an environment variable that happens to be called MODEL must not set one."""
-        return (init_settings,)
+        """The bundle's options with those set here put over them; UserError if the two do not go together."""
+        try:
+            return DecodingConfig.model_validate(defaults.model_dump() | self.model_dump(exclude_none=True))
+        except ValidationError as error:
+            raise UserError(f"the options of --decoding do not go with the model's own: {explained(error)}") from None
 
 
 class PrepareConfig(JobConfig):
@@ -321,7 +318,7 @@ class EvaluateConfig(JobConfig):
     input: EvaluateInput = EvaluateInput()
     model: ModelPath = ModelPath()
     decoding: DecodingOverrides = DecodingOverrides()
-    options: EvaluateOptions = EvaluateOptions()
+    metrics: MetricsOptions = MetricsOptions()
     output: EvaluateOutput = EvaluateOutput()
 
 
@@ -333,133 +330,3 @@ class SummarizeConfig(JobConfig):
     model: ModelPath = ModelPath()
     decoding: DecodingOverrides = DecodingOverrides()
     resources: Resources = Resources()
-
-
-C = TypeVar("C", bound=JobConfig)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
-
-
-def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
-    """Build ``cls`` from defaults, the file after ``--config`` and the dotted options in ``argv``.
-
-    Raises UserError that names the option at fault, and the nearest right one for an option that does not exist.
-    ``--help`` prints every option and exits 0.
-    """
-    known = {name: field for name, field, _ in _options(cls)}
-    parser = _Parser(prog=f"python -m jobs.{job}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    parser.add_argument("-h", "--help", action="store_true")
-    own, rest = parser.parse_known_args(list(argv))
-    if own.help:
-        print(_help(cls, job))
-        raise SystemExit(0)
-    rest = [_checked_option(word, known) for word in rest]
-    from_file = _read_yaml(own.config) if own.config else {}
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        cls,
-        cli_parse_args=rest,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        root_parser=_Parser(prog=f"python -m jobs.{job}", add_help=False, allow_abbrev=False),
-        cli_parse_none_str="null",
-    )
-    values = _merged(from_file, source())
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explained(error, known)) from None
-
-
-def _checked_option(word: str, known: dict[str, Any]) -> str:
-    name = word[2:].split("=", 1)[0]
-    if not word.startswith("--") or name in known:
-        return word
-    raise UserError(f"no option --{name}{_nearest(name, known)}; --help lists the options")
-
-
-def _nearest(name: str, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not near:
-        last = name.rsplit(".", 1)[-1]
-        near = [option for option in known if option.rsplit(".", 1)[-1] == last][:1]
-    return f" (did you mean --{near[0]}?)" if near else ""
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold sections such as 'input:', not a {type(values).__name__}")
-    return values
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        merged[key] = _merged(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
-    return merged
-
-
-def _explained(error: ValidationError, known: dict[str, Any]) -> str:
-    lines = []
-    for fault in error.errors():
-        name = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"no option {name}{_nearest(name, known)}")
-        elif fault["type"] == "missing":
-            inner = [option for option, field in known.items() if option.startswith(name + ".") and field.is_required()]
-            lines.append(f"option --{inner[0] if inner else name} must be set")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(fault["input"], dict | BaseModel) else f", not {fault['input']!r}"
-            lines.append(f"option --{name}: {message[0].lower()}{message[1:]}{given}")
-    return "; ".join(lines)
-
-
-def _options(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every leaf option of a configuration: dotted name, pydantic field, default."""
-    for attribute, field in cls.model_fields.items():
-        name = prefix + (field.alias or attribute)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _options(field.annotation, name + ".")
-        else:
-            yield name, field, field.default
-
-
-def _help(cls: type[JobConfig], job: str) -> str:
-    lines = [
-        f"usage: python -m jobs.{job} [--config FILE] [--section.option VALUE …]",
-        "",
-        cls.__doc__ or "",
-        "",
-        f"  --config FILE\n      YAML file of options, such as configs/{job}.yaml; options on the command line win",
-    ]
-    for name, field, default in _options(cls):
-        shown = "must be set" if field.is_required() else f"default: {'unset' if default is None else default}"
-        lines.append(f"  --{name} {_type_name(field.annotation)}  ({shown})\n      {field.description}")
-    return "\n".join(lines)
-
-
-def _type_name(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return "|".join(str(choice) for choice in arguments)
-    if origin is Annotated:
-        return _type_name(arguments[0])
-    if origin in (types.UnionType, typing.Union):
-        return "|".join(_type_name(kind) for kind in arguments if kind is not type(None))
-    if origin is list:
-        return f"{_type_name(arguments[0])},…"
-    return str(getattr(annotation, "__name__", annotation))

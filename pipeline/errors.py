@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one clear line and exit status 2, never a traceback."""
+"""Errors that are told in words: what a user can mend (exit status 2), and what stopped a job that may go on (1)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_USER_ERROR = 2
+EXIT_STOPPED, EXIT_USER_ERROR = 1, 2
 
 
 class UserError(Exception):
     """Something the user must change. The message says what, where, and what to do."""
 
 
+class Stopped(Exception):
+    """The cluster, or our own code, failed a job midway. The message says what is known of it, and how to go on."""
+
+
 def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
-    """Run a job's ``main`` and exit with its status; a UserError becomes one line on stderr and status 2."""
+    """Run a job's ``main`` and exit with its status; a UserError or Stopped is told on stderr, without a traceback."""
     try:
         status = main()
     except UserError as error:
         print(f"{job}: {error}", file=sys.stderr)
         status = EXIT_USER_ERROR
+    except Stopped as error:
+        print(f"{job}: stopped: {error}", file=sys.stderr)
+        status = EXIT_STOPPED
     except KeyboardInterrupt:
         print(f"{job}: interrupted", file=sys.stderr)
         status = 130

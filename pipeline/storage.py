@@ -34,12 +34,18 @@ class Place:
 
     def child(self, name: str) -> Place:
         """The place of ``name`` under this one."""
-        return Place(f"{self.uri.rstrip('/')}/{name}", self.filesystem, f"{self.path.rstrip('/')}/{name}")
+        address, question, query = self.uri.partition("?")
+        return Place(f"{address.rstrip('/')}/{name}{question}{query}", self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def contains(self, other: Place) -> bool:
+        """Whether the other place is this one or below it."""
+        same_store = self.filesystem.equals(other.filesystem)
+        return bool(same_store) and f"{other.path.rstrip('/')}/".startswith(f"{self.path.rstrip('/')}/")
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
         try:
-            return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+            return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
         except OSError as error:
             raise UserError(f"cannot look at {self.uri}: {_reason(error)}") from None
 
@@ -83,9 +89,13 @@ class Place:
         return [info for info in below if info.type == fs.FileType.File and not hidden(info.path)]
 
     def remove_folder(self) -> None:
-        """Delete a folder with all in it; nothing happens if it is not there."""
-        if self.exists():
+        """Delete a folder with all in it; nothing happens if it is not there. Raises UserError if it stays."""
+        if not self.exists():
+            return
+        try:
             self.filesystem.delete_dir(self.path)
+        except OSError as error:
+            raise UserError(f"cannot remove {self.uri}: {_reason(error)}") from None
 
 
 def place(uri: str) -> Place:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from pipeline.config import DecodingConfig, EvaluateOptions
+from pipeline.config import DecodingConfig, MetricsOptions
 from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, lead_words
 from pipeline.model.bundle import Bundle
 from pipeline.model.decoding import decode_window
@@ -54,9 +54,9 @@ class Evaluation:
         UserError: the bundle's tokenizer is broken, or the BLEU tokenizer cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: EvaluateOptions) -> None:
+    def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions) -> None:
         self._model, self._decoding, self._options = bundle.model, decoding, options
-        self._tokenizer = Tokenizer.from_bytes(bundle.tokenizer_file)
+        self._tokenizer = Tokenizer(bundle.tokenizer_file)
         self._lead = f"first {options.lead_tokens} words"
         self._scorers = {
             name: Scorer(options.rouge_tokenizer, options.bleu_tokenizer) for name in ("model", self._lead, "first sentence")

@@ -18,7 +18,7 @@ import regex
 from pydantic import BaseModel
 from rouge_score import rouge_scorer
 from rouge_score.tokenizers import Tokenizer as RougeTokenizer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 
 from pipeline.errors import UserError
 
@@ -52,7 +52,7 @@ class SystemScores(BaseModel):
 
     rouge1: Estimate
     rouge2: Estimate
-    rougeL: Estimate  # noqa: N815 — the metric's name
+    rougeL: Estimate
     exact_match: Estimate
     empty_percent: Estimate
     loop_percent: Estimate
@@ -76,8 +76,9 @@ class Scorer:
             # Effective order changes a sentence's score, not its counts, which alone are used.
             self._bleu = BLEU(tokenize=bleu_tokenizer, effective_order=True)
         except (RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"--options.bleu_tokenizer {bleu_tokenizer} cannot be used: {' '.join(str(error).split())} Or choose another."
+                f"--metrics.bleu_tokenizer {bleu_tokenizer} lacks a package ({reason}); install it or set another"
             ) from None
         self._windows: list[Floats] = []
 
@@ -223,11 +224,11 @@ def tokenizer_warnings(references: Sequence[str], rouge_tokenizer: str, bleu_tok
     if rouge_tokenizer == "standard" and lost > _LOST_LETTERS_SHARE * letters:
         found.append(
             f"ROUGE's standard tokenizer drops {lost / letters:.0%} of the references' letters, which are not ASCII; "
-            "set --options.rouge_tokenizer unicode"
+            "set --metrics.rouge_tokenizer unicode"
         )
     if bleu_tokenizer in ("13a", "intl", "none") and unspaced > _LOST_LETTERS_SHARE * letters:
         found.append(
             f"BLEU's tokenizer {bleu_tokenizer} splits words at spaces, and the references are written without; "
-            "set --options.bleu_tokenizer zh, ja-mecab or char"
+            "set --metrics.bleu_tokenizer zh, ja-mecab or char"
         )
     return found

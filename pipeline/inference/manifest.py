@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
-from importlib import metadata
 from typing import Any
 
 from pydantic import BaseModel
-
-_PACKAGES = ("nightshift", "ray", "torch", "pyarrow", "sentencepiece")
 
 
 class OutputFile(BaseModel):
@@ -82,7 +79,7 @@ class InputFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """``runs/<run_id>/manifest.json``. seconds: from the first document read to the last file written; startup_s: before that."""
+    """``runs/<run_id>/manifest.json``. seconds: from the first window decoded to the last one written; startup_s: before."""
 
     format: int = 1
     run_id: str
@@ -98,8 +95,3 @@ class Manifest(BaseModel):
     counts: Counts
     input_files: list[InputFile]
     output_files: list[OutputFile]
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of those that a result depends on."""
-    return {name: metadata.version(name) for name in _PACKAGES}

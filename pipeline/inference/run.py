@@ -16,15 +16,18 @@ from datetime import UTC, datetime
 
 import ray
 import ray.data
+import ray.exceptions
 import torch
 import yaml
 from ray.data import ActorPoolStrategy
 
 from pipeline import cluster
 from pipeline.config import DecodingConfig, SummarizeConfig
-from pipeline.errors import UserError
-from pipeline.inference.manifest import Counts, Example, InputFile, Manifest, OutputFile, WindowRecord, versions
+from pipeline.errors import Stopped, UserError
+from pipeline.inference.bundles import read_bundle
+from pipeline.inference.manifest import Counts, Example, InputFile, Manifest, OutputFile, WindowRecord
 from pipeline.inference.stages import (
+    EXAMPLES,
     PRIVATE,
     RECORD,
     REJECT_COLUMNS,
@@ -33,13 +36,17 @@ from pipeline.inference.stages import (
     TokenizeDocuments,
     WriteWindow,
 )
-from pipeline.model.bundle import FILES, TOKENIZER, Bundle, bundle_from_files
+from pipeline.model.bundle import TOKENIZER
 from pipeline.model.precision import compute_dtype
-from pipeline.storage import Place, place
+from pipeline.storage import Place, StoredFile, place
 from pipeline.text.documents import DocumentStore, open_store
+from pipeline.versions import versions
 
 _LIGHT_CPUS = 0.25
 """CPUs asked for by a task that reads, tokenizes or writes: these mostly wait."""
+
+_WRITE_RETRIES = 5
+_AGAIN = "the same command, with this --output.run_id, does the run anew"
 
 SUCCESS, MANIFEST, CONFIG = "_SUCCESS", "manifest.json", "config.yaml"
 
@@ -61,10 +68,33 @@ class Plan:
         """``runs/<run_id>``, with the manifest and _SUCCESS."""
         return self.output.child("runs").child(self.run_id)
 
+    def is_finished(self) -> bool:
+        """Whether this run ended with _SUCCESS before.
+
+        Raises:
+            UserError: a run of this id did, but over another input, or with another model or other options.
+        """
+        if not self.folder.child(SUCCESS).exists():
+            return False
+        before = Manifest.model_validate_json(self.folder.child(MANIFEST).read())
+        changed = {
+            "another input": before.input_files != self.input_files,
+            "another model": before.model_fingerprint != self.model_fingerprint,
+            "other decoding options": before.decoding != self.decoding.model_dump(),
+            "other input options": before.config["input"] != _as_json(self.config)["input"],
+        }
+        if any(changed.values()):
+            how = " and ".join(what for what, differs in changed.items() if differs)
+            raise UserError(f"run {self.run_id} is finished, with {how}: {self.folder.uri}; set another --output.run_id")
+        return True
+
     @property
-    def finished(self) -> bool:
-        """Whether this run ended with _SUCCESS before."""
-        return self.folder.child(SUCCESS).exists()
+    def input_files(self) -> list[InputFile]:
+        """The store's files, for the manifest."""
+        return [
+            InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
+            for file in self.store.files
+        ]
 
 
 @dataclass(frozen=True)
@@ -89,9 +119,11 @@ def plan_run(config: SummarizeConfig) -> Plan:
     Raises:
         UserError: one of them is not usable.
     """
-    store = open_store(config.input)
     _check_names(config)
-    bundle_files, bundle = _read_bundle(config.model.path)
+    store, output = open_store(config.input), place(config.output.path)
+    if output.contains(store.root) or store.root.contains(output):
+        raise UserError(f"--output.path {output.uri} and --input.path {store.root.uri} lie in each other; set another output")
+    bundle_files, bundle = read_bundle(config.model.path)
     run_id = config.output.run_id or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
         raise UserError(f"--output.run_id {run_id!r} names a folder: letters, digits, '.', '_' and '-' alone, please")
@@ -99,7 +131,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         config,
         run_id,
         store,
-        place(config.output.path),
+        output,
         bundle_files,
         bundle.fingerprint,
         config.decoding.applied_to(bundle.decoding),
@@ -114,12 +146,10 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
 
     Raises:
         UserError: the output cannot be written, or the cluster lacks what was asked for.
-        RuntimeError: documents were lost, which no input can bring about.
+        Stopped: a stage failed, or the files are not those that the plan and the records name. There is no _SUCCESS.
     """
     started_at, started = datetime.now(UTC), time.monotonic()
-    for kind in ("summaries", "rejects"):
-        plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
-    plan.folder.child(CONFIG).write(yaml.safe_dump(_as_json(plan.config), sort_keys=False).encode())
+    _claim_output(plan)
     cluster.connect()
     actors = _actors(plan.config)
     counts, files, examples = Counts(), list[OutputFile](), list[Example]()
@@ -128,11 +158,13 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         first_window = first_window or time.monotonic() - window.decode_s
         counts = counts.with_window(window)
         files += window.files
-        examples += window.examples
+        examples += window.examples[: EXAMPLES - len(examples)]
         on_progress(Progress(counts, time.monotonic() - first_window))
     if counts.read != plan.store.rows:
-        raise RuntimeError(f"read {counts.read} of {plan.store.rows} documents; the run is not marked as finished")
-    _remove_unrecorded(plan, {file.path for file in files})
+        raise Stopped(
+            f"read {counts.read} documents where there were {plan.store.rows} at the start: the input has changed; {_AGAIN}"
+        )
+    _keep_recorded(plan, {file.path for file in files})
     startup_s = (first_window or time.monotonic()) - started
     manifest = Manifest(
         run_id=plan.run_id,
@@ -146,15 +178,22 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         versions=versions(),
         actors=actors.number,
         counts=counts,
-        input_files=[
-            InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
-            for file in plan.store.files
-        ],
+        input_files=plan.input_files,
         output_files=sorted(files, key=lambda file: file.path),
     )
     plan.folder.child(MANIFEST).write(manifest.model_dump_json(indent=2).encode() + b"\n")
     plan.folder.child(SUCCESS).write(b"")
     return Finished(manifest, examples)
+
+
+def _claim_output(plan: Plan) -> None:
+    """Remove what an unfinished run of this id left, and write the first file."""
+    try:
+        for kind in ("summaries", "rejects"):
+            plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
+        plan.folder.child(CONFIG).write(yaml.safe_dump(_as_json(plan.config), sort_keys=False).encode())
+    except UserError as error:
+        raise UserError(f"{error}; set --output.path") from None
 
 
 @dataclass(frozen=True)
@@ -168,20 +207,26 @@ class _Actors:
 
 
 def _actors(config: SummarizeConfig) -> _Actors:
-    wanted, gpus, cpus = config.resources, int(cluster.total("GPU")), cluster.total("CPU")
+    wanted, gpus, nodes = config.resources, int(cluster.total("GPU")), cluster.cpus_of_nodes()
+    if not nodes:
+        raise UserError("no node of the cluster has a CPU; wait for one, or start it")
     use_gpu = gpus > 0 if wanted.use_gpu is None else wanted.use_gpu
     if use_gpu:
         number = wanted.actors or gpus
-        if number > gpus:
-            raise UserError(f"{number} actors need a GPU each and the cluster has {gpus}; set --resources.actors")
+        if not gpus or number > gpus:
+            raise UserError(
+                f"{number or 'the'} actors need a GPU each and the cluster has {gpus}; set --resources.actors or use_gpu"
+            )
     else:
-        number = wanted.actors or max(1, int(cpus))
-    # Actors hold what they ask for to the end. One CPU stays free of them, since Ray Data's task that lists the input
-    # asks for a whole one and nothing would ever start without it.
-    share = min(1.0, int(100 * (cpus - 1) / number) / 100)
-    if not use_gpu:
+        number = wanted.actors or int(sum(nodes))
         compute_dtype(wanted.precision, torch.device("cpu"))
-    return _Actors(number, share, float(use_gpu), wanted.threads or max(1, int(cpus) // number))
+    # Actors hold what they ask for to the end. As much as one CPU a node stays free of them, since Ray Data's task that
+    # lists the input asks for a whole one and nothing would ever start without it.
+    free = sum(nodes) - len(nodes)
+    share = int(100 * min(1.0, (nodes[0] - 1) / nodes[0], free / number)) / 100
+    if share <= 0:
+        raise UserError(f"{number} actors do not fit on {sum(nodes):g} CPUs; set --resources.actors")
+    return _Actors(number, share, float(use_gpu), wanted.threads or max(1, int(sum(nodes)) // number))
 
 
 def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
@@ -229,35 +274,44 @@ def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=_LIGHT_CPUS,
+            # A storage that fails for a moment does not end a night's run: a window may be written twice, and counts once.
+            max_retries=_WRITE_RETRIES,
+            retry_exceptions=[OSError],
         )
     )
-    for row in windows.iter_rows():
-        yield WindowRecord.model_validate_json(row[RECORD])
+    try:
+        for row in windows.iter_rows():
+            yield WindowRecord.model_validate_json(row[RECORD])
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()
+        raise Stopped(f"{cause[-1] if cause else type(error).__name__}; the log files of Ray tell more; {_AGAIN}") from error
 
 
-def _remove_unrecorded(plan: Plan, recorded: set[str]) -> None:
+def _keep_recorded(plan: Plan, recorded: set[str]) -> None:
+    """Remove the run's files that no record names: a window was computed again after a crash. Stop if one is missing."""
+    found: dict[str, StoredFile] = {}
     for kind in ("summaries", "rejects"):
         folder = plan.output.child(f"{kind}/run={plan.run_id}")
-        if not folder.exists():
-            continue
-        for file in folder.files():
-            if f"{kind}/run={plan.run_id}/{file.path.rpartition('/')[2]}" not in recorded:
-                folder.filesystem.delete_file(file.path)
+        if folder.exists():
+            found |= {f"{kind}/run={plan.run_id}/{file.path.rpartition('/')[2]}": file for file in folder.files()}
+    if missing := recorded - found.keys():
+        raise Stopped(
+            f"{len(missing)} files that were written are not in {plan.output.uri}, {min(missing)} among them: "
+            f"is it a folder that all nodes share, and did no other run {plan.run_id} write there? {_AGAIN}"
+        )
+    for path in found.keys() - recorded:
+        plan.output.filesystem.delete_file(found[path].path)
 
 
 def _check_names(config: SummarizeConfig) -> None:
+    """The output's columns must have a name each."""
+    kept = [config.input.id_column, *config.input.keep_columns]
+    if repeated := [column for column in config.input.keep_columns if kept.count(column) > 1]:
+        raise UserError(f"--input.keep_columns {repeated[0]!r} comes twice, or is the id column, which is kept anyway")
     own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS}
     for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
         if column in own or column.startswith(PRIVATE):
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")
-
-
-def _read_bundle(path: str) -> tuple[dict[str, bytes], Bundle]:
-    folder = place(path)
-    if not folder.exists():
-        raise UserError(f"no model bundle at {path}; set --model.path to a folder that jobs.train wrote")
-    files = {name: folder.child(name).read() for name in FILES}
-    return files, bundle_from_files(files, path)
 
 
 def _as_json(config: SummarizeConfig) -> dict[str, object]:

@@ -28,7 +28,7 @@ from pipeline.model.decoding import decode_window
 from pipeline.model.precision import compute_dtype
 from pipeline.storage import Place
 from pipeline.text.columns import encode_column, flat_rows, list_column
-from pipeline.text.documents import rejection, texts_of
+from pipeline.text.documents import NO_TOKEN, rejection, texts_of
 from pipeline.text.tokenizer import Tokenizer
 
 # Columns between the stages; a user's own have no such prefix, which run.py checks.
@@ -40,7 +40,7 @@ RECORD = "record"
 
 SUMMARY_COLUMNS = ("summary", "source_tokens", "summary_tokens", "source_truncated", "finish_reason", "score")
 REJECT_COLUMNS = ("reason", "detail")
-_EXAMPLES, _OPENING_CHARS = 5, 300
+EXAMPLES, _OPENING_CHARS = 5, 300
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,18 @@ class TokenizeDocuments:
         """Table with the id and text columns and those to keep: the text gives way to ids and the reason of a reject."""
         texts = texts_of(documents[self.input.text_column])
         has_id = documents[self.input.id_column].is_valid().to_pylist()
+        rejections = [rejection(valid, text, self.input.max_chars) for valid, text in zip(has_id, texts, strict=True)]
+        sound = ["" if reason else str(text) for text, (reason, _) in zip(texts, rejections, strict=True)]
+        ids, source_tokens = encode_column(Tokenizer(self.tokenizer_file), sound, self.max_source_tokens)
+        # Some texts, of a lone zero-width space say, have characters but nothing that the tokenizer keeps.
         reasons, details = zip(
-            *(rejection(valid, text, self.input.max_chars) for valid, text in zip(has_id, texts, strict=True)), strict=True
+            *(
+                NO_TOKEN if not reason and not tokens else (reason, detail)
+                for (reason, detail), tokens in zip(rejections, source_tokens.tolist(), strict=True)
+            ),
+            strict=True,
         )
-        sound = ["" if reason else str(text) for text, reason in zip(texts, reasons, strict=True)]
-        ids, source_tokens = encode_column(Tokenizer.from_bytes(self.tokenizer_file), sound, self.max_source_tokens)
-        shown = set([row for row, reason in enumerate(reasons) if reason is None][:_EXAMPLES])
+        shown = set([row for row, reason in enumerate(reasons) if reason is None][:EXAMPLES])
         openings = [text[:_OPENING_CHARS] if row in shown else None for row, text in enumerate(sound)]
         return (
             documents.select([self.input.id_column, *self.input.keep_columns])
@@ -93,13 +99,13 @@ class SummarizeWindow:
         threads: int,
     ) -> None:
         torch.set_num_threads(threads)
+        # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
+        torch.backends.cudnn.allow_tf32 = precision != "float32"
         device = torch.device("cuda" if use_gpu else "cpu")
         self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", device).model
         self._options = options
         self._token_budget = token_budget
-        self._autocast = torch.autocast(
-            device.type, dtype := compute_dtype(precision, device), enabled=dtype != torch.float32
-        )
+        self._autocast = torch.autocast(device.type, dtype := compute_dtype(precision, device), enabled=dtype != torch.float32)
 
     def __call__(self, window: pa.Table) -> pa.Table:
         """Source ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` was reached."""
@@ -158,7 +164,7 @@ class WriteWindow:
     def _summaries(self, window: pa.Table) -> pa.Table:
         values, offsets = flat_rows(window[_SUMMARY_IDS])
         columns = {
-            "summary": pa.array(Tokenizer.from_bytes(self.tokenizer_file).decode(values, offsets), pa.string()),
+            "summary": pa.array(Tokenizer(self.tokenizer_file).decode(values, offsets), pa.string()),
             "source_tokens": window[_SOURCE_TOKENS],
             "summary_tokens": pa.array(np.diff(offsets), pa.int32()),
             "source_truncated": pc.greater(window[_SOURCE_TOKENS], self.max_source_tokens),
@@ -173,9 +179,7 @@ class WriteWindow:
         return table
 
     def _rejects(self, window: pa.Table) -> pa.Table:
-        return window.select([self.input.id_column, _REASON, _DETAIL]).rename_columns(
-            [self.input.id_column, *REJECT_COLUMNS]
-        )
+        return window.select([self.input.id_column, _REASON, _DETAIL]).rename_columns([self.input.id_column, *REJECT_COLUMNS])
 
     def _write(self, kind: str, table: pa.Table) -> OutputFile | None:
         if not len(table):
@@ -192,7 +196,7 @@ class WriteWindow:
         return [
             Example(id=str(identity), opening=opening, summary=summary)
             for identity, opening, summary in zip(
-                window[self.input.id_column].filter(shown).to_pylist(),
+                texts_of(window[self.input.id_column].filter(shown)),
                 window[_OPENING].filter(shown).to_pylist(),
                 summaries["summary"].filter(shown).to_pylist(),
                 strict=True,

@@ -6,7 +6,7 @@ Everything here is about row numbers and lengths, in numpy; what a token means i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,22 +48,23 @@ class Rows:
         return torch.from_numpy(ids), torch.from_numpy(lengths)
 
 
-def within_budget(lengths: Ints, order: Ints, token_budget: int) -> Iterator[Ints]:
-    """Cut ``order`` into runs of rows whose padded rectangle holds at most ``token_budget`` tokens.
+def within_budget(lengths: Sequence[Ints], order: Ints, token_budget: int) -> Iterator[Ints]:
+    """Cut ``order`` into runs of rows whose padded rectangles hold at most ``token_budget`` tokens together.
 
     Args:
-        lengths: tokens of each row [N]. order: row numbers, rows of similar length beside each other.
-        token_budget: rows × longest row; one row longer than this is a batch of its own.
+        lengths: tokens of each row [N], for each rectangle: of the sources, or of sources and targets.
+        order: row numbers, rows of similar length beside each other.
+        token_budget: rows × longest row, summed over rectangles; one row longer than this is a batch of its own.
 
     Yields:
         Row numbers of a batch. Each row of ``order`` comes in exactly one.
     """
-    start, longest = 0, 0
-    for end, row in enumerate(order):
-        grown = max(longest, int(lengths[row]), 1)
-        if end > start and grown * (end - start + 1) > token_budget:
+    start, longest = 0, (0,) * len(lengths)
+    for end, row in enumerate(zip(*(part[order].tolist() for part in lengths), strict=True)):
+        grown = tuple(map(max, longest, row))
+        if end > start and sum(grown) * (end - start + 1) > token_budget:
             yield order[start:end]
-            start, grown = end, max(int(lengths[row]), 1)
+            start, grown = end, row
         longest = grown
     if start < len(order):
         yield order[start:]
@@ -79,7 +80,7 @@ def longest_first(lengths: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A training batch: source[B, S], source_lengths[B], target[B, T], target_lengths[B], all int64, without ``<s>``/``</s>``."""
+    """A training batch: source[B, S], source_lengths[B], target[B, T], target_lengths[B]; int64, no ``<s>`` or ``</s>``."""
 
     source: Tensor
     source_lengths: Tensor
@@ -103,6 +104,7 @@ def pair_batches(
 
     Args:
         sources, targets: N rows each; longer ones are cut to ``longest_source`` and ``longest_target``.
+            A pair without a source token is left out: there is nothing to read.
         token_budget: padded source and target tokens of a batch, ``</s>`` included.
         rng: shuffles rows of equal length and the order of batches; None keeps falling length, for validation.
     """
@@ -111,8 +113,9 @@ def pair_batches(
     # sources are grouped in steps of 8.
     tie = rng.random(len(sources)) if rng else np.arange(len(sources))
     order = np.lexsort((tie, -target_lengths, -(source_lengths // 8)))
-    batches = list(within_budget(source_lengths + target_lengths, order, token_budget))
+    order = order[source_lengths[order] > 0]
+    batches = list(within_budget((source_lengths, target_lengths), order, token_budget))
     if rng:
-        rng.shuffle(batches)  # type: ignore[arg-type]
+        rng.shuffle(batches)
     for rows in batches:
         yield PairBatch(*sources.padded(rows, longest_source), *targets.padded(rows, longest_target))

@@ -1,9 +1,8 @@
 """The model bundle: a folder with everything that a trained model is.
 
 ``model.safetensors`` (weights), ``tokenizer.model`` (SentencePiece), ``config.json`` (the network's shape and decoding
-defaults) and, for people, ``README.md``. The first three make the fingerprint. Nothing is ever unpickled. This module
-does not read the tokenizer: it keeps the file's bytes, and a hash of them in config.json, so that a model and a
-tokenizer that were not trained together are found out.
+defaults) and, for people, ``README.md``. The first three make the fingerprint. Nothing is ever unpickled. A hash of
+the tokenizer's file is in config.json, so that a model and a tokenizer that were not trained together are found out.
 """
 
 from __future__ import annotations
@@ -23,10 +22,22 @@ from safetensors.torch import save as save_tensors
 from pipeline.config import DecodingConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.model.seq2seq import Seq2Seq
+from pipeline.options import Section, explained
+from pipeline.text.tokenizer import Tokenizer
 
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.json"
 FILES = (WEIGHTS, TOKENIZER, CONFIG)
 _FORMAT = 1
+
+
+class _Config(Section):
+    """What config.json holds."""
+
+    format: int
+    model: ModelConfig
+    vocabulary_size: int
+    tokenizer_sha256: str
+    decoding: DecodingConfig
 
 
 @dataclass(frozen=True)
@@ -57,21 +68,19 @@ def save_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     tied = _tied_names(model)
     weights = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-        if name not in tied
+        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items() if name not in tied
     }
-    config = {
-        "format": _FORMAT,
-        "model": model.config.model_dump(by_alias=True),
-        "vocabulary_size": model.vocabulary_size,
-        "tokenizer_sha256": hashlib.sha256(tokenizer_file).hexdigest(),
-        "decoding": decoding.model_dump(),
-    }
+    config = _Config(
+        format=_FORMAT,
+        model=model.config,
+        vocabulary_size=model.vocabulary_size,
+        tokenizer_sha256=hashlib.sha256(tokenizer_file).hexdigest(),
+        decoding=decoding,
+    )
     files = {
         WEIGHTS: save_tensors(weights),
         TOKENIZER: tokenizer_file,
-        CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
+        CONFIG: (config.model_dump_json(indent=2, by_alias=True) + "\n").encode(),
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -107,29 +116,27 @@ def bundle_from_files(files: Mapping[str, bytes], origin: str, device: torch.dev
     Raises:
         UserError: a file is broken, or they do not belong together.
     """
-    try:
-        config = json.loads(files[CONFIG])
-        shape = ModelConfig.model_validate(config["model"])
-        decoding = DecodingConfig.model_validate(config["decoding"])
-        vocabulary_size, tokenizer_sha256 = int(config["vocabulary_size"]), config["tokenizer_sha256"]
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{origin}/{CONFIG} is not a model's configuration: {' '.join(str(error).split())}") from None
-    if config.get("format") != _FORMAT:
-        raise UserError(f"{origin} has bundle format {config.get('format')}; this version reads format {_FORMAT}")
-    if hashlib.sha256(files[TOKENIZER]).hexdigest() != tokenizer_sha256:
-        raise UserError(f"{origin}: {TOKENIZER} is not the one that {WEIGHTS} was trained with; put the right one back")
+    config = _read_config(files[CONFIG], f"{origin}/{CONFIG}")
+    if hashlib.sha256(files[TOKENIZER]).hexdigest() != config.tokenizer_sha256:
+        raise UserError(f"{origin}/{TOKENIZER} is not the one that the model was trained with; put the right one back")
+    subwords = Tokenizer(files[TOKENIZER], f"{origin}/{TOKENIZER}").vocabulary_size
+    if subwords != config.vocabulary_size:
+        raise UserError(f"{origin}/{CONFIG} says {config.vocabulary_size} subwords, but {TOKENIZER} has {subwords}")
     try:
         weights = load_tensors(files[WEIGHTS])
     except SafetensorError as error:
         raise UserError(f"{origin}/{WEIGHTS} is broken ({error}); copy the bundle again") from None
-    model = Seq2Seq(shape, vocabulary_size)
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"{origin}/{WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
-    if unexpected or set(missing) - _tied_names(model):
-        raise UserError(f"{origin}/{WEIGHTS} does not fit {CONFIG}: missing {missing}, not known {unexpected}")
-    return Bundle(model.to(device).eval(), files[TOKENIZER], decoding, fingerprint(files))
+    model = Seq2Seq(config.model, config.vocabulary_size)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in _tied_names(model)}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        name = wrong[0]
+        raise UserError(
+            f"{origin}/{WEIGHTS} does not fit {CONFIG}, in {len(wrong)} of its tensors: {name} is "
+            f"{_shape(found.get(name))}, not {_shape(expected.get(name))}"
+        )
+    model.load_state_dict(weights, strict=False)
+    return Bundle(model.to(device).eval(), files[TOKENIZER], config.decoding, fingerprint(files))
 
 
 def fingerprint(files: Mapping[str, bytes]) -> str:
@@ -138,6 +145,24 @@ def fingerprint(files: Mapping[str, bytes]) -> str:
     for name in FILES:
         digest.update(files[name])
     return digest.hexdigest()
+
+
+def _read_config(content: bytes, name: str) -> _Config:
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON ({error}); copy the bundle again") from None
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise UserError(f"{name} has bundle format {found}; this version reads format {_FORMAT}")
+    try:
+        return _Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{name} is not a model's configuration: {explained(error)}") from None
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(list(shape))
 
 
 def _tied_names(model: Seq2Seq) -> set[str]:

@@ -63,7 +63,7 @@ def decode_window(
     scores = np.zeros(len(sources), np.float32)
     finished = np.ones(len(sources), np.bool_)
     order = longest_first(lengths)
-    for rows in within_budget(lengths, order[lengths[order] > 0], token_budget):
+    for rows in within_budget((lengths,), order[lengths[order] > 0], token_budget):
         source, source_lengths = sources.padded(rows, options.max_source_tokens)
         batch = greedy(model, source.to(device), source_lengths.to(device), options)
         tokens[rows, : batch.tokens.shape[1]] = batch.tokens.cpu().numpy()
@@ -101,11 +101,11 @@ def greedy(model: Seq2Seq, source: Tensor, source_lengths: Tensor, options: Deco
     rows = torch.arange(batch, device=device)  # the batch's row in each live slot
     last = torch.full((batch,), BOS, device=device)
     for step in range(options.max_target_tokens):
-        log_probs, state = model.step(last, state, memory)
-        allowed = _without_forbidden(log_probs, tokens[rows, :step], step, options)
-        last = allowed.argmax(-1)
+        probs, state = model.step(last, state, memory)
+        _forbid(probs, tokens[rows, :step], options)
+        best, last = probs.max(-1)
         live = ~finished[rows]
-        log_prob_sums[rows] += torch.where(live, log_probs.gather(1, last[:, None])[:, 0], 0.0)
+        log_prob_sums[rows] += torch.where(live, best.log(), 0.0)
         ends = live & (last == EOS)
         lengths[rows] += (live & ~ends).long()
         tokens[rows, step] = torch.where(live & ~ends, last, PAD)
@@ -128,18 +128,16 @@ def _keep(
     return rows, last[keep], tuple(part[:, keep] for part in state), memory.select(keep, longest)
 
 
-def _without_forbidden(log_probs: Tensor, written: Tensor, step: int, options: DecodingConfig) -> Tensor:
-    """Scores[B, V] with what may not come next at minus infinity, given written[B, step]."""
-    allowed = log_probs.clone()
-    allowed[:, [PAD, UNK, BOS]] = -math.inf
-    if step < options.min_target_tokens:
-        allowed[:, EOS] = -math.inf
+def _forbid(probs: Tensor, written: Tensor, options: DecodingConfig) -> None:
+    """Set what may not come next, given written[B, step], to minus infinity in probs[B, V]."""
+    step = written.shape[1]
+    for token in (PAD, UNK, BOS, EOS) if step < options.min_target_tokens else (PAD, UNK, BOS):
+        probs[:, token] = -math.inf
     n = options.no_repeat_ngram
     if 0 < n <= step:
         # Every n-gram so far, against the n - 1 tokens just written: where its first n - 1 match, its last is forbidden.
         ngrams = written.unfold(1, n, 1)
         repeats = (ngrams[:, :, : n - 1] == written[:, None, step - n + 1 :]).all(-1)
-        # Summed, since one token may end a matching and another n-gram, and a plain scatter would keep either.
-        bans = torch.zeros_like(allowed).scatter_add_(1, ngrams[:, :, n - 1], repeats.to(allowed.dtype))
-        allowed.masked_fill_(bans > 0, -math.inf)
-    return allowed
+        # Added, since one token may end a matching and another n-gram, and a plain scatter would keep either.
+        bans = torch.zeros(repeats.shape, device=probs.device).masked_fill_(repeats, -math.inf)
+        probs.scatter_add_(1, ngrams[:, :, n - 1], bans)

@@ -1,13 +1,14 @@
 """The network: an LSTM or GRU encoder-decoder, with or without attention and copying.
 
-Token ids go in, log-probabilities come out; searching for a sequence (decoding.py) and learning the weights
+Token ids go in, probabilities come out; searching for a sequence (decoding.py) and learning the weights
 (training/) are done elsewhere. Shapes: B batch, S source steps, T target steps, E embedding, H hidden, V vocabulary.
 
 Padding never changes a result. The recurrences run over whole padded rectangles, much faster on CPUs than packed
 sequences, because every layer's input has one more column that is 0 at a token and 1 at padding, and whose weights
 hold the state still there: they shut the LSTM's input gate and open its forget gate (or open the GRU's update gate)
-all the way. A reverse pass so arrives at the last token with the zero state it began with, and a forward pass
-keeps what it had after the last token. The gates are flat at that point, so training leaves these weights as they are.
+all the way. A reverse pass so arrives at the last token with the zero state it began with, and a forward pass keeps
+the cell that it had after the last token. The gates are flat at that point, so training leaves these weights as they are.
+What a padded position holds otherwise is never read: the attention's weight there is exactly 0.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ State = tuple[Tensor, ...]
 """A decoder's recurrent state: (h,) of a GRU or (h, c) of an LSTM, each [layers, B, H]."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Memory:
     """What the decoder may look at of B sources.
 
@@ -66,8 +67,7 @@ class Encoder(nn.Module):
         recurrence = nn.LSTM if config.cell == "lstm" else nn.GRU
         widths = [config.embedding_size] + [directions * config.hidden_size] * (config.layers - 1)
         self.layers = nn.ModuleList(
-            recurrence(width + 1, config.hidden_size, batch_first=True, bidirectional=config.bidirectional)
-            for width in widths
+            recurrence(width + 1, config.hidden_size, batch_first=True, bidirectional=config.bidirectional) for width in widths
         )
         self.hidden_size = config.hidden_size
         self.bridges: nn.ModuleList | None = None
@@ -81,18 +81,18 @@ class Encoder(nn.Module):
             _initialize_recurrence(cast(nn.RNNBase, layer))
             _hold_state_at_padding(cast(nn.RNNBase, layer))
 
-    def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
-        """Encode source[B, S] with lengths[B] ≥ 1.
+    def forward(self, source: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, State]:
+        """Encode source[B, S] with lengths[B] ≥ 1 and padding[B, S], True beyond them.
 
         Returns:
-            states[B, S, H]; the decoder's first state, (h[layers, B, H], c[layers, B, H]) or (h,).
+            the last layer's outputs, [B, S, H] wherever there is an attention to read them; the decoder's first state,
+            (h[layers, B, H], c[layers, B, H]) or (h,).
         """
-        padding = (torch.arange(source.shape[1], device=source.device) >= lengths[:, None]).unsqueeze(-1)
         outputs = self.embedding(source)
         finals: list[list[Tensor]] = []
         for layer in self.layers:
             outputs = self.dropout(outputs)
-            outputs, held = layer(torch.cat((outputs, padding.to(outputs.dtype)), -1))
+            outputs, held = layer(torch.cat((outputs, padding.unsqueeze(-1).to(outputs.dtype)), -1))
             finals.append(self._final_state(outputs, held, lengths))
         state = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
         if self.bridges is not None:
@@ -103,16 +103,18 @@ class Encoder(nn.Module):
 
     def _final_state(self, outputs: Tensor, held: Tensor | State, lengths: Tensor) -> list[Tensor]:
         """One layer's state after each row's last token: h and, of an LSTM, c; directions side by side [B, H or 2H]."""
-        if isinstance(held, Tensor):
-            return [torch.cat(held.unbind(0), -1)]
-        # c is held through padding, but h = output gate × tanh(c) is not: it is read where the row ends.
+        # h is read where the row ends: an LSTM's output gate is not held, and a GRU's h is held but for its last bit.
         rows = torch.arange(len(lengths), device=lengths.device)
-        forward_end = outputs[rows, lengths - 1, : self.hidden_size]
-        return [torch.cat((forward_end, outputs[:, 0, self.hidden_size :]), -1), torch.cat(held[1].unbind(0), -1)]
+        h = torch.cat((outputs[rows, lengths - 1, : self.hidden_size], outputs[:, 0, self.hidden_size :]), -1)
+        return [h] if isinstance(held, Tensor) else [h, torch.cat(held[1].unbind(0), -1)]
 
 
 class Attention(nn.Module):
-    """Weighs source positions by a query: Luong et al. 2015, section 3.1 (dot, general); Bahdanau et al. 2015, A.1.2 (additive)."""
+    """Weighs source positions by a query.
+
+    kind: ``dot`` and ``general`` are of Luong et al. 2015, section 3.1; ``additive`` of Bahdanau et al. 2015, A.1.2, but
+    with the decoder's new state for its last one, as in Luong.
+    """
 
     def __init__(self, kind: str, hidden_size: int) -> None:
         super().__init__()
@@ -128,9 +130,10 @@ class Attention(nn.Module):
         Returns:
             context[B, T, H]; weights[B, T, S] float32, 0 at padding.
         """
-        assert memory.keys is not None and memory.states is not None
+        assert memory.keys is not None
+        assert memory.states is not None
         if self.kind == "additive":
-            # One target step at a time: [B, S, H] a step and not [B, T, S, H] at once.
+            # One target step at a time, so that without gradients [B, S, H] is held and not [B, T, S, H].
             projected = self.to_query(query)
             scores = torch.cat(
                 [self.to_score(torch.tanh(memory.keys + step)).transpose(1, 2) for step in projected.split(1, 1)], 1
@@ -205,35 +208,34 @@ class Seq2Seq(nn.Module):
         self.config = config
         self.vocabulary_size = vocabulary_size
         source_embedding = _embedding(vocabulary_size, config.embedding_size)
-        target_embedding = (
-            source_embedding if config.tied_embeddings else _embedding(vocabulary_size, config.embedding_size)
-        )
+        target_embedding = source_embedding if config.tied_embeddings else _embedding(vocabulary_size, config.embedding_size)
         self.encoder = Encoder(config, source_embedding)
         self.decoder = Decoder(config, target_embedding)
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
         """Read source[B, S] with lengths[B] ≥ 1: the decoder's memory and first state."""
-        states, state = self.encoder(source, lengths)
         padding = torch.arange(source.shape[1], device=source.device) >= lengths[:, None]
+        states, state = self.encoder(source, lengths, padding)
         if self.decoder.attention is None:
             return Memory(source, padding, None, None), state
         return Memory(source, padding, states, self.decoder.attention.to_keys(states)), state
 
     def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
-        """One decoding step from the last tokens[B]: log-probabilities of the next one [B, V] float32, and the new state."""
+        """One decoding step from the last tokens[B]: probabilities of the next one [B, V] float32, and the new state.
+
+        Without gradients. Not logarithms, since nobody needs them of the whole vocabulary.
+        """
         features, weights, gate, state = self.decoder(tokens[:, None], state, memory)
-        log_probs = self.decoder.output(features[:, 0]).float().log_softmax(-1)
-        if weights is None or gate is None:
-            return log_probs, state
-        # P(w) = p_gen P_vocabulary(w) + (1 - p_gen) Σ_{i: source_i = w} attention_i (See et al. 2017, eq. 9).
-        probs = log_probs.exp() * gate.sigmoid()
-        probs.scatter_add_(1, memory.source, weights[:, 0] * (-gate).sigmoid())
-        return probs.clamp_min(torch.finfo(torch.float32).tiny).log(), state
+        probs = self.decoder.output(features[:, 0]).float().softmax(-1)
+        if weights is not None and gate is not None:
+            # P(w) = p_gen P_vocabulary(w) + (1 - p_gen) Σ_{i: source_i = w} attention_i (See et al. 2017, eq. 9).
+            probs.mul_(gate.sigmoid()).scatter_add_(1, memory.source, weights[:, 0] * (-gate).sigmoid())
+        return probs, state
 
     def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
         """Teacher forcing: negative log-likelihood (nat) of target[B, T] with ``</s>`` after it, summed over real tokens.
 
-        Takes source[B, S]; padding of either may be anything. Divide by ``(target_lengths + 1).sum()`` for the mean.
+        Takes source[B, S]; padding of either may be any ids. Divide by ``(target_lengths + 1).sum()`` for the mean.
         """
         memory, state = self.encode(source, source_lengths)
         before = F.pad(target, (1, 0), value=BOS)
@@ -246,9 +248,10 @@ class Seq2Seq(nn.Module):
         logits = self.decoder.output(features[real])
         nll = F.cross_entropy(logits.float(), gold, reduction="none")
         if weights is not None and gate is not None:
-            copied = (weights * (memory.source[:, None] == after[:, :, None]).masked_fill(memory.padding[:, None], False)).sum(-1)
+            # Equation 9 in logarithms, for the gold token alone. A gold token that is not in the source has 0 copied.
+            copied = (weights * (memory.source[:, None] == after[:, :, None])).sum(-1)[real]
             generate = gate[real]
-            copy_log_prob = copied[real].clamp_min(1e-12).log() + F.logsigmoid(-generate)
+            copy_log_prob = copied.clamp_min(torch.finfo(copied.dtype).tiny).log() + F.logsigmoid(-generate)
             nll = -torch.logaddexp(F.logsigmoid(generate) - nll, copy_log_prob)
         return nll.sum()
 
@@ -260,11 +263,11 @@ def _embedding(vocabulary_size: int, size: int) -> nn.Embedding:
 
 
 def _initialize_recurrence(recurrence: nn.RNNBase) -> None:
-    """Orthogonal recurrent weights (Saxe et al. 2014) and, in an LSTM, a forget gate that starts open (Jozefowicz et al. 2015)."""
+    """Orthogonal recurrent weights (Saxe et al. 2014); an LSTM's forget gate starts open (Jozefowicz et al. 2015)."""
     hidden = recurrence.hidden_size
     for name, weight in recurrence.named_parameters():
         if name.startswith("weight_hh"):
-            for gate in weight.data.split(hidden):
+            for gate in torch.split(weight.data, hidden):
                 nn.init.orthogonal_(gate)
         elif name.startswith("weight_ih"):
             nn.init.xavier_uniform_(weight)

@@ -18,6 +18,8 @@ from pipeline.storage import Place, StoredFile, place
 
 _FOOTERS_AT_A_TIME = 16
 _SHOWN_COLUMNS = 20
+NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
+"""The rejection of a text that turns out to be nothing to the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,10 @@ class DocumentFile:
 
 @dataclass(frozen=True)
 class DocumentStore:
-    """The files of a store, all with the columns that the configuration names. id_type: of the id column, in all files."""
+    """The files of a store, all with the columns that the configuration names."""
 
     root: Place
     files: Sequence[DocumentFile]
-    id_type: pa.DataType
 
     @property
     def rows(self) -> int:
@@ -67,11 +68,12 @@ def open_store(config: DocumentsInput) -> DocumentStore:
         files = list(pool.map(lambda file: _read_footer(root, file), found))
     for file in files:
         _check_columns(file, config)
-    id_types = {file.schema.field(config.id_column).type: file.file.path for file in files}
-    if len(id_types) > 1:
-        described = " but ".join(f"{kind} in {path}" for kind, path in id_types.items())
-        raise UserError(f"column {config.id_column!r} is {described}; all files of a store must agree")
-    return DocumentStore(root, files, next(iter(id_types)))
+    for column in (config.id_column, *config.keep_columns):
+        types = {file.schema.field(column).type: file.file.path for file in files}
+        if len(types) > 1:
+            described = " but ".join(f"{kind} in {path}" for kind, path in types.items())
+            raise UserError(f"column {column!r} is {described}; all files of a store must agree")
+    return DocumentStore(root, files)
 
 
 def _read_footer(root: Place, file: StoredFile) -> DocumentFile:
@@ -95,7 +97,9 @@ def _check_columns(file: DocumentFile, config: DocumentsInput) -> None:
             f"column {config.id_column!r} of {file.file.path} is {id_type}, not a string or an integer; set --input.id_column"
         )
     if not _is_text(text_type):
-        raise UserError(f"column {config.text_column!r} of {file.file.path} is {text_type}, not a string; set --input.text_column")
+        raise UserError(
+            f"column {config.text_column!r} of {file.file.path} is {text_type}, not a string; set --input.text_column"
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -103,7 +107,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def texts_of(column: pa.ChunkedArray) -> list[str | None]:
-    """A string column as Python strings; bytes that are not UTF-8, lone surrogates among them, become U+FFFD."""
+    """A column's values, strings as Python strings: bytes that are not UTF-8, lone surrogates among them, become U+FFFD."""
     try:
         column.validate(full=True)
         texts: list[str | None] = column.to_pylist()

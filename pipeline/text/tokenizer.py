@@ -1,15 +1,20 @@
 """SentencePiece subwords: training, encoding, decoding.
 
 Token ids leave and enter as flat arrays (``values``, ``offsets``), the layout of an Arrow list column, so that no Python
-loop runs over tokens. Ids 0 to 3 are ``<pad>``, ``<unk>``, ``<s>``, ``</s>``; text never encodes to any of them but
-``<unk>``, and byte fallback makes that one unreachable too.
+loop runs over tokens. Ids 0 to 3 are ``<pad>``, ``<unk>``, ``<s>``, ``</s>``, and no text encodes to any of them: a
+text that spells one is letters, and a character outside the vocabulary is written as its UTF-8 bytes.
+
+With normalisation ``identity``, decoding what was encoded gives the text back, but for three things. Every run of
+white space, line breaks and no-break spaces included, becomes one space, and none is left at either end; U+2581, which
+SentencePiece writes for a space, is one; and a lone surrogate, which UTF-8 cannot hold, becomes U+FFFD.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +25,8 @@ from pipeline.errors import UserError
 
 _LONGEST_TRAINING_LINE = 8192
 """Bytes. SentencePiece ignores longer lines silently, so they are cut to this before training."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -34,7 +41,7 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer.model") -> None:
-        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor = sentencepiece.SentencePieceProcessor(num_threads=1)  # its own default is one a core
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
@@ -44,19 +51,6 @@ class Tokenizer:
             raise UserError(
                 f"{name} has <pad>, <unk>, <s>, </s> at ids {special}, not {(PAD, UNK, BOS, EOS)}; train it with jobs.prepare"
             )
-
-    @classmethod
-    def from_bytes(cls, model: bytes) -> Tokenizer:
-        """The tokenizer of a SentencePiece model file's bytes."""
-        return cls(model)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a SentencePiece model file; UserError if it cannot be."""
-        try:
-            return cls(Path(path).read_bytes(), str(path))
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}; jobs.prepare writes one") from None
 
     @property
     def vocabulary_size(self) -> int:
@@ -69,7 +63,7 @@ class Tokenizer:
         Returns:
             values: ids of all texts one after another. offsets[N + 1]: text i is ``values[offsets[i]:offsets[i + 1]]``.
         """
-        rows = self._processor.encode(list(texts), return_type="numpy")
+        rows = self._processor.encode([_plain(text) for text in texts], return_type="numpy")
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, np.int32)
@@ -84,21 +78,23 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
     """Train a SentencePiece model on ``texts`` and return its file's bytes.
 
-    Byte fallback writes characters outside the vocabulary as UTF-8 bytes. The normalisation (none by default) is
-    ``config.normalization``; leading, trailing and repeated white space is always collapsed.
-
     Raises:
-        UserError: the texts are too few or too uniform for the vocabulary asked for.
+        UserError: there is no text, or too little or too uniform text for the vocabulary asked for.
     """
+    lines = _lines(texts)
+    first = next(lines, None)
+    if first is None:
+        raise UserError("there is no text to train a tokenizer on: every one is empty")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=chain((first,), lines),
             model_writer=model,
             model_type=config.algorithm,
             vocab_size=config.vocabulary_size,
             character_coverage=config.character_coverage,
             normalization_rule_name=config.normalization,
+            split_by_unicode_script=config.split_by_script,
             byte_fallback=True,
             pad_id=PAD,
             unk_id=UNK,
@@ -108,14 +104,21 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2].strip()  # after the place in SentencePiece's source
         raise UserError(
-            f"SentencePiece could not train {config.vocabulary_size} subwords ({' '.join(str(error).split())}); "
-            "set --tokenizer.vocabulary_size"
+            f"SentencePiece could not train {config.vocabulary_size} subwords ({reason}); set --tokenizer.vocabulary_size"
         ) from None
     return model.getvalue()
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        # The trainer takes a line a text and its limit is in bytes; a cut inside a character drops that character.
-        yield text.replace("\n", " ").encode()[:_LONGEST_TRAINING_LINE].decode(errors="ignore")
+        # The limit is in bytes; a cut inside a character drops that character.
+        line = _plain(text).encode()[:_LONGEST_TRAINING_LINE].decode(errors="ignore")
+        if line:
+            yield line
+
+
+def _plain(text: str) -> str:
+    """The text as SentencePiece can take it, on one line."""
+    return " ".join(_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).split())

@@ -1,391 +1,340 @@
 """Preparing pairs: from whatever a data set comes as, to Parquet shards of (id, source, target) and a tokenizer.
 
-Reading streams: memory holds a shard's rows and the tokenizer's sample, whatever the input's size. A row that cannot be
-a pair is dropped, counted under a reason, and shown; it never stops the run.
+Knows what makes a row a pair, which split it goes to, and how a result takes the place of another; nothing of the forms
+that inputs come in (readers.py). A row that is no pair is dropped, counted under a reason, and shown; it never stops the run.
+
+Memory is bounded whatever the input's size: rows stream, the mixing (mixing.py) and the shards hold 64 million characters
+each, the tokenizer's sample as many. The one thing that grows is a hash for each source of a given dev or test set.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import json
-import random
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, NamedTuple, cast
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from pipeline.config import PairsFilter, PairsInput, PrepareConfig
+from pipeline.config import PairsInput, PrepareConfig
 from pipeline.errors import UserError
-from pipeline.storage import place
+from pipeline.storage import Place, place
 from pipeline.text.tokenizer import Tokenizer, train_tokenizer
+from pipeline.training.mixing import Mixer
+from pipeline.training.readers import ROLES, Fault, Role, Row, read_rows, value_of
+from pipeline.training.replacing import replacing
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("target", pa.string())])
-SUMMARY = "prepare.json"
-_PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
-_MEASURED_ROWS = 10_000
-_EXAMPLES = 3
+TOKENIZER, SUMMARY = "tokenizer.model", "prepare.json"
+_SHARD = "part-{:05d}.parquet"
 
-Row = dict[str, Any]
-T = TypeVar("T")
-_ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "lines"}
-_COMPRESSIONS = (".xz", ".gz", ".bz2", ".zst", ".zip")
+_OURS = ("train", "dev", "test", TOKENIZER, SUMMARY)
+_PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+_MEASURED_PAIRS = 10_000
+_HELD_CHARS = 64_000_000
+_TRAINED_CHARS = 8192
+"""The tokenizer is trained on no more of a text than this."""
+_EXAMPLES, _EXAMPLE_CHARS = 3, 200
+_PROGRESS_EVERY_ROWS = 1000
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Pair(NamedTuple):
+    """A row of a shard, in the order of ``SCHEMA``."""
+
+    id: str
+    source: str
+    target: str
+
+
+class Progress(NamedTuple):
+    """Where a prepare stands: what it is doing, and of the input being read, the rows so far and the pairs kept of them."""
+
+    doing: str
+    rows: int = 0
+    pairs: int = 0
 
 
 @dataclass
 class SplitReport:
-    """What became of one split's rows. dropped: rows by reason; examples: the first few of each, as ``where: what``."""
+    """What became of a split's rows: ``rows`` + ``extra`` = ``kept`` + all ``dropped``, over all splits of an input.
 
+    A row that is no pair has no source to share it out by: it counts with the split that its input was named for.
+
+    Attributes:
+        rows: read. extra: pairs beyond a row's first, from lists of targets. kept: pairs written.
+        damaged: of those kept, pairs with a U+FFFD, which stands where bytes were no UTF-8 or a surrogate stood alone.
+        held_out: of those kept, training pairs whose source is in a given dev or test set as well.
+        dropped: by reason. examples: the first few of each reason, as ``where (what)``.
+    """
+
+    rows: int = 0
+    extra: int = 0
     kept: int = 0
+    damaged: int = 0
+    held_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def drop(self, reason: str, where: str) -> None:
-        self.dropped[reason] += 1
-        if self.dropped[reason] <= _EXAMPLES:
-            self.examples.setdefault(reason, []).append(where)
+    def drop(self, fault: Fault, where: str) -> None:
+        """Count a row or pair that is left out."""
+        self.dropped[fault.reason] += 1
+        if self.dropped[fault.reason] <= _EXAMPLES:
+            what = f"{where} ({fault.detail[:_EXAMPLE_CHARS]})" if fault.detail else where
+            self.examples.setdefault(fault.reason, []).append(what)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What prepare did: a report per split, and subword-length percentiles of a sample of the training pairs."""
+    """What prepare did.
 
-    splits: dict[str, SplitReport]
-    source_lengths: dict[int, int]
-    target_lengths: dict[int, int]
+    source_subwords, target_subwords: percentiles of text lengths, measured on ``measured_pairs`` training pairs drawn at
+    random. tokenizer_pairs: that the tokenizer was trained on.
+    """
+
+    splits: dict[Role, SplitReport]
+    source_subwords: dict[int, int]
+    target_subwords: dict[int, int]
+    measured_pairs: int
+    tokenizer_pairs: int
     vocabulary_size: int
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "splits": {name: vars(report) for name, report in self.splits.items()},
-            "subwords": {"source": self.source_lengths, "target": self.target_lengths},
-            "percentiles_of_rows": min(_MEASURED_ROWS, self.splits["train"].kept),
-            "vocabulary_size": self.vocabulary_size,
-        }
+    def as_json(self, config: PrepareConfig) -> str:
+        """The text of ``prepare.json``."""
+        splits = {role: vars(report) for role, report in self.splits.items()}
+        return json.dumps({**vars(self), "splits": splits, "config": config.model_dump()}, indent=2, ensure_ascii=False) + "\n"
 
 
-def prepare(config: PrepareConfig, on_rows: Callable[[str, int], None] = lambda split, rows: None) -> Prepared:
-    """Write train/, dev/ and test/ shards, ``tokenizer.model`` and ``prepare.json`` under the output folder.
+def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lambda _: None) -> Prepared:
+    """Write train/, dev/ and test/ shards, ``tokenizer.model`` and ``prepare.json`` as the output folder.
+
+    The pairs of each split are in random order, the same at each run, so that the first ones are a fair sample. The
+    folder appears whole or not at all: it is written as ``<output>.partial`` and renamed at the end. An object store knows
+    no renaming; there the files arrive one by one, the tokenizer and ``prepare.json`` last.
 
     Args:
-        on_rows: called with a split's name and its rows so far, as shards are written.
+        on_progress: called every 1000 rows, and when something else than reading begins.
 
     Raises:
         UserError: an input cannot be read or has no such column, no pair is left, or the output cannot be written.
     """
-    output = Path(config.output.path)
-    with _writing_to(output):
-        _clear(output, config.output.overwrite)
-    tokenizer_sample = Reservoir[tuple[str, str]](config.tokenizer.train_rows)
-    measured = Reservoir[tuple[str, str]](_MEASURED_ROWS)
-    reports: dict[str, SplitReport] = {}
-
-    def write(inputs: str, splits: dict[str, float]) -> None:
-        """Stream one input into one or more splits, which share it by a hash of the source."""
-        found = {split: reports.setdefault(split, SplitReport()) for split in splits}
-        with contextlib.ExitStack() as stack:
-            writers = {
-                split: stack.enter_context(_ShardWriter(output / split, config.output.rows_per_shard)) for split in splits
-            }
-            # A row that is no pair has no source to share it out by: it counts with the split that takes the rest.
-            for pair in valid_pairs(inputs, config.input, config.filter, found[list(splits)[-1]]):
-                split = _split_of(pair["source"], splits)
-                if split == "train":
-                    tokenizer_sample.offer((pair["source"], pair["target"]))
-                    measured.offer((pair["source"], pair["target"]))
-                found[split].kept += 1
-                if writers[split].write(pair):
-                    on_rows(split, found[split].kept)
-
-    from_train = {
-        "dev": 0.0 if config.input.dev else config.input.dev_share,
-        "test": 0.0 if config.input.test else config.input.test_share,
-    }
-    shares = {split: share for split, share in from_train.items() if share > 0}
-    with _writing_to(output):
-        write(config.input.train, {**shares, "train": 1.0})
-        for split, inputs in (("dev", config.input.dev), ("test", config.input.test)):
-            if inputs:
-                write(inputs, {split: 1.0})
-        if reports["train"].kept == 0:
-            raise UserError(f"no training pair is left of {config.input.train}: {_reasons(reports['train'])}")
-        model = train_tokenizer(itertools.chain.from_iterable(tokenizer_sample.kept), config.tokenizer)
-        (output / "tokenizer.model").write_bytes(model)
-        tokenizer = Tokenizer(model)
-        sources, targets = zip(*measured.kept, strict=True)
-        prepared = Prepared(
-            reports, _length_percentiles(tokenizer, sources), _length_percentiles(tokenizer, targets), tokenizer.vocabulary_size
-        )
-        (output / SUMMARY).write_text(json.dumps(prepared.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    inputs = config.input
+    shares: dict[Role, float] = {} if inputs.dev else {"dev": inputs.dev_share}
+    shares |= {} if inputs.test else {"test": inputs.test_share}
+    with replacing(place(config.output.path), _OURS, config.output.overwrite) as (folder, scratch):
+        work = _Preparation(config, folder, scratch, on_progress)
+        if inputs.dev:
+            work.take(inputs.dev, "dev")
+        if inputs.test:
+            work.take(inputs.test, "test")
+        work.take(inputs.train, "train", {role: share for role, share in shares.items() if share > 0})
+        prepared = work.finish()
+        folder.child(SUMMARY).write(prepared.as_json(config).encode())
     return prepared
 
 
-def valid_pairs(path: str, options: PairsInput, keep: PairsFilter, report: SplitReport) -> Iterator[dict[str, str]]:
-    """The pairs of one input, as id, source and target; rows that are none go to ``report``."""
-    checked = False
-    for number, (where, row) in enumerate(_rows(path, options)):
-        if options.max_rows is not None and number >= options.max_rows:
-            return
-        if isinstance(row, str):
+class _Preparation:
+    """The state of one prepare: reports, what the held-out sources are, and a sample of the training pairs."""
+
+    def __init__(self, config: PrepareConfig, folder: Place, scratch: Path, on_progress: Callable[[Progress], None]) -> None:
+        self._config, self._folder, self._scratch, self._on_progress = config, folder, scratch, on_progress
+        self._reports: dict[Role, SplitReport] = {}
+        self._held_out: dict[Role, set[int]] = {}
+        self._sample: list[tuple[str, str]] = []
+
+    def take(self, path: str, role: Role, shares: dict[Role, float] | None = None) -> None:
+        """Read an input, and write its pairs to its split and to those others that get a share of its sources."""
+        shares = shares or {}
+        roles: list[Role] = [role, *shares]
+        self._reports |= {name: SplitReport() for name in roles}
+        report = self._reports[role]
+        mixers = {name: Mixer(Pair, self._scratch / name, held_chars=_HELD_CHARS) for name in roles}
+        keys = set[int]()
+        for where, pair in pairs_of(path, role, self._config, report, self._reading(path, report)):
+            key = source_key(pair.source, self._config.input.split_seed)
+            if role != "train":
+                keys.add(key)
+            elif found := next((name for name, held_out in self._held_out.items() if key in held_out), None):
+                if self._config.filter.drop_held_out:
+                    report.drop(Fault(f"source_in_{found}"), where)
+                    continue
+                report.held_out += 1
+            to = split_of(key, role, shares)
+            self._reports[to].kept += 1
+            self._reports[to].damaged += "\ufffd" in pair.source or "\ufffd" in pair.target
+            mixers[to].add(pair)
+        if role != "train":
+            self._held_out[role] = keys
+        for name, mixer in mixers.items():
+            self._on_progress(Progress(f"writing {name}"))
+            sampled = self._sampling(mixer.drain()) if name == "train" else mixer.drain()
+            _write_shards(self._folder.child(name), sampled, self._config.output.rows_per_shard)
+
+    def finish(self) -> Prepared:
+        """Train the tokenizer and measure lengths with it."""
+        if not self._sample:
+            raise UserError(f"no training pair is left of {self._config.input.train}: {_why(self._reports['train'])}")
+        self._on_progress(Progress(f"training the tokenizer on {len(self._sample):,} pairs"))
+        model = train_tokenizer((text for pair in self._sample for text in pair), self._config.tokenizer)
+        self._folder.child(TOKENIZER).write(model)
+        tokenizer = Tokenizer(model)
+        first = self._folder.child("train").child(_SHARD.format(0))
+        measured = pq.read_table(first.path, filesystem=first.filesystem).slice(0, _MEASURED_PAIRS)
+        return Prepared(
+            splits={role: self._reports[role] for role in ROLES if role in self._reports},
+            source_subwords=_lengths(tokenizer, measured["source"]),
+            target_subwords=_lengths(tokenizer, measured["target"]),
+            measured_pairs=len(measured),
+            tokenizer_pairs=len(self._sample),
+            vocabulary_size=tokenizer.vocabulary_size,
+        )
+
+    def _reading(self, path: str, report: SplitReport) -> Callable[[], None]:
+        return lambda: self._on_progress(
+            Progress(f"reading {path}", report.rows, report.rows + report.extra - report.dropped.total())
+        )
+
+    def _sampling(self, pairs: Iterator[Pair]) -> Iterator[Pair]:
+        """Pass pairs on, keeping the texts of the first: they come mixed, so these are a fair sample."""
+        chars = 0
+        for pair in pairs:
+            if len(self._sample) < self._config.tokenizer.train_rows and chars < _HELD_CHARS:
+                self._sample.append((pair.source[:_TRAINED_CHARS], pair.target[:_TRAINED_CHARS]))
+                chars += sum(map(len, self._sample[-1]))
+            yield pair
+
+
+# What is a pair, and where it goes
+
+
+def pairs_of(
+    path: str, role: Role, config: PrepareConfig, report: SplitReport, on_rows: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Pair]]:
+    """The pairs of one input, each with where it stands. Rows that are none go to ``report``, which counts the rows.
+
+    White space around texts is removed, and lone surrogates become U+FFFD: neither a model nor Parquet can hold one.
+
+    Args:
+        on_rows: called after every 1000 rows.
+
+    Raises:
+        UserError: as ``read_rows``.
+    """
+    options, keep = config.input, config.filter
+    for number, (where, row) in enumerate(read_rows(path, role, options)):
+        if report.rows and report.rows % _PROGRESS_EVERY_ROWS == 0:
+            on_rows()
+        report.rows += 1
+        if isinstance(row, Fault):
             report.drop(row, where)
             continue
-        if not checked:
-            _check_columns(path, options, row)
-            checked = True
-        source, target = _text(row.get(options.source_column)), _text(row.get(options.target_column))
-        if reason := _unfit(source, keep.min_source_chars, keep.max_chars, "source"):
-            report.drop(reason, where)
-        elif reason := _unfit(target, keep.min_target_chars, keep.max_chars, "target"):
-            report.drop(reason, where)
-        else:
-            identity = row.get(options.id_column) if options.id_column else number
-            yield {"id": str(identity), "source": str(source), "target": str(target)}
+        identity = value_of(row, options.id_column) if options.id_column else None
+        source = _text_of(_joined(value_of(row, options.source_column)), "source", keep.min_source_chars, keep.max_chars)
+        targets = _targets_of(row, options)
+        report.extra += len(targets) - 1
+        for value in targets:
+            target = _text_of(value, "target", keep.min_target_chars, keep.max_chars)
+            if isinstance(source, Fault):
+                report.drop(source, where)
+            elif isinstance(target, Fault):
+                report.drop(target, where)
+            else:
+                yield where, Pair(_storable(str(number if identity is None else identity)), source, target)
 
 
-def _text(value: Any) -> str | None:
-    """A column's value as one text; None where it is no text."""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return " ".join(value).strip()
-    return None
+def source_key(source: str, seed: int) -> int:
+    """64 bits that tell sources apart, those that differ in white space alone excepted: a tokenizer cannot either."""
+    words = " ".join(source.split())
+    return int.from_bytes(hashlib.blake2b(f"{seed} {words}".encode(), digest_size=8).digest())
 
 
-def _unfit(text: str | None, shortest: int, longest: int, side: str) -> str | None:
-    if text is None:
-        return f"no_{side}"
-    if len(text) < max(shortest, 1):
-        return f"short_{side}" if text else f"empty_{side}"
-    return f"long_{side}" if len(text) > longest else None
-
-
-def _check_columns(path: str, options: PairsInput, row: Row) -> None:
-    wanted = {"source_column": options.source_column, "target_column": options.target_column, "id_column": options.id_column}
-    for option, column in wanted.items():
-        if column is not None and column not in row:
-            raise UserError(f"{path} has no column {column!r} (it has: {', '.join(row)}); set --input.{option}")
-
-
-def _split_of(source: str, shares: dict[str, float]) -> str:
-    """Which split a pair goes to: by its source alone, so that no source is in two."""
-    if len(shares) == 1:
-        return next(iter(shares))
-    at = int.from_bytes(hashlib.sha1(source.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
-    for split, share in shares.items():
+def split_of(key: int, role: Role, shares: dict[Role, float]) -> Role:
+    """Where a pair goes: by its source alone, so that no source is in two splits. ``role`` takes what ``shares`` leave."""
+    at = key / 2**64
+    for other, share in shares.items():
         if at < share:
-            return split
+            return other
         at -= share
-    return "train"
+    return role
 
 
-# Reading: each reader yields (where, row), where a row that cannot be read is a reason instead.
+def _targets_of(row: Row, options: PairsInput) -> list[Any]:
+    value = value_of(row, options.target_column)
+    if not isinstance(value, list) or not value:
+        return [value]
+    if options.target_list == "join":
+        return [_joined(value)]
+    return value if options.target_list == "each" else value[:1]
 
 
-def _rows(path: str, options: PairsInput) -> Iterator[tuple[str, Row | str]]:
-    kind = options.format if options.format != "auto" else _kind_of(path)
-    if kind == "datasets":
-        return _dataset_rows(path)
-    if kind == "parquet":
-        return _parquet_rows(path)
-    parse: Callable[[str], Row | str]
-    if kind == "jsonl":
-        parse = _json_row
-    elif kind == "lines":
-        parse = _pattern_parser(path, options.pattern)
-    else:
-        return _tsv_rows(path, options.columns)
-    return ((where, parse(line)) for where, line in _lines(path) if line.strip())
+def _joined(value: Any) -> Any:
+    """A list of strings as one string; anything else as it is."""
+    is_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    return " ".join(part.strip() for part in value) if is_texts else value
 
 
-def _kind_of(path: str) -> str:
-    name = path.split("::")[0].rstrip("/").lower()
-    for compression in _COMPRESSIONS:
-        name = name.removesuffix(compression)
-    for ending, kind in _ENDINGS.items():
-        if name.endswith(ending):
-            return kind
-    folder = Path(path)
-    if folder.is_dir():
-        return "parquet" if any(folder.glob("*.parquet")) else "datasets"
-    if "/" not in path.strip("/") or (path.count("/") == 1 and not folder.parent.is_dir()):
-        return "datasets"  # NAME or OWNER/NAME, as Hugging Face spells its data sets
-    raise UserError(f"cannot tell the format of {path}; set --input.format to tsv, jsonl, parquet, lines or datasets")
+def _text_of(value: Any, side: str, shortest: int, longest: int) -> str | Fault:
+    if value is None:
+        return Fault(f"null_{side}")
+    if not isinstance(value, str):
+        return Fault(f"bad_type_{side}", type(value).__name__)
+    text = _storable(value).strip()
+    if not text:
+        return Fault(f"empty_{side}")
+    if len(text) < shortest:
+        return Fault(f"short_{side}", f"{len(text)} characters")
+    return text if len(text) <= longest else Fault(f"too_long_{side}", f"{len(text):,} characters")
 
 
-def _lines(path: str) -> Iterator[tuple[str, str]]:
-    """Numbered lines of text files, decompressed on the way; bytes that are not UTF-8 become U+FFFD."""
-    try:
-        files = fsspec.open_files(path, "rt", compression="infer", encoding="utf-8", errors="replace", newline="\n")
-        if not files:
-            raise UserError(f"no file at {path}; set --input.train, --input.dev or --input.test")
-        for file in files:
-            with file as lines:
-                for number, line in enumerate(lines, 1):
-                    yield f"{file.path}:{number}", line.rstrip("\r\n")
-    except (OSError, EOFError, ValueError, ImportError, KeyError) as error:
-        if isinstance(error, FileNotFoundError | KeyError):
-            raise UserError(f"no file at {path}; set --input.train, --input.dev or --input.test") from None
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+def _storable(text: str) -> str:
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
-def _tsv_rows(path: str, columns: list[str] | None) -> Iterator[tuple[str, Row | str]]:
-    for where, line in _lines(path):
-        fields = line.split("\t")
-        if columns is None:
-            columns = fields
-        elif len(fields) != len(columns):
-            if line.strip():
-                yield f"{where} has {len(fields)} fields, not {len(columns)}", "wrong_field_count"
-        else:
-            yield where, dict(zip(columns, fields, strict=True))
+def _why(report: SplitReport) -> str:
+    if not report.rows:
+        return "it holds no rows"
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.most_common()) or "all went to dev and test"
+    first = next(iter(report.examples.values()), [""])[0]
+    return f"{reasons}{f', the first at {first}' if first else ''}"
 
 
-def _json_row(line: str) -> Row | str:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return "not_json"
-    return row if isinstance(row, dict) else "not_an_object"
-
-
-def _pattern_parser(path: str, pattern: str | None) -> Callable[[str], Row | str]:
-    if pattern is None:
-        raise UserError(f"{path} is plain lines: set --input.pattern, or another --input.format")
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--input.pattern is not a regular expression: {error}") from None
-    if missing := {"source", "target"} - set(regex.groupindex):
-        raise UserError(f"--input.pattern has no group (?P<{sorted(missing)[0]}>…)")
-
-    def parse(line: str) -> Row | str:
-        match = regex.fullmatch(line)
-        return match.groupdict() if match else "no_match"
-
-    return parse
-
-
-def _parquet_rows(path: str) -> Iterator[tuple[str, Row | str]]:
-    try:
-        dataset = pads.dataset(path, format="parquet")
-        rows = itertools.count()
-        for batch in dataset.to_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield f"{path} row {next(rows)}", row
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"cannot read {path} as Parquet: {' '.join(str(error).split())}") from None
-
-
-def _dataset_rows(path: str) -> Iterator[tuple[str, Row | str]]:
-    """Rows of a data set of the ``datasets`` package: ``NAME``, ``NAME:CONFIG`` or a folder; ``@SPLIT`` behind it (train)."""
-    import datasets
-
-    name, _, split = path.partition("@")
-    name, _, subset = name.partition(":")
-    split = split or "train"
-    try:
-        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists():
-            found = datasets.load_from_disk(name)
-            if isinstance(found, datasets.DatasetDict):
-                found = found[split]
-        else:
-            found = datasets.load_dataset(name, subset or None, split=split, streaming=True)
-    except Exception as error:  # the package raises what its loaders, hubs and parsers raise: no common base
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the datasets package cannot load {path}: {reason}") from None
-    for number, row in enumerate(found):
-        yield f"{path} row {number}", dict(row)
+def _lengths(tokenizer: Tokenizer, texts: pa.ChunkedArray[Any]) -> dict[int, int]:
+    _, offsets = tokenizer.encode(cast(list[str], texts.to_pylist()))
+    return {share: int(np.percentile(np.diff(offsets), share)) for share in _PERCENTILES}
 
 
 # Writing
 
 
-class _ShardWriter:
-    """Writes pairs as ``part-00000.parquet`` and so on; an empty split gets one empty shard."""
+def _write_shards(folder: Place, pairs: Iterator[Pair], rows_per_shard: int) -> None:
+    """Write ``part-00000.parquet`` and so on; no pairs make one empty shard."""
+    folder.filesystem.create_dir(folder.path, recursive=True)
+    shard, chars, number = list[Pair](), 0, 0
 
-    def __init__(self, folder: Path, rows_per_shard: int) -> None:
-        self._folder, self._rows_per_shard = folder, rows_per_shard
-        self._rows: list[dict[str, str]] = []
-        self._shards = 0
+    def flush() -> None:
+        nonlocal shard, chars, number
+        table = pa.Table.from_pylist([pair._asdict() for pair in shard], SCHEMA)
+        file = folder.child(_SHARD.format(number))
+        pq.write_table(table, file.path, filesystem=file.filesystem, compression="zstd")
+        shard, chars, number = [], 0, number + 1
 
-    def __enter__(self) -> _ShardWriter:
-        self._folder.mkdir(parents=True)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and (self._rows or not self._shards):
-            self._flush()
-
-    def write(self, pair: dict[str, str]) -> bool:
-        """Add a pair; True where that filled a shard."""
-        self._rows.append(pair)
-        if len(self._rows) < self._rows_per_shard:
-            return False
-        self._flush()
-        return True
-
-    def _flush(self) -> None:
-        table = pa.Table.from_pylist(self._rows, SCHEMA)
-        pq.write_table(table, self._folder / f"part-{self._shards:05d}.parquet", compression="zstd")
-        self._rows.clear()
-        self._shards += 1
+    for pair in pairs:
+        shard.append(pair)
+        chars += len(pair.source) + len(pair.target)
+        if len(shard) >= rows_per_shard or chars >= _HELD_CHARS:
+            flush()
+    if shard or not number:
+        flush()
 
 
-def _clear(output: Path, overwrite: bool) -> None:
-    """Make the output folder ready, removing what an earlier prepare wrote (and nothing else) where that is allowed."""
-    ours = [output / name for name in ("train", "dev", "test", "tokenizer.model", SUMMARY)]
-    there = [path for path in ours if path.exists()]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} exists already; set --output.overwrite true or another --output.path")
-    for path in there:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    output.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _writing_to(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or output}: {error.strerror or error}; set --output.path") from None
-
-
-# Measuring
-
-
-class Reservoir(Generic[T]):
-    """A uniform sample of at most ``size`` items of a stream of any length (Vitter 1985, algorithm R)."""
-
-    def __init__(self, size: int, seed: int = 1) -> None:
-        self.kept: list[T] = []
-        self._size, self._seen = size, 0
-        self._rng = random.Random(seed)
-
-    def offer(self, item: T) -> None:
-        self._seen += 1
-        if len(self.kept) < self._size:
-            self.kept.append(item)
-        elif (slot := self._rng.randrange(self._seen)) < self._size:
-            self.kept[slot] = item
-
-
-def _length_percentiles(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[int, int]:
-    _, offsets = tokenizer.encode(list(texts))
-    return {share: int(np.percentile(np.diff(offsets), share)) for share in _PERCENTILES}
-
-
-def _reasons(report: SplitReport) -> str:
-    return ", ".join(f"{reason} {rows}" for reason, rows in report.dropped.most_common()) or "it is empty"
+# Reading pairs back
 
 
 def read_pairs(path: str, window_rows: int, max_rows: int | None = None) -> tuple[int, Iterator[pa.Table]]:

@@ -64,7 +64,7 @@ class TokenizePairs:
 
 @functools.lru_cache(maxsize=1)
 def _cached_tokenizer(tokenizer_file: bytes) -> Tokenizer:
-    return Tokenizer.from_bytes(tokenizer_file)
+    return Tokenizer(tokenizer_file)
 
 
 def windows_of(config: TrainConfig, pairs: int, tokenizer_file: bytes) -> Dataset:
@@ -79,9 +79,8 @@ def windows_of(config: TrainConfig, pairs: int, tokenizer_file: bytes) -> Datase
     rounds = -(-pairs // (config.scaling.num_workers * data.window_rows))
     rows = -(-pairs // (config.scaling.num_workers * rounds))
     dataset = (
-        ray.data.read_parquet(
-            source.path, filesystem=source.filesystem, columns=["source", "target"], partitioning=None, num_cpus=_READ_CPUS
-        )
+        ray.data.read_parquet(source.path, filesystem=source.filesystem, partitioning=None, num_cpus=_READ_CPUS)
+        .select_columns(["source", "target"])
         .repartition(target_num_rows_per_block=rows, strict=True)
         .map_batches(
             TokenizePairs(tokenizer_file, data.max_source_tokens, data.max_target_tokens),
@@ -169,7 +168,7 @@ class PairStream:
     def _batches(self) -> Iterator[PairBatch]:
         rng = np.random.default_rng([self._config.training.seed, self._epoch, self._rank])
         data = self._config.data
-        for window in self._shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for window in self._shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):  # type: ignore[arg-type]
             yield from pair_batches(
                 Rows(*flat_rows(window["source"])),
                 Rows(*flat_rows(window["target"])),

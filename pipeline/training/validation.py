@@ -46,9 +46,7 @@ class DevSet:
             self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, _DECODE_BUDGET, rng=None
         )
         nll, tokens = learner.negative_log_likelihood(batches)
-        found = decode_window(
-            learner.model, self._sources.values, self._sources.offsets, self._config.decoding, _DECODE_BUDGET
-        )
+        found = decode_window(learner.model, self._sources.values, self._sources.offsets, self._config.decoding, _DECODE_BUDGET)
         hypotheses = self._tokenizer.decode(found.values, found.offsets)
         rouge = rouge_f1(hypotheses, [[reference] for reference in self._references], "unicode").sum(0)
         exact = 100.0 * float(np.sum([exact_match(*texts) for texts in zip(hypotheses, self._references, strict=True)]))

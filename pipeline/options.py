@@ -1,0 +1,169 @@
+"""From a YAML file and a command line to a job's configuration.
+
+Values come from the defaults, then a YAML file (``--config FILE``), then dotted options on the command line
+(``--input.path s3://bucket/docs``); the later wins. Which options there are is config.py's business.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from pipeline.errors import UserError
+
+
+class Section(BaseModel):
+    """A group of options. An option that does not exist is an error, so a misspelt one cannot be silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class JobConfig(BaseSettings):
+    """Base of the four jobs' configurations."""
+
+    model_config = SettingsConfigDict(extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values given alone: an environment variable that happens to be called MODEL must not set one."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+C = TypeVar("C", bound=JobConfig)
+
+
+def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
+    """Build ``cls`` from defaults, the file after ``--config`` and the dotted options in ``argv``.
+
+    ``--help`` prints every option and exits 0.
+
+    Raises:
+        UserError: names the option at fault, and the nearest right one for an option that does not exist.
+    """
+    parser = _Parser(
+        f"python -m jobs.{job}",
+        f"python -m jobs.{job} [--config FILE] [--section.option VALUE …]",
+        cls.__doc__,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML file of options, such as configs/{job}.yaml; options given here win over it, and null unsets one",
+    )
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        cls,
+        root_parser=parser,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_parse_none_str="null",
+        cli_use_class_docs_for_groups=True,
+    )
+    known = list(_options(cls))
+    given, unknown = parser.parse_known_args(argv)
+    # A whole section as JSON is pydantic-settings' second way to say the same.
+    unknown += [f"--{section}" for section in cls.model_fields if getattr(given, section, None) is not None]
+    for word in unknown[:1]:
+        name = word.removeprefix("--").split("=", 1)[0]
+        fault = f"no option --{name}{_nearest(name, known)}" if word.startswith("--") else f"{word!r} is no option's value"
+        raise UserError(f"{fault}; --help lists the options")
+    values = {section: {} for section in cls.model_fields} | (_read_yaml(given.config) if given.config else {})
+    for section in values.keys() - cls.model_fields.keys():
+        near = difflib.get_close_matches(str(section), cls.model_fields, n=1) or list(cls.model_fields)
+        raise UserError(f"--config {given.config}: no section {section!r} (did you mean {' or '.join(near)}?)")
+    try:
+        return cls(_cli_settings_source=source(parsed_args=given), **values)
+    except SettingsError as error:
+        raise UserError(f"{' '.join(str(error).split())}; --help lists the options") from None
+    except ValidationError as error:
+        raise UserError(explained(error, "--", known)) from None
+
+
+def explained(error: ValidationError, prefix: str = "", known: Sequence[str] = ()) -> str:
+    """Pydantic's faults in one line.
+
+    prefix: comes before an option's name. known: options to find the nearest right one among, where one does not exist.
+    """
+    lines = []
+    for fault in error.errors():
+        option = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
+        name, message = prefix + option, fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"no option {name}{_nearest(option, known)}")
+        elif fault["type"] == "missing":
+            lines.append(f"{name} must be set")
+        elif isinstance(fault["input"], dict | BaseModel):
+            lines.append(f"{name}: {message}" if option else message)
+        else:
+            lines.append(f"{name}: {message[0].lower()}{message[1:]}, not {fault['input']!r}")
+    return "; ".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
+
+
+class _Formatter(argparse.HelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help and re.sub(r"\(default: (None|null)\)", "(default: unset)", action.help)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, but a key that comes twice is an error and does not replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"found {key.value!r} twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    """The file's sections; those without a value, all of whose options are commented out, are left away."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, _Loader)
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--config {path} is not YAML that can be used: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold sections such as 'input:', not a {type(values).__name__}")
+    return {section: value for section, value in values.items() if value is not None}
+
+
+def _options(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted name of every option of a configuration."""
+    for attribute, field in cls.model_fields.items():
+        name = prefix + (field.alias or attribute)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _options(field.annotation, name + ".")
+        else:
+            yield name
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    same_ending = [option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = difflib.get_close_matches(name, same_ending or known, n=1, cutoff=0.5) or same_ending[:1]
+    return f" (did you mean --{near[0]}?)" if near else ""

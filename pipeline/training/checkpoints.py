@@ -1,0 +1,142 @@
+"""What a training leaves in its output folder: checkpoints to go on from, and the bundle of the best one.
+
+    <output>/config.yaml     the configuration of the last start
+    <output>/identity.json   network and tokenizer, which must stay the same
+    <output>/checkpoints/    Ray Train's folder: the best and the last checkpoint, and its record of them
+    <output>/bundle/         the best checkpoint's model; README.md is written last, so with it the bundle is whole
+
+A checkpoint is a bundle and ``state.pt``: optimizer, steps, position in the data. Random generators have no state that
+outlives a step (see loop.py). Any URI that pyarrow's filesystems know can be the output folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import yaml
+from pyarrow import fs
+
+from pipeline.config import TrainConfig
+from pipeline.errors import UserError
+from pipeline.model.bundle import FILES, load_bundle, save_bundle
+from pipeline.storage import Place, place
+from pipeline.training.card import model_card
+from pipeline.training.loop import Learner
+
+CHECKPOINTS = "checkpoints"
+_BUNDLE, _STATE, _CARD = "bundle", "state.pt", "README.md"
+
+
+def save_checkpoint(
+    folder: str, learner: Learner, position: dict[str, Any], tokenizer_file: bytes, config: TrainConfig
+) -> None:
+    """Write a checkpoint to a local folder. position: tensors, numbers, strings, and lists and dicts of them."""
+    save_bundle(Path(folder) / _BUNDLE, learner.model, tokenizer_file, config.decoding)
+    torch.save({"learner": learner.state_dict(), "position": position}, Path(folder) / _STATE)
+
+
+def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
+    """Give the learner its state of a checkpoint in a local folder; returns the position."""
+    bundle = load_bundle(Path(folder) / _BUNDLE, learner.device)
+    learner.model.load_state_dict(bundle.model.state_dict())
+    state = torch.load(Path(folder) / _STATE, map_location=learner.device, weights_only=True)
+    learner.load_state_dict(state["learner"])
+    position: dict[str, Any] = state["position"]
+    return position
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The checkpoints of a training. names: of their folders. *_metrics: what the validation of one found."""
+
+    names: set[str]
+    best: ray.train.Checkpoint
+    best_metrics: dict[str, Any]
+    last_metrics: dict[str, Any]
+
+
+class TrainingFolder:
+    """The output folder of a training.
+
+    Raises:
+        UserError: its URI is not understood.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self.root: Place = place(config.output.path)
+        self.bundle = self.root.child("bundle")
+
+    def claim(self, tokenizer_file: bytes) -> None:
+        """Make the folder this training's.
+
+        Raises:
+            UserError: it holds the training of another network or tokenizer, or cannot be written.
+        """
+        identity = {
+            "model": self._config.model.model_dump(by_alias=True),
+            "tokenizer_sha256": hashlib.sha256(tokenizer_file).hexdigest(),
+        }
+        noted = self.root.child("identity.json")
+        if noted.exists() and json.loads(noted.read()) != identity:
+            raise UserError(f"{self.root.uri} holds the training of another model or tokenizer; set another --output.path")
+        noted.write((json.dumps(identity, indent=2) + "\n").encode())
+
+    def prepare(self, kept: Kept | None) -> None:
+        """Note the configuration that the training starts or goes on with, and remove what a killed run left half-written."""
+        self.root.child("config.yaml").write(config_yaml(self._config).encode())
+        checkpoints = self.root.child(CHECKPOINTS)
+        if kept is not None:
+            for folder in checkpoints.filesystem.get_file_info(fs.FileSelector(checkpoints.path)):
+                if folder.type == fs.FileType.Directory and folder.base_name not in kept.names:
+                    checkpoints.child(folder.base_name).remove_folder()
+
+    def kept(self) -> Kept | None:
+        """The checkpoints so far; None if there is none yet.
+
+        Raises:
+            UserError: Ray Train's record of them cannot be read.
+        """
+        checkpoints = self.root.child(CHECKPOINTS)
+        try:
+            result = ray.train.Result.from_path(checkpoints.path, storage_filesystem=checkpoints.filesystem)
+        except RuntimeError:  # how Ray Train says that there is no record
+            return None
+        except Exception as error:  # what it raises for a broken one is no part of its interface
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{checkpoints.uri} cannot be gone on from ({reason}); delete it to begin anew") from None
+        found = result.best_checkpoints or []
+        if result.metrics is None or not found:
+            return None
+        by = self._config.training.best_by
+        best, metrics = max(found, key=lambda each: each[1][by] * (-1 if by == "dev_loss" else 1))
+        names = {checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in found}
+        return Kept(names, best, metrics, result.metrics)
+
+    def has_bundle(self) -> bool:
+        """Whether a whole bundle is there."""
+        return self.bundle.child(_CARD).exists()
+
+    def write_bundle(self, kept: Kept, pairs: int) -> None:
+        """Write the best checkpoint's model, with a model card. pairs: of the training data."""
+        if self.has_bundle():
+            self.bundle.filesystem.delete_file(self.bundle.child(_CARD).path)
+        card = model_card(self._config, config_yaml(self._config), pairs, kept.best_metrics, kept.last_metrics)
+        with kept.best.as_directory() as checkpoint, tempfile.TemporaryDirectory() as folder:
+            trained = load_bundle(Path(checkpoint) / _BUNDLE)
+            dtype = getattr(torch, self._config.training.export_dtype)
+            save_bundle(folder, trained.model, trained.tokenizer_file, self._config.decoding, dtype, card)
+            for name in (*FILES, _CARD):
+                self.bundle.child(name).write((Path(folder) / name).read_bytes())
+
+
+def config_yaml(config: TrainConfig) -> str:
+    """The whole configuration, as jobs.train reads it."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

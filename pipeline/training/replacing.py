@@ -1,0 +1,109 @@
+"""A result folder that appears whole or not at all, and replaces an earlier one only once it is whole.
+
+Knows folders and the names of what a job writes to one; nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pyarrow import fs
+
+from pipeline.errors import UserError
+from pipeline.storage import Place
+
+_SCRATCH = ".scratch"
+
+
+@contextlib.contextmanager
+def replacing(output: Place, names: Sequence[str], overwrite: bool) -> Iterator[tuple[Place, Path]]:
+    """A folder to write to that becomes ``output`` if the block ends well and is removed if it does not.
+
+    It is written as ``<output>.partial``; one that a killed job left is removed first. A result that is there already is
+    moved to ``<output>.replaced`` for the moment between the two renames. An object store knows no renaming of folders:
+    there the files are moved one by one.
+
+    Args:
+        names: of what the job writes, the one that marks a whole result last. A folder that holds other things, or no
+            whole result, is never replaced.
+
+    Yields:
+        The folder, and a local one for scratch files, which goes away.
+
+    Raises:
+        UserError: ``output`` is taken, or cannot be written.
+    """
+    output = Place(output.uri.rstrip("/"), output.filesystem, output.path.rstrip("/"))
+    partial, replaced = _beside(output, ".partial"), _beside(output, ".replaced")
+    try:
+        _require_free(output, names, overwrite)
+        if strangers := _names_in(partial) - {*names, _SCRATCH}:
+            raise UserError(f"{partial.uri} holds {min(strangers)!r}, which this job does not write; set another --output.path")
+        partial.remove_folder()
+        partial.filesystem.create_dir(partial.path, recursive=True)
+        try:
+            with _scratch_in(partial) as scratch:
+                yield partial, scratch
+            if _names_in(output):
+                replaced.remove_folder()
+                _move(output, replaced, names)
+            _move(partial, output, names)
+            replaced.remove_folder()
+        finally:
+            partial.remove_folder()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise UserError(f"cannot write {output.uri}: {reason}; make room or set another --output.path") from None
+
+
+def _require_free(output: Place, names: Sequence[str], overwrite: bool) -> None:
+    """UserError unless nothing is at ``output``, or a whole result that may be replaced."""
+    if output.filesystem.get_file_info(output.path).type == fs.FileType.File:
+        raise UserError(f"{output.uri} is a file; set another --output.path")
+    found = _names_in(output)
+    if not found:
+        output.remove_folder()
+    elif not overwrite:
+        raise UserError(f"{output.uri} exists already; set --output.overwrite true or another --output.path")
+    elif strangers := found - set(names):
+        raise UserError(f"{output.uri} holds {min(strangers)!r}, which this job does not write; set another --output.path")
+    elif names[-1] not in found:
+        raise UserError(
+            f"{output.uri} holds no {names[-1]}, so it may be something else; remove it or set another --output.path"
+        )
+
+
+def _names_in(folder: Place) -> set[str]:
+    return {info.base_name for info in folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))}
+
+
+def _beside(output: Place, ending: str) -> Place:
+    return Place(output.uri + ending, output.filesystem, output.path + ending)
+
+
+def _move(source: Place, target: Place, names: Sequence[str]) -> None:
+    store = source.filesystem
+    if store.type_name in ("local", "hdfs"):
+        store.move(source.path, target.path)
+        return
+    found = store.get_file_info(fs.FileSelector(source.path, recursive=True))
+    files = [info.path.removeprefix(source.path + "/") for info in found if info.is_file]
+    for file in sorted(files, key=lambda file: names.index(file.partition("/")[0])):
+        store.create_dir(f"{target.path}/{file}".rpartition("/")[0], recursive=True)
+        store.move(f"{source.path}/{file}", f"{target.path}/{file}")
+
+
+@contextlib.contextmanager
+def _scratch_in(folder: Place) -> Iterator[Path]:
+    """In the folder itself where that is local, since the room is there; else where temporary files go."""
+    if folder.filesystem.type_name != "local":
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    scratch = folder.child(_SCRATCH)
+    yield Path(scratch.path)
+    scratch.remove_folder()

@@ -1,0 +1,77 @@
+"""A training whose processes are killed goes on from its last checkpoint, and ends as if it had never been disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.util.state import list_actors
+from safetensors.torch import load_file
+
+from pipeline.config import TrainConfig
+from pipeline.errors import Stopped
+from pipeline.training.distributed import train
+
+
+def config(pairs: Path, output: Path) -> dict[str, Any]:
+    """60 steps with a validation, and so a checkpoint, every half second or so."""
+    return {
+        "data": {"train": f"{pairs}/train", "dev": f"{pairs}/dev", "tokenizer": f"{pairs}/tokenizer.model", "window_rows": 70},
+        "model": {"embedding_size": 16, "hidden_size": 16, "bidirectional": False, "dropout": 0.2},
+        "training": {
+            "epochs": None,
+            "max_steps": 60,
+            "token_budget": 100,
+            "warmup_steps": 10,
+            "validate_minutes": 0.0001,
+            "validate_rows": 10,
+            "best_by": "dev_loss",
+            "precision": "float32",
+        },
+        "scaling": {"num_workers": 2, "threads": 1},
+        "output": {"path": str(output)},
+    }
+
+
+def test_kill_the_driver_then_a_worker_and_run_again(command_pairs: Path, tmp_path: Path) -> None:
+    undisturbed, killed = config(command_pairs, tmp_path / "undisturbed"), config(command_pairs, tmp_path / "killed")
+    # Validations need not be at the same steps: they leave no trace in what is learnt.
+    undisturbed["training"] |= {"validate_minutes": 60.0}
+    train(TrainConfig.model_validate(undisturbed), lambda _: None)
+
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(killed))
+    command = [sys.executable, "-m", "jobs.train", "--config", str(tmp_path / "train.yaml")]
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while len(list((tmp_path / "killed/checkpoints").glob("checkpoint_*/state.pt"))) < 2:
+        assert victim.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+
+    starts = []
+
+    def kill_a_worker(record: dict[str, Any]) -> None:
+        if record["kind"] == "start":
+            starts.append(record["step"])
+        if record["kind"] == "validation" and record["step"] > starts[0] + 5:
+            [worker, *_] = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(Stopped, match="run the same command again"):
+        train(TrainConfig.model_validate(killed), kill_a_worker)
+    assert 0 < starts[0] < 60
+
+    trained = train(TrainConfig.model_validate(killed), lambda record: starts.append(record["step"]))
+    assert starts[0] < starts[1] < 60
+    assert trained.last["step"] == 60
+    last = sorted((tmp_path / "killed/checkpoints").glob("checkpoint_*"))[-1]
+    [expected] = (tmp_path / "undisturbed/checkpoints").glob("checkpoint_*")
+    weights, expected_weights = (load_file(folder / "bundle/model.safetensors") for folder in (last, expected))
+    assert all(weights[name].equal(expected_weights[name]) for name in expected_weights)

@@ -1,0 +1,101 @@
+"""``jobs.train`` as a user runs it: what it prints and writes, and its exit status where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.train import main
+from pipeline.config import TrainConfig
+from pipeline.errors import exit_on_user_error
+from pipeline.options import load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+Train = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command_pairs: Path) -> Train:
+    """Runs the job on a few pairs for a few steps, unless options say otherwise: its exit status, stdout and stderr."""
+
+    def run(output: Path, *options: str) -> tuple[int, str, str]:
+        given = {
+            "data.train": f"{command_pairs}/train",
+            "data.dev": f"{command_pairs}/dev",
+            "data.tokenizer": f"{command_pairs}/tokenizer.model",
+            "model.embedding_size": "16",
+            "model.hidden_size": "16",
+            "training.max_steps": "4",
+            "training.report_seconds": "0",
+            "training.precision": "float32",
+            "scaling.threads": "1",
+            "output.path": output.as_uri(),
+        }
+        words = [word for option, value in given.items() for word in (f"--{option}", value)]
+        monkeypatch.setattr(sys, "argv", ["train", *words, *options])
+        with pytest.raises(SystemExit) as exit_:
+            exit_on_user_error("train", main)
+        printed = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, printed.out, printed.err
+
+    return run
+
+
+def test_a_short_training_shows_its_progress_and_ends_with_a_bundle(run: Train, tmp_path: Path) -> None:
+    status, out, _ = run(tmp_path)
+    assert status == 0
+    lines = out.splitlines()
+    assert "parameters in float32 on 1 × cpu" in out
+    assert [line.split("loss")[0].split()[-2:] for line in lines if "tokens/s" in line] == [
+        ["step", str(n)] for n in (1, 2, 3, 4)
+    ]
+    assert "min left" in out
+    assert "dev loss" in out
+    assert "exact match" in out
+    assert f"trained: {tmp_path.as_uri()}/bundle" in lines
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
+        "model.safetensors",
+        "tokenizer.model",
+        "config.json",
+        "README.md",
+    }
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [record["kind"] for record in records] == ["start", *["step"] * 4, "validation"]
+
+    status, out, _ = run(tmp_path)
+    assert status == 0
+    assert "finished already" in out
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == len(records)
+
+
+def test_a_mistake_that_only_a_worker_can_see_is_told_in_one_line(run: Train, tmp_path: Path) -> None:
+    status, _, err = run(tmp_path, "--training.precision", "float16", "--scaling.use_gpu", "false")
+    assert status == 2
+    [line] = [line for line in err.splitlines() if line.startswith("train:")]
+    assert line == "train: float16 computes on GPUs alone; set the precision to auto or float32"
+    assert "Traceback" not in err
+
+
+def test_a_training_without_an_end_is_refused(run: Train, tmp_path: Path) -> None:
+    status, _, err = run(tmp_path, "--training.epochs", "null", "--training.max_steps", "null")
+    assert status == 2
+    assert "set epochs, max_minutes or max_steps" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_workers_than_fit_are_refused(run: Train, tmp_path: Path) -> None:
+    status, _, err = run(tmp_path, "--scaling.num_workers", "10000")
+    assert status == 2
+    assert "--scaling.num_workers" in err
+
+
+@pytest.mark.parametrize("name", ["train", "train.arxiv", "train.scan", "train.tatoeba"])
+def test_the_shipped_configurations_are_valid(name: str) -> None:
+    config = load_config(TrainConfig, "train", ["--config", str(CONFIGS / f"{name}.yaml")])
+    if name == "train":
+        assert config == TrainConfig()

@@ -1,0 +1,158 @@
+"""Greedy search against the reference, and what its options promise."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_models import SHAPES, name_of, random_model, rows_of
+from reference import Reference
+
+from pipeline.config import BOS, EOS, PAD, UNK, DecodingConfig
+from pipeline.model.batching import Rows
+from pipeline.model.decoding import Hypotheses, decode_window
+from pipeline.model.seq2seq import Seq2Seq
+from pipeline.text.tokenizer import Tokenizer
+
+LSTM = {"cell": "lstm", "attention": "general", "bidirectional": True, "copy": True}
+GRU = {"cell": "gru", "attention": "additive", "bidirectional": True, "copy": True}
+OPTIONS = DecodingConfig(max_source_tokens=20, max_target_tokens=8, min_target_tokens=2, no_repeat_ngram=2)
+UNBLOCKED = OPTIONS.model_copy(update={"min_target_tokens": 0, "no_repeat_ngram": 0})
+VOCABULARY = 500
+
+
+@pytest.fixture(scope="session")
+def sources(tokenizer_file: bytes, abstracts: list[str]) -> list[list[int]]:
+    """500 real abstracts, cut to 0 to 23 subwords: neighbours differ much in length."""
+    tokenizer = Tokenizer(tokenizer_file)
+    assert tokenizer.vocabulary_size == VOCABULARY
+    values, offsets = tokenizer.encode(abstracts)
+    return [values[start : start + row * 7 % 24].tolist() for row, start in enumerate(offsets[:-1])]
+
+
+def decode(model: Seq2Seq, sources: list[list[int]], options: DecodingConfig = OPTIONS, token_budget: int = 200) -> Hypotheses:
+    rows = rows_of(sources)
+    return decode_window(model, rows.values, rows.offsets, options, token_budget)
+
+
+def written(hypotheses: Hypotheses) -> list[list[int]]:
+    return [hypotheses.values[start:end].tolist() for start, end in pairwise(hypotheses.offsets)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_batches_write_what_the_reference_writes_row_by_row(shape: dict[str, Any], sources: list[list[int]]) -> None:
+    model = random_model(shape, VOCABULARY)
+    reference = Reference(model)
+    distinct = set()
+    for rows, options, token_budget in ((sources[:250], OPTIONS, 90), (sources[250:], UNBLOCKED, 2000)):
+        found = decode(model, rows, options, token_budget)
+        with torch.inference_mode():
+            expected = [reference.greedy(source, options) for source in rows]
+        assert written(found) == [row.tokens for row in expected]
+        assert found.finished.tolist() == [row.finished for row in expected]
+        np.testing.assert_allclose(found.scores, [row.score for row in expected], atol=1e-4)
+        distinct |= {tuple(row.tokens) for row in expected}
+    assert len(distinct) > 40  # else the network hardly looks at its source, and the above proves little
+
+
+@pytest.mark.parametrize("shape", [LSTM, GRU], ids=name_of)
+def test_a_row_does_not_depend_on_its_neighbours(shape: dict[str, Any], sources: list[list[int]]) -> None:
+    model = random_model(shape, VOCABULARY)
+    rows = sources[:60]
+    together = decode(model, rows)
+    for token_budget in (1, 37, 100_000):
+        again = decode(model, rows, token_budget=token_budget)
+        assert written(again) == written(together)
+        np.testing.assert_allclose(again.scores, together.scores, atol=1e-5)
+    alone = [decode(model, [row]) for row in rows]
+    assert [written(one)[0] for one in alone] == written(together)
+    beside_longer = [decode(model, [max(sources, key=len), row]) for row in rows]
+    assert [written(two)[1] for two in beside_longer] == written(together)
+
+
+def test_hypotheses_come_in_the_order_of_the_sources(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    order = np.random.default_rng(1).permutation(100)
+    straight, shuffled = decode(model, sources[:100]), decode(model, [sources[row] for row in order])
+    assert written(shuffled) == [written(straight)[row] for row in order]
+    assert shuffled.finished.tolist() == straight.finished[order].tolist()
+
+
+def test_a_source_without_tokens_gives_an_empty_finished_hypothesis(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    found = decode(model, [[], sources[5], []])
+    assert [len(row) > 0 for row in written(found)] == [False, True, False]
+    assert (found.finished[0], found.scores[0]) == (True, 0.0)
+    assert written(decode(model, [[], []])) == [[], []]
+    assert written(decode(model, [])) == []
+
+
+def test_a_window_may_be_a_slice_of_longer_arrays(sources: list[list[int]]) -> None:
+    model, rows = random_model(LSTM, VOCABULARY), rows_of(sources[:40])
+    middle = Rows(rows.values, rows.offsets[10:21])
+    assert written(decode_window(model, middle.values, middle.offsets, OPTIONS, 200)) == written(decode(model, sources[10:20]))
+
+
+def test_a_long_source_is_read_up_to_the_maximum(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    longest = max(sources, key=len)
+    assert len(longest) > OPTIONS.max_source_tokens
+    assert written(decode(model, [longest])) == written(decode(model, [longest[: OPTIONS.max_source_tokens]]))
+
+
+def test_a_hypothesis_is_finished_if_it_ended_before_the_limit(sources: list[list[int]]) -> None:
+    found = decode(random_model(LSTM, VOCABULARY), sources[:200], UNBLOCKED)
+    lengths = np.diff(found.offsets)
+    assert 0 < found.finished.sum() < len(found.finished)
+    assert (lengths[~found.finished] == UNBLOCKED.max_target_tokens).all()
+    assert (lengths[found.finished] < UNBLOCKED.max_target_tokens).all()
+
+
+def test_no_end_before_the_minimum_length(sources: list[list[int]]) -> None:
+    model, rows = random_model(GRU, VOCABULARY), [row for row in sources[:200] if row]
+    assert np.diff(decode(model, rows, UNBLOCKED).offsets).min() == 0
+    assert np.diff(decode(model, rows, UNBLOCKED.model_copy(update={"min_target_tokens": 5})).offsets).min() == 5
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_ngram_is_written_twice(n: int, sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    options = UNBLOCKED.model_copy(update={"min_target_tokens": 30, "max_target_tokens": 30})
+
+    def repeats(hypotheses: Hypotheses) -> int:
+        rows = [list(zip(*(row[at:] for at in range(n)), strict=False)) for row in written(hypotheses)]
+        return sum(len(ngrams) - len(set(ngrams)) for ngrams in rows)
+
+    assert repeats(decode(model, sources[:50], options)) > 0
+    assert repeats(decode(model, sources[:50], options.model_copy(update={"no_repeat_ngram": n}))) == 0
+
+
+def test_special_tokens_are_never_written(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    with torch.no_grad():
+        model.decoder.output.bias[[PAD, UNK, BOS]] = 50.0
+    assert decode(model, sources[:50]).values.min() > EOS
+
+
+def test_a_network_that_only_copies_writes_source_tokens(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    assert model.decoder.copy_gate is not None
+    with torch.no_grad():
+        model.decoder.copy_gate.bias.fill_(-1000.0)
+    rows = [row for row in sources[:50] if row]
+    found = decode(model, rows, UNBLOCKED)
+    assert all(set(hypothesis) <= set(row) for hypothesis, row in zip(written(found), rows, strict=True))
+    assert not found.finished.any()
+
+
+def test_bfloat16_writes_nearly_the_same(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    full = decode(model, sources[:100])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = decode(model, sources[:100])
+    same = [one == other for one, other in zip(written(full), written(half), strict=True)]
+    assert np.mean(same) > 0.8
+    np.testing.assert_allclose(half.scores[same], full.scores[same], atol=0.1)

@@ -1,0 +1,179 @@
+"""The network against the reference: training loss, states, gradients, and that padding is never felt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_models import SHAPES, name_of, random_model, rows_of
+from reference import Reference
+from torch import Tensor
+
+from pipeline.config import BOS
+from pipeline.model.batching import PairBatch
+from pipeline.model.seq2seq import Seq2Seq
+
+VOCABULARY = 80
+LAST_COLUMNS = [f"weight_ih_l0{direction}" for direction in ("", "_reverse")]
+EVERYTHING: list[dict[str, Any]] = [
+    {"cell": cell, "attention": "additive", "bidirectional": True, "copy": True, "layers": 2, "tied_embeddings": False}
+    for cell in ("lstm", "gru")
+]
+
+
+def pairs(count: int = 9) -> tuple[list[list[int]], list[list[int]]]:
+    """Sources of 1 to 17 tokens and targets of 0 to 6, half of whose tokens are in the source."""
+    rng = np.random.default_rng(1)
+    sources = [rng.integers(4, VOCABULARY, size=1 + 2 * row).tolist() for row in range(count)]
+    targets = [
+        [int(rng.choice(source) if rng.random() < 0.5 else rng.integers(4, VOCABULARY)) for _ in range(3 * row % 7)]
+        for row, source in enumerate(sources)
+    ]
+    return sources, targets
+
+
+def batch_of(sources: list[list[int]], targets: list[list[int]]) -> PairBatch:
+    every = np.arange(len(sources))
+    return PairBatch(*rows_of(sources).padded(every, 99), *rows_of(targets).padded(every, 99))
+
+
+def nll(model: Seq2Seq, batch: PairBatch) -> Tensor:
+    loss: Tensor = model(batch.source, batch.source_lengths, batch.target, batch.target_lengths)
+    return loss
+
+
+def with_other_padding(batch: PairBatch, seed: int) -> PairBatch:
+    """The same pairs with random ids where nothing is to be read."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def refilled(ids: Tensor, lengths: Tensor) -> Tensor:
+        noise = torch.randint(VOCABULARY, ids.shape, generator=generator)
+        return torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, noise)
+
+    return PairBatch(
+        refilled(batch.source, batch.source_lengths),
+        batch.source_lengths,
+        refilled(batch.target, batch.target_lengths),
+        batch.target_lengths,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_teacher_forcing_sums_the_log_probabilities_of_the_reference(shape: dict[str, Any]) -> None:
+    model, (sources, targets) = random_model(shape, VOCABULARY), pairs()
+    reference = Reference(model)
+    expected = [reference.log_probs(source, target) for source, target in zip(sources, targets, strict=True)]
+    assert nll(model, batch_of(sources, targets)).item() == pytest.approx(-sum(map(sum, expected)), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_the_encoder_gives_the_states_of_the_reference(shape: dict[str, Any]) -> None:
+    model, (sources, targets) = random_model(shape, VOCABULARY), pairs()
+    reference, batch = Reference(model), batch_of(sources, targets)
+    memory, state = model.encode(batch.source, batch.source_lengths)
+    for row, source in enumerate(sources):
+        expected = reference.encode(source)
+        cells = [torch.stack(parts) for parts in zip(*expected.first, strict=True)]  # h, and c of an LSTM
+        for part, cell in zip(state, cells, strict=False):
+            torch.testing.assert_close(part[:, row].double(), cell, atol=1e-4, rtol=1e-4)
+        if memory.states is not None:
+            real = memory.states[row, : len(source)].double()
+            torch.testing.assert_close(real, expected.states, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_one_step_gives_the_distribution_of_the_reference(shape: dict[str, Any]) -> None:
+    model, (sources, _) = random_model(shape, VOCABULARY), pairs()
+    reference, batch = Reference(model), batch_of(sources, sources)
+    with torch.inference_mode():
+        memory, state = model.encode(batch.source, batch.source_lengths)
+        probs, _ = model.step(torch.full((len(sources),), BOS), state, memory)
+        for row, source in enumerate(sources):
+            encoded = reference.encode(source)
+            expected, _ = reference.step(BOS, encoded.first, encoded)
+            torch.testing.assert_close(probs[row].double(), expected.exp(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(len(sources)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_padding_changes_neither_the_loss_nor_a_gradient(shape: dict[str, Any]) -> None:
+    model, batch = random_model(shape, VOCABULARY), batch_of(*pairs())
+
+    def learn(batch: PairBatch) -> tuple[Tensor, list[Tensor]]:
+        loss = nll(model, batch)
+        return loss, list(torch.autograd.grad(loss, list(model.parameters())))
+
+    loss, gradients = learn(batch)
+    for seed in (1, 2):
+        other_loss, other_gradients = learn(with_other_padding(batch, seed))
+        assert torch.equal(other_loss, loss)
+        for other, gradient in zip(other_gradients, gradients, strict=True):
+            torch.testing.assert_close(other, gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_costs_what_its_rows_cost_alone() -> None:
+    model, (sources, targets) = random_model(EVERYTHING[0], VOCABULARY), pairs()
+    alone = [nll(model, batch_of([source], [target])).item() for source, target in zip(sources, targets, strict=True)]
+    assert nll(model, batch_of(sources, targets)).item() == pytest.approx(sum(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_every_parameter_learns(shape: dict[str, Any]) -> None:
+    model = random_model(shape, VOCABULARY)
+    nll(model, batch_of(*pairs())).backward()
+    still = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert still == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", EVERYTHING, ids=name_of)
+def test_training_leaves_the_hold_at_padding_as_it_is(shape: dict[str, Any], dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model = random_model(shape, VOCABULARY)
+    batch = batch_of(*pairs())
+
+    def holds() -> list[Tensor]:
+        return [getattr(layer, name)[:, -1].detach().clone() for layer in model.encoder.layers for name in LAST_COLUMNS]
+
+    before, losses = holds(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+    model.train()
+    for step in range(30):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = nll(model, with_other_padding(batch, step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    assert all(torch.equal(now, then) for now, then in zip(holds(), before, strict=True))
+    model.eval()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        assert torch.equal(nll(model, batch), nll(model, with_other_padding(batch, 99)))
+
+
+def test_a_gold_token_that_nothing_predicts_has_a_finite_loss_and_gradient() -> None:
+    model = random_model({"cell": "gru", "attention": "dot", "bidirectional": True, "copy": True}, VOCABULARY)
+    assert model.decoder.copy_gate is not None
+    with torch.no_grad():
+        model.decoder.copy_gate.bias.fill_(-500.0)  # always copies
+    loss = nll(model, batch_of([[5, 6, 7]], [[8]]))
+    loss.backward()
+    assert 50 < loss.item() < 1000
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_dropout_is_of_training_alone() -> None:
+    model, batch = random_model({**EVERYTHING[0], "dropout": 0.5}, VOCABULARY), batch_of(*pairs())
+    assert torch.equal(nll(model, batch), nll(model, batch))
+    model.train()
+    assert not torch.equal(nll(model, batch), nll(model, batch))
+
+
+def test_tied_embeddings_are_one_table() -> None:
+    for tied, tables in ((True, 1), (False, 3)):
+        model = random_model({"tied_embeddings": tied}, VOCABULARY)
+        users = (model.encoder.embedding, model.decoder.embedding, model.decoder.output)
+        assert len({id(user.weight) for user in users}) == tables

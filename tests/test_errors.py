@@ -1,0 +1,41 @@
+"""What a user's mistake looks like from the shell."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import UserError, exit_on_user_error
+
+
+def test_a_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise UserError("column 'text' is not there")
+
+    with pytest.raises(SystemExit) as done:
+        exit_on_user_error("summarize", main)
+    assert done.value.code == 2
+    assert capsys.readouterr().err == "summarize: column 'text' is not there\n"
+
+
+def test_the_status_of_the_job_is_the_exit_status() -> None:
+    with pytest.raises(SystemExit) as done:
+        exit_on_user_error("summarize", lambda: 3)
+    assert done.value.code == 3
+
+
+def test_an_interrupt_is_said_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as done:
+        exit_on_user_error("train", main)
+    assert done.value.code == 130
+    assert capsys.readouterr().err == "train: interrupted\n"
+
+
+def test_our_own_faults_keep_their_traceback() -> None:
+    def main() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_on_user_error("train", main)

@@ -1,0 +1,179 @@
+"""Whole trainings on real Ray, with small models: learning, the bundle, going on, and what goes wrong in a worker."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import TrainConfig
+from pipeline.errors import UserError
+from pipeline.model.bundle import load_bundle
+from pipeline.model.decoding import decode_window
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.distributed import Trained, train
+
+PAIRS, DEV_PAIRS, EPOCHS = 600, 18, 4
+
+
+def config(pairs: Path, output: Path, **sections: dict[str, Any]) -> TrainConfig:
+    values: dict[str, Any] = {
+        "data": {"train": f"{pairs}/train", "dev": f"{pairs}/dev", "tokenizer": f"{pairs}/tokenizer.model"},
+        "model": {"embedding_size": 32, "hidden_size": 64, "bidirectional": False, "copy": False, "dropout": 0.1},
+        "training": {
+            "epochs": EPOCHS,
+            "token_budget": 60,
+            "learning_rate": 0.02,
+            "warmup_steps": 10,
+            "validate_rows": 100,
+            "report_seconds": 0,
+            "precision": "float32",
+        },
+        "decoding": {"no_repeat_ngram": 0},
+        "scaling": {"num_workers": 2, "threads": 1},
+        "output": {"path": str(output)},
+    }
+    for name, options in sections.items():
+        values[name] = {**values[name], **options}
+    return TrainConfig.model_validate(values)
+
+
+def run(config: TrainConfig) -> tuple[Trained, list[dict[str, Any]]]:
+    records: list[dict[str, Any]] = []
+    return train(config, records.append), records
+
+
+@pytest.fixture(scope="module")
+def finished(command_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    """A training that reached its end, its configuration and records."""
+    settings = config(command_pairs, tmp_path_factory.mktemp("trained"))
+    _, records = run(settings)
+    return settings, records
+
+
+def test_the_loss_falls_and_the_bundle_decodes(finished: tuple[TrainConfig, list[dict[str, Any]]]) -> None:
+    settings, records = finished
+    assert [record["kind"] for record in records[:1] + records[-1:]] == ["start", "validation"]
+    steps = [record for record in records if record["kind"] == "step"]
+    assert [record["step"] for record in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1]["loss"] < 0.2 * steps[0]["loss"]
+    assert steps[-1]["minutes_left"] == 0.0
+    assert records[-1]["epoch"] == EPOCHS
+    assert records[-1]["pairs_seen"] == EPOCHS * PAIRS
+    assert records[-1]["dev_rows"] == DEV_PAIRS
+
+    bundle = load_bundle(Path(settings.output.path) / "bundle")
+    tokenizer = Tokenizer(bundle.tokenizer_file)
+    dev = pq.read_table(settings.data.dev)
+    found = decode_window(bundle.model, *tokenizer.encode(dev["source"].to_pylist()), bundle.decoding, 4096)
+    hypotheses = tokenizer.decode(found.values, found.offsets)
+    exact = sum(a == b for a, b in zip(hypotheses, dev["target"].to_pylist(), strict=True))
+    assert 100 * exact / DEV_PAIRS == records[-1]["exact_match"]
+    assert exact > DEV_PAIRS / 2
+
+
+def test_the_model_card_tells_how_the_bundle_came_about(finished: tuple[TrainConfig, list[dict[str, Any]]]) -> None:
+    settings, records = finished
+    card = (Path(settings.output.path) / "bundle/README.md").read_text()
+    last = records[-1]
+    for fact in (
+        f"`{settings.data.train}`: 600 |",
+        f"{last['step']} steps, 2,400 pairs seen, 4.00 epochs",
+        f"{last['dev_loss']:.3f} | {last['rouge1']:.1f} |",
+        "2 × cpu, float32",
+        "torch 2.",
+        "1 to 48 subwords are written; repeats are allowed",
+        "  token_budget: 60\n",
+    ):
+        assert fact in card
+    assert card.split("```yaml\n")[1].split("```")[0] == (Path(settings.output.path) / "config.yaml").read_text()
+
+
+def test_a_finished_training_is_left_as_it_is(finished: tuple[TrainConfig, list[dict[str, Any]]]) -> None:
+    settings, records = finished
+    files = {path: path.stat().st_mtime_ns for path in Path(settings.output.path).rglob("*") if path.is_file()}
+    trained, more = run(settings)
+    assert trained.was_finished
+    assert more == []
+    assert trained.last["step"] == records[-1]["step"]
+    identity = Path(settings.output.path) / "identity.json"
+    assert files.keys() == {path for path in Path(settings.output.path).rglob("*") if path.is_file()}
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items() if path != identity)
+
+
+def test_more_epochs_go_on_from_there_with_another_number_of_workers(
+    finished: tuple[TrainConfig, list[dict[str, Any]]], command_pairs: Path
+) -> None:
+    settings, records = finished
+    longer = config(
+        command_pairs,
+        Path(settings.output.path),
+        training={**dict(settings.training), "epochs": EPOCHS + 1},
+        scaling={"num_workers": 1},
+    )
+    trained, more = run(longer)
+    assert not trained.was_finished
+    assert more[0]["step"] == records[-1]["step"]
+    assert more[1]["step"] == records[-1]["step"] + 1
+    assert more[1]["loss"] < 0.3 * records[1]["loss"]
+    assert trained.last["pairs_seen"] == (EPOCHS + 1) * PAIRS
+    checkpoints = [path for path in (Path(settings.output.path) / "checkpoints").iterdir() if path.is_dir()]
+    assert 1 <= len(checkpoints) <= 2, "the best and the last"
+
+
+def test_five_pairs_and_a_development_pair_are_enough(command_pairs: Path, tmp_path: Path) -> None:
+    for split, rows in (("train", 5), ("dev", 1)):
+        (tmp_path / split).mkdir()
+        table = pq.read_table(command_pairs / split).slice(0, rows)
+        pq.write_table(table, tmp_path / split / "part.parquet")
+    (tmp_path / "tokenizer.model").write_bytes((command_pairs / "tokenizer.model").read_bytes())
+    trained, _ = run(config(tmp_path, tmp_path / "out", training={"epochs": 2, "best_by": "dev_loss"}))
+    assert trained.last["pairs_seen"] == 10
+    assert math.isfinite(trained.last["dev_loss"])
+    load_bundle(trained.bundle)
+
+
+def test_a_loss_that_is_not_a_number_reaches_the_driver_with_its_step(command_pairs: Path, tmp_path: Path) -> None:
+    ruinous = config(command_pairs, tmp_path, training={"learning_rate": 1e30}, scaling={"num_workers": 1})
+    with pytest.raises(UserError, match=r"not a number at step \d"):
+        run(ruinous)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"train": "/nowhere"}}, "--data.train"),
+        ({"data": {"dev": "/nowhere"}}, "--data.dev"),
+        ({"data": {"tokenizer": "/nowhere.model"}}, "--data.tokenizer"),
+        ({"output": {"path": "/proc/version/out"}}, "/proc/version/out"),
+        ({"output": {"path": "s4://bucket"}}, "s4://bucket"),
+    ],
+)
+def test_what_is_missing_is_named(change: dict[str, dict[str, str]], message: str, command_pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        run(config(command_pairs, tmp_path, **change))
+
+
+def test_no_pairs_and_other_columns_are_named(command_pairs: Path, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"source": pa.array([], pa.string()), "target": pa.array([], pa.string())}), tmp_path / "no.parquet"
+    )
+    with pytest.raises(UserError, match="holds no pairs; set"):
+        run(config(command_pairs, tmp_path / "out", data={"train": str(tmp_path / "no.parquet")}))
+    pq.write_table(pa.table({"source": ["x"], "summary": ["y"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"no column 'target' \(it has: source, summary\)"):
+        run(config(command_pairs, tmp_path / "out", data={"train": str(tmp_path / "other.parquet")}))
+
+
+def test_another_network_is_not_trained_into_the_same_folder(
+    finished: tuple[TrainConfig, list[dict[str, Any]]], command_pairs: Path
+) -> None:
+    settings, _ = finished
+    other = config(command_pairs, Path(settings.output.path), model={**settings.model.model_dump(by_alias=True), "cell": "gru"})
+    with pytest.raises(UserError, match=r"another model or tokenizer; set another --output\.path"):
+        run(other)
