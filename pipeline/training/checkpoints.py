@@ -2,6 +2,7 @@
 
     <output>/config.yaml     the configuration of the last start
     <output>/identity.json   network and tokenizer, which must stay the same
+    <output>/run_id          the run that may write checkpoints: the one that was started last
     <output>/checkpoints/    Ray Train's folder: the best and the last checkpoint, and its record of them
     <output>/bundle/         the best checkpoint's model; README.md is written last, so with it the bundle is whole
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from typing import Any
 import ray.train
 import torch
 import yaml
-from pyarrow import fs
 
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError
@@ -54,12 +55,29 @@ def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Kept:
-    """The checkpoints of a training. names: of their folders. *_metrics: what the validation of one found."""
+    """The checkpoints of a training. *_metrics: what the validation of one found."""
 
-    names: set[str]
     best: ray.train.Checkpoint
     best_metrics: dict[str, Any]
     last_metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A run's right to write checkpoints, which ends when another run is started.
+
+    The workers of a driver that was killed live on for seconds. They must not write beside those of the next run.
+    """
+
+    file: Place
+    run_id: str
+
+    def check(self) -> None:
+        """Raises UserError if another run was started."""
+        if self.file.read().decode() != self.run_id:
+            raise UserError(
+                f"another run has been started that writes to {self.file.uri.removesuffix('/run_id')}; this one ends"
+            )
 
 
 class TrainingFolder:
@@ -89,14 +107,12 @@ class TrainingFolder:
             raise UserError(f"{self.root.uri} holds the training of another model or tokenizer; set another --output.path")
         noted.write((json.dumps(identity, indent=2) + "\n").encode())
 
-    def prepare(self, kept: Kept | None) -> None:
-        """Note the configuration that the training starts or goes on with, and remove what a killed run left half-written."""
+    def take_over(self) -> Lease:
+        """Begin a run, and note its configuration; one that still writes here ends at its next checkpoint."""
+        lease = Lease(self.root.child("run_id"), uuid.uuid4().hex)
+        lease.file.write(lease.run_id.encode())
         self.root.child("config.yaml").write(config_yaml(self._config).encode())
-        checkpoints = self.root.child(CHECKPOINTS)
-        if kept is not None:
-            for folder in checkpoints.filesystem.get_file_info(fs.FileSelector(checkpoints.path)):
-                if folder.type == fs.FileType.Directory and folder.base_name not in kept.names:
-                    checkpoints.child(folder.base_name).remove_folder()
+        return lease
 
     def kept(self) -> Kept | None:
         """The checkpoints so far; None if there is none yet.
@@ -117,8 +133,7 @@ class TrainingFolder:
             return None
         by = self._config.training.best_by
         best, metrics = max(found, key=lambda each: each[1][by] * (-1 if by == "dev_loss" else 1))
-        names = {checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in found}
-        return Kept(names, best, metrics, result.metrics)
+        return Kept(best, metrics, result.metrics)
 
     def has_bundle(self) -> bool:
         """Whether a whole bundle is there."""

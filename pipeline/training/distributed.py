@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 import ray.train
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
@@ -25,7 +26,7 @@ from pipeline.config import ScalingSection, TrainConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.storage import place
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import CHECKPOINTS, TrainingFolder
+from pipeline.training.checkpoints import CHECKPOINTS, Lease, TrainingFolder
 from pipeline.training.loop import share_done
 from pipeline.training.stream import TRAIN, InTurn, windows_of
 from pipeline.training.worker import WorkerJob, train_worker
@@ -64,9 +65,9 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
     kept = folder.kept()
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
     if not was_finished:
-        folder.prepare(kept)
+        lease = folder.take_over()
         cluster.connect()
-        _run_workers(config, folder, tokenizer_file, pairs, on_record)
+        _run_workers(config, folder, lease, tokenizer_file, pairs, on_record)
         kept = folder.kept()
     assert kept is not None, "workers end with a checkpoint"
     if not was_finished or not folder.has_bundle():
@@ -79,8 +80,14 @@ def _is_finished(config: TrainConfig, last: Record) -> bool:
 
 
 def _run_workers(
-    config: TrainConfig, folder: TrainingFolder, tokenizer_file: bytes, pairs: int, on_record: Callable[[Record], None]
+    config: TrainConfig,
+    folder: TrainingFolder,
+    lease: Lease,
+    tokenizer_file: bytes,
+    pairs: int,
+    on_record: Callable[[Record], None],
 ) -> None:
+    """From the first step, or the last checkpoint, to the end."""
     resources, threads = _resources(config.scaling)
     records = Queue(actor_options={"num_cpus": 0})
     job = WorkerJob(
@@ -89,39 +96,44 @@ def _run_workers(
         pairs=pairs,
         dev=place(config.data.dev),
         threads=threads,
+        lease=lease,
         records=records,
-    )
-    trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]  # a TypedDict is a dict
-        train_loop_config=dict(job),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.scaling.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=folder.root.path,
-            storage_filesystem=folder.root.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1,  # by score; the last one is always kept too
-                checkpoint_score_attribute=config.training.best_by,
-                checkpoint_score_order="min" if config.training.best_by == "dev_loss" else "max",
-            ),
-        ),
-        datasets={TRAIN: windows_of(config, pairs, tokenizer_file)},
-        dataset_config=InTurn(),
     )
     with ThreadPoolExecutor(1) as pool:
         forwarding = pool.submit(_forward, records, on_record)
         try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
+            TorchTrainer(
+                train_worker,  # type: ignore[arg-type]  # a TypedDict is a dict
+                train_loop_config=dict(job),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=config.scaling.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
+                ),
+                run_config=_run_config(config, folder),
+                datasets={TRAIN: windows_of(config, pairs, tokenizer_file)},
+                dataset_config=InTurn(),
+            ).fit()
+        except (ray.train.TrainingFailedError, RayError) as error:
             raise _explained(error) from None
         except SystemExit:  # Ray Train's own answer to Ctrl-C, once it has stopped the workers
             raise KeyboardInterrupt from None
         finally:
             records.put(None)
         forwarding.result()
+
+
+def _run_config(config: TrainConfig, folder: TrainingFolder) -> ray.train.RunConfig:
+    by = config.training.best_by
+    return ray.train.RunConfig(
+        name=CHECKPOINTS,
+        storage_path=folder.root.path,
+        storage_filesystem=folder.root.filesystem,
+        failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
+        checkpoint_config=ray.train.CheckpointConfig(
+            num_to_keep=1,  # by score; the last one is always kept too
+            checkpoint_score_attribute=by,
+            checkpoint_score_order="min" if by == "dev_loss" else "max",
+        ),
+    )
 
 
 def _resources(scaling: ScalingSection) -> tuple[dict[str, float], int]:
@@ -160,10 +172,11 @@ def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
         on_record(record)
 
 
-def _explained(error: ray.train.TrainingFailedError) -> Exception:
-    """A worker's UserError as it was raised there; anything else, with its traceback, as Stopped."""
+def _explained(error: Exception) -> Exception:
+    """A worker's UserError as it was raised there; anything else as Stopped."""
     failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
-    stopped = Stopped(f"{str(error).strip()}\nrun the same command again to go on from the last checkpoint")
+    told = str(error).strip() or type(error).__name__
+    stopped = Stopped(f"{told}\nRun the same command again to go on from the last checkpoint.")
     return next((failure for failure in failures if isinstance(failure, UserError)), stopped)
 
 

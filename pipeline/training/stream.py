@@ -11,7 +11,10 @@ What is promised about order:
 - So with the same pairs, seed, workers, ``window_rows`` and ``token_budget``, a training that goes on from a checkpoint
   gets the very batches that it would have got undisturbed. If one of them has changed, each worker passes over its share
   of the pairs that the begun epoch had learnt; some of these may then come twice in that epoch, and others not at all.
-- Passing over costs reading and tokenizing, in the background, but no learning. Memory holds a few windows.
+- Passing over costs reading and tokenizing, in the background, but no learning.
+
+Ray's object store holds a few windows at a time, or all of them where they are small: epochs of seconds would else be
+spent on reading and tokenizing the same pairs again.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ from pipeline.text.tokenizer import Tokenizer
 TRAIN = "train"
 _READ_CPUS = 0.25
 """CPUs asked for by a task that reads or tokenizes: it must find room beside the workers, which take the rest."""
+_HELD_BYTES = 128_000_000
+"""Token ids that are held, and not made anew in each epoch, take no more than this."""
 _NO_TOKEN = "\ufffd"
 """Read in place of a source that has no subword, since an encoder needs one."""
 
@@ -68,7 +73,7 @@ def _cached_tokenizer(tokenizer_file: bytes) -> Tokenizer:
 
 
 def windows_of(config: TrainConfig, pairs: int, tokenizer_file: bytes) -> Dataset:
-    """The training pairs as a dataset of windows, a block each, in their promised order.
+    """The training pairs as a dataset of windows, a block each, in their promised order; read already if they are few.
 
     Args:
         pairs: how many there are.
@@ -90,7 +95,8 @@ def windows_of(config: TrainConfig, pairs: int, tokenizer_file: bytes) -> Datase
         )
     )
     dataset.context.execution_options.preserve_order = True
-    return dataset
+    longest = data.max_source_tokens + data.max_target_tokens
+    return dataset.materialize() if 4 * longest * pairs <= _HELD_BYTES else dataset
 
 
 class InTurn(DataConfig):

@@ -25,7 +25,7 @@ from pipeline.storage import Place
 from pipeline.text.columns import flat_rows
 from pipeline.text.documents import texts_of
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
+from pipeline.training.checkpoints import Lease, load_checkpoint, save_checkpoint
 from pipeline.training.loop import Learner, Step, Totals, share_done
 from pipeline.training.stream import TRAIN, PairStream, TokenizePairs
 from pipeline.training.validation import DevSet
@@ -35,7 +35,7 @@ class WorkerJob(TypedDict):
     """What the driver gives to each worker.
 
     config: as JSON. pairs: of the training data. dev: the development pairs; a relative path in the configuration means
-    the driver's folder. records: to the driver.
+    the driver's folder. lease: to be checked before a checkpoint is written. records: to the driver.
     """
 
     config: str
@@ -43,6 +43,7 @@ class WorkerJob(TypedDict):
     pairs: int
     dev: Place
     threads: int
+    lease: Lease
     records: Queue
 
 
@@ -58,7 +59,7 @@ class Worker:
         context = ray.train.get_context()
         self.config = config = TrainConfig.model_validate_json(job["config"])
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self._tokenizer_file, self._records = job["tokenizer_file"], job["records"]
+        self._tokenizer_file, self._lease, self._records = job["tokenizer_file"], job["lease"], job["records"]
         torch.set_num_threads(min(job["threads"], os.cpu_count() or 1))
         torch.manual_seed(config.training.seed)
         tokenizer = Tokenizer(self._tokenizer_file)
@@ -129,6 +130,7 @@ class Worker:
             position = {"stream": self.stream.state_dict(), "minutes": self.minutes}
             save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
             record = self._record("validation", figures)
+            self._lease.check()
             ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
         self._records.put(record)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.util.state import list_actors
 from safetensors.torch import load_file
@@ -61,7 +62,8 @@ def test_kill_the_driver_then_a_worker_and_run_again(command_pairs: Path, tmp_pa
         if record["kind"] == "start":
             starts.append(record["step"])
         if record["kind"] == "validation" and record["step"] > starts[0] + 5:
-            [worker, *_] = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+            alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+            [worker, _] = list_actors(ray.get_runtime_context().gcs_address, filters=alive)
             os.kill(worker.pid, signal.SIGKILL)
 
     with pytest.raises(Stopped, match="run the same command again"):
@@ -71,7 +73,7 @@ def test_kill_the_driver_then_a_worker_and_run_again(command_pairs: Path, tmp_pa
     trained = train(TrainConfig.model_validate(killed), lambda record: starts.append(record["step"]))
     assert starts[0] < starts[1] < 60
     assert trained.last["step"] == 60
-    last = sorted((tmp_path / "killed/checkpoints").glob("checkpoint_*"))[-1]
-    [expected] = (tmp_path / "undisturbed/checkpoints").glob("checkpoint_*")
-    weights, expected_weights = (load_file(folder / "bundle/model.safetensors") for folder in (last, expected))
+    *_, last = sorted((tmp_path / "killed").glob("checkpoints/checkpoint_*/bundle/model.safetensors"))
+    [expected] = (tmp_path / "undisturbed").glob("checkpoints/checkpoint_*/bundle/model.safetensors")
+    weights, expected_weights = load_file(last), load_file(expected)
     assert all(weights[name].equal(expected_weights[name]) for name in expected_weights)
