@@ -1,6 +1,6 @@
 """Training on Ray, from the driver: check the input, start the workers, hand on their records, write the bundle.
 
-    pairs ── Ray Data (stream.py) ──> DDP workers (worker.py) ──> checkpoints ──> bundle (checkpoints.py)
+    pairs ── Ray Data (windows.py) ──> DDP workers (worker.py) ──> checkpoints ──> bundle (checkpoints.py)
 
 Ray Train places the workers, sets up their process group (gloo, or NCCL on GPUs) and keeps their checkpoints. Running a
 training again goes on from the last checkpoint, or, if its end was reached, makes sure that the bundle is there.
@@ -8,7 +8,9 @@ training again goes on from the last checkpoint, or, if its end was reached, mak
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from pipeline.storage import place
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import CHECKPOINTS, Lease, TrainingFolder
 from pipeline.training.loop import share_done
-from pipeline.training.stream import TRAIN, InTurn, windows_of
+from pipeline.training.windows import TRAIN, InTurn, windows_of
 from pipeline.training.worker import WorkerJob, train_worker
 
 _DATA_CPUS = 1.0
@@ -57,6 +59,7 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
         UserError: the data, the tokenizer, the output folder or an option is not usable.
         Stopped: workers failed or were lost.
     """
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     tokenizer_file = _read_tokenizer(config.data.tokenizer)
     pairs = _count_pairs(config.data.train, "--data.train")
     _count_pairs(config.data.dev, "--data.dev")
@@ -174,10 +177,17 @@ def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
 
 def _explained(error: Exception) -> Exception:
     """A worker's UserError as it was raised there; anything else as Stopped."""
-    failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
+    failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
+    for failure in failures.values():
+        if isinstance(failure, UserError):
+            return failure
+    # Where a worker is lost, the others fail too, over and over the same: that nobody answers.
+    lost = {rank: str(failure) for rank, failure in failures.items() if type(failure).__module__.startswith("ray.")}
     told = str(error).strip() or type(error).__name__
-    stopped = Stopped(f"{told}\nRun the same command again to go on from the last checkpoint.")
-    return next((failure for failure in failures if isinstance(failure, UserError)), stopped)
+    if lost:
+        reasons = {rank: re.search(r"dead because ([^.]+)", reason) for rank, reason in lost.items()}
+        told = "; ".join(f"worker {rank} was lost: {match[1] if match else lost[rank]}" for rank, match in reasons.items())
+    return Stopped(f"{told}\nRun the same command again to go on from the last checkpoint.")
 
 
 def _read_tokenizer(path: str) -> bytes:

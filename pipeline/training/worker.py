@@ -27,8 +27,9 @@ from pipeline.text.documents import texts_of
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import Lease, load_checkpoint, save_checkpoint
 from pipeline.training.loop import Learner, Step, Totals, share_done
-from pipeline.training.stream import TRAIN, PairStream, TokenizePairs
+from pipeline.training.stream import PairStream
 from pipeline.training.validation import DevSet
+from pipeline.training.windows import TRAIN, TokenizePairs
 
 
 class WorkerJob(TypedDict):
@@ -122,17 +123,25 @@ class Worker:
         """Measure with the other workers, and keep a checkpoint."""
         self.learner.check()
         figures = {**self._dev.measure(self.learner), **self._facts}
-        self.minutes = self.learner.totals(None, self._clock()).minutes
-        if self.rank > 0:
+        self._agree_on_time()
+        if self.rank == 0:
+            self._keep(self._record("validation", figures))
+        else:
             ray.train.report({})
-            return
+        self._agree_on_time()
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Write a checkpoint; the driver hears of it once it is there to go on from, whatever happens next."""
         with tempfile.TemporaryDirectory() as folder:
             position = {"stream": self.stream.state_dict(), "minutes": self.minutes}
             save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
-            record = self._record("validation", figures)
             self._lease.check()
             ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
         self._records.put(record)
+
+    def _agree_on_time(self) -> None:
+        self.minutes = self.learner.totals(None, self._clock()).minutes
 
     def _report(self, kind: str, figures: dict[str, Any]) -> None:
         if self.rank == 0:

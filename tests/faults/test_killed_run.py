@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+import ray
 from ray.util.state import list_actors
 
 from pipeline.config import SummarizeConfig
@@ -61,7 +62,9 @@ def test_kill_an_actor_midway(tmp_path: Path, tiny_bundle: Path) -> None:
     def kill_once(_: Progress) -> None:
         if not killed:
             killed.extend(
-                actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "Summarize" in actor.class_name
+                actor.pid
+                for actor in list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
+                if "Summarize" in actor.class_name
             )
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.train import main
@@ -18,18 +20,27 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 Train = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def few_pairs(command_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pairs to train on, and one to validate on."""
+    folder = tmp_path_factory.mktemp("few")
+    for split, rows in (("train", 5), ("dev", 1)):
+        pq.write_table(pq.read_table(command_pairs / split).slice(0, rows), folder / f"{split}.parquet")
+    return folder
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command_pairs: Path) -> Train:
-    """Runs the job on a few pairs for a few steps, unless options say otherwise: its exit status, stdout and stderr."""
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command_pairs: Path, few_pairs: Path) -> Train:
+    """Runs the job on five pairs, for four epochs unless options say otherwise: its exit status, stdout and stderr."""
 
     def run(output: Path, *options: str) -> tuple[int, str, str]:
         given = {
-            "data.train": f"{command_pairs}/train",
-            "data.dev": f"{command_pairs}/dev",
+            "data.train": f"{few_pairs}/train.parquet",
+            "data.dev": f"{few_pairs}/dev.parquet",
             "data.tokenizer": f"{command_pairs}/tokenizer.model",
             "model.embedding_size": "16",
             "model.hidden_size": "16",
-            "training.max_steps": "4",
+            "training.epochs": "4",
             "training.report_seconds": "0",
             "training.precision": "float32",
             "scaling.threads": "1",
@@ -47,10 +58,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], com
 
 
 def test_a_short_training_shows_its_progress_and_ends_with_a_bundle(run: Train, tmp_path: Path) -> None:
-    status, out, _ = run(tmp_path)
+    status, out, _ = run(tmp_path, "--scaling.num_workers", "2")
     assert status == 0
     lines = out.splitlines()
-    assert "parameters in float32 on 1 × cpu" in out
+    assert "parameters in float32 on 2 × cpu" in out
     assert [line.split("loss")[0].split()[-2:] for line in lines if "tokens/s" in line] == [
         ["step", str(n)] for n in (1, 2, 3, 4)
     ]
@@ -66,6 +77,7 @@ def test_a_short_training_shows_its_progress_and_ends_with_a_bundle(run: Train, 
     }
     records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [record["kind"] for record in records] == ["start", *["step"] * 4, "validation"]
+    assert records[-1]["pairs_seen"] == 4 * 5
 
     status, out, _ = run(tmp_path)
     assert status == 0
@@ -73,16 +85,17 @@ def test_a_short_training_shows_its_progress_and_ends_with_a_bundle(run: Train, 
     assert len((tmp_path / "train.jsonl").read_text().splitlines()) == len(records)
 
 
-def test_a_mistake_that_only_a_worker_can_see_is_told_in_one_line(run: Train, tmp_path: Path) -> None:
-    status, _, err = run(tmp_path, "--training.precision", "float16", "--scaling.use_gpu", "false")
+def test_a_loss_that_is_not_a_number_is_told_in_one_line(run: Train, tmp_path: Path) -> None:
+    status, _, err = run(tmp_path, "--training.learning_rate", "1e30")
     assert status == 2
     [line] = [line for line in err.splitlines() if line.startswith("train:")]
-    assert line == "train: float16 computes on GPUs alone; set the precision to auto or float32"
+    assert re.match(r"train: the loss is not a number at step \d, .* lower --training.learning_rate", line)
     assert "Traceback" not in err
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_training_without_an_end_is_refused(run: Train, tmp_path: Path) -> None:
-    status, _, err = run(tmp_path, "--training.epochs", "null", "--training.max_steps", "null")
+    status, _, err = run(tmp_path, "--training.epochs", "null")
     assert status == 2
     assert "set epochs, max_minutes or max_steps" in err
     assert not list(tmp_path.iterdir())

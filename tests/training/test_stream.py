@@ -16,7 +16,8 @@ from pipeline import cluster
 from pipeline.config import TrainConfig
 from pipeline.model.batching import PairBatch
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.stream import TRAIN, InTurn, PairStream, TokenizePairs, windows_of
+from pipeline.training.stream import PairStream
+from pipeline.training.windows import TRAIN, InTurn, TokenizePairs, windows_of
 
 PAIRS = 600
 Steps = list[list[PairBatch | None]]
