@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 import ray
 import ray.data
@@ -24,6 +25,8 @@ def connect() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
+    # Ray Data has no named parameter yet for what a failed task retries on, and warns of the general one.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
