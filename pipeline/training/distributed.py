@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
@@ -30,6 +29,7 @@ from pipeline.storage import place
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import CHECKPOINTS, Lease, TrainingFolder
 from pipeline.training.loop import share_done
+from pipeline.training.pairs import read_pairs
 from pipeline.training.windows import TRAIN, InTurn, windows_of
 from pipeline.training.worker import WorkerJob, train_worker
 
@@ -60,22 +60,41 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
         Stopped: workers failed or were lost.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    tokenizer_file = _read_tokenizer(config.data.tokenizer)
-    pairs = _count_pairs(config.data.train, "--data.train")
-    _count_pairs(config.data.dev, "--data.dev")
+    data = _read_data(config)
     folder = TrainingFolder(config)
-    folder.claim(tokenizer_file)
+    folder.claim(data.tokenizer_file)
     kept = folder.kept()
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
     if not was_finished:
         lease = folder.take_over()
         cluster.connect()
-        _run_workers(config, folder, lease, tokenizer_file, pairs, on_record)
+        _run_workers(config, data, folder, lease, on_record)
         kept = folder.kept()
     assert kept is not None, "workers end with a checkpoint"
     if not was_finished or not folder.has_bundle():
-        folder.write_bundle(kept, pairs)
+        folder.write_bundle(kept, data.pairs)
     return Trained(folder.bundle.uri, kept.last_metrics, was_finished)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is read before workers start. pairs: of the training data. dev: the development pairs that are used, by column."""
+
+    tokenizer_file: bytes
+    pairs: int
+    dev: dict[str, list[str | None]]
+
+
+def _read_data(config: TrainConfig) -> _Data:
+    data, dev_rows = config.data, config.training.validate_rows
+    try:
+        tokenizer_file = place(data.tokenizer).read()
+    except UserError as error:
+        raise UserError(f"{error}; set --data.tokenizer to the tokenizer.model that jobs.prepare wrote") from None
+    Tokenizer(tokenizer_file, data.tokenizer)
+    pairs, _ = read_pairs(data.train, data.window_rows, option="--data.train")
+    _, dev = read_pairs(data.dev, dev_rows, dev_rows, option="--data.dev")
+    return _Data(tokenizer_file, pairs, pa.concat_tables(dev).select(["source", "target"]).to_pydict())
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
@@ -83,21 +102,16 @@ def _is_finished(config: TrainConfig, last: Record) -> bool:
 
 
 def _run_workers(
-    config: TrainConfig,
-    folder: TrainingFolder,
-    lease: Lease,
-    tokenizer_file: bytes,
-    pairs: int,
-    on_record: Callable[[Record], None],
+    config: TrainConfig, data: _Data, folder: TrainingFolder, lease: Lease, on_record: Callable[[Record], None]
 ) -> None:
     """From the first step, or the last checkpoint, to the end."""
     resources, threads = _resources(config.scaling)
     records = Queue(actor_options={"num_cpus": 0})
     job = WorkerJob(
         config=config.model_dump_json(by_alias=True),
-        tokenizer_file=tokenizer_file,
-        pairs=pairs,
-        dev=place(config.data.dev),
+        tokenizer_file=data.tokenizer_file,
+        pairs=data.pairs,
+        dev=data.dev,
         threads=threads,
         lease=lease,
         records=records,
@@ -112,7 +126,7 @@ def _run_workers(
                     num_workers=config.scaling.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
                 ),
                 run_config=_run_config(config, folder),
-                datasets={TRAIN: windows_of(config, pairs, tokenizer_file)},
+                datasets={TRAIN: windows_of(config, data.pairs, data.tokenizer_file)},
                 dataset_config=InTurn(),
             ).fit()
         except (ray.train.TrainingFailedError, RayError) as error:
@@ -188,28 +202,3 @@ def _explained(error: Exception) -> Exception:
         reasons = {rank: re.search(r"dead because ([^.]+)", reason) for rank, reason in lost.items()}
         told = "; ".join(f"worker {rank} was lost: {match[1] if match else lost[rank]}" for rank, match in reasons.items())
     return Stopped(f"{told}\nRun the same command again to go on from the last checkpoint.")
-
-
-def _read_tokenizer(path: str) -> bytes:
-    try:
-        content = place(path).read()
-    except UserError as error:
-        raise UserError(f"{error}; set --data.tokenizer to the tokenizer.model that jobs.prepare wrote") from None
-    Tokenizer(content, path)
-    return content
-
-
-def _count_pairs(path: str, option: str) -> int:
-    """Rows of a folder of pair shards. Raises UserError if there are none, or they are no pairs."""
-    source = place(path)
-    try:
-        dataset = pads.dataset(source.path, filesystem=source.filesystem, format="parquet")
-        names, rows = dataset.schema.names, dataset.count_rows()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"cannot read pairs from {path} ({' '.join(str(error).split())}); set {option}") from None
-    if missing := {"source", "target"} - set(names):
-        shown = ", ".join(names) or "none"
-        raise UserError(f"{path} has no column {min(missing)!r} (it has: {shown}); set {option} to a folder of prepared pairs")
-    if rows == 0:
-        raise UserError(f"{path} holds no pairs; set {option} to a folder that jobs.prepare wrote")
-    return int(rows)

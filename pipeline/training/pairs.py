@@ -337,11 +337,13 @@ def _write_shards(folder: Place, pairs: Iterator[Pair], rows_per_shard: int) -> 
 # Reading pairs back
 
 
-def read_pairs(path: str, window_rows: int, max_rows: int | None = None) -> tuple[int, Iterator[pa.Table]]:
+def read_pairs(
+    path: str, window_rows: int, max_rows: int | None = None, option: str = "--input.path"
+) -> tuple[int, Iterator[pa.Table]]:
     """Pairs as prepare stores them, a window at a time.
 
     Args:
-        path: a Parquet file or a folder of them. max_rows: read the first rows only.
+        path: a Parquet file or a folder of them. max_rows: read the first rows only. option: what sets the path.
 
     Returns:
         The number of rows, and an iterator over tables of at most ``window_rows`` with the columns id, source, target.
@@ -353,25 +355,25 @@ def read_pairs(path: str, window_rows: int, max_rows: int | None = None) -> tupl
     try:
         found = root.files()
     except UserError as error:
-        raise UserError(f"{error}; set --input.path to pairs that jobs.prepare wrote") from None
+        raise UserError(f"{error}; set {option} to pairs that jobs.prepare wrote") from None
     wanted = [file.path for file in found if "/" not in file.path[len(root.path) + 1 :]]
     if wanted != [root.path]:
         wanted = [file for file in wanted if file.endswith((".parquet", ".pq"))]
     if not wanted:
-        raise UserError(f"{path} holds no .parquet file; set --input.path to pairs that jobs.prepare wrote")
+        raise UserError(f"{path} holds no .parquet file; set {option} to pairs that jobs.prepare wrote")
     try:
         dataset = pads.dataset(wanted, filesystem=root.filesystem, format="parquet")
         rows = dataset.count_rows()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path} as Parquet: {' '.join(str(error).split())}") from None
+        raise UserError(f"cannot read {path} as Parquet: {' '.join(str(error).split())}; set {option}") from None
     for name in SCHEMA.names:
         if name not in dataset.schema.names:
-            raise UserError(f"{path} has no column {name!r} (it has: {', '.join(dataset.schema.names)}); set --input.path")
+            raise UserError(f"{path} has no column {name!r} (it has: {', '.join(dataset.schema.names)}); set {option}")
         kind = dataset.schema.field(name).type
         if name != "id" and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"column {name!r} of {path} is {kind}, not a string; set --input.path")
+            raise UserError(f"column {name!r} of {path} is {kind}, not a string; set {option}")
     if rows == 0:
-        raise UserError(f"{path} has no rows; set --input.path to pairs")
+        raise UserError(f"{path} has no rows; set {option} to pairs")
     rows = min(rows, max_rows or rows)
     return rows, _windows(dataset, path, window_rows, rows)
 

@@ -12,7 +12,6 @@ import time
 from typing import Any, TypedDict
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import ray.train
 import ray.train.torch
 import torch
@@ -21,9 +20,7 @@ from ray.util.queue import Queue
 from pipeline.config import TrainConfig
 from pipeline.model.batching import Rows
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.storage import Place
 from pipeline.text.columns import flat_rows
-from pipeline.text.documents import texts_of
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import Lease, load_checkpoint, save_checkpoint
 from pipeline.training.loop import Learner, Step, Totals, share_done
@@ -35,14 +32,14 @@ from pipeline.training.windows import TRAIN, TokenizePairs
 class WorkerJob(TypedDict):
     """What the driver gives to each worker.
 
-    config: as JSON. pairs: of the training data. dev: the development pairs; a relative path in the configuration means
-    the driver's folder. lease: to be checked before a checkpoint is written. records: to the driver.
+    config: as JSON. pairs: of the training data. dev: development pairs, by column. lease: to be checked before a
+    checkpoint is written. records: to the driver.
     """
 
     config: str
     tokenizer_file: bytes
     pairs: int
-    dev: Place
+    dev: dict[str, list[str | None]]
     threads: int
     lease: Lease
     records: Queue
@@ -76,13 +73,13 @@ class Worker:
             self.stream.load_state_dict(position["stream"])
             self._minutes_before = position["minutes"]
         self.minutes = self._minutes_before
-        dev_rows, self._dev = self._read_dev_set(job["dev"], tokenizer)
+        self._dev = self._dev_set(job["dev"], tokenizer)
         self._facts = {
             "workers": self.workers,
             "device": device.type,
             "precision": str(self.learner.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "dev_rows": dev_rows,
+            "dev_rows": len(job["dev"]["source"]),
         }
 
     def run(self) -> None:
@@ -157,20 +154,14 @@ class Worker:
             **figures,
         }
 
-    def _read_dev_set(self, source: Place, tokenizer: Tokenizer) -> tuple[int, DevSet]:
-        """How many development pairs are used, and this worker's share of them."""
+    def _dev_set(self, pairs: dict[str, list[str | None]], tokenizer: Tokenizer) -> DevSet:
+        """This worker's share of the development pairs."""
+        share = pa.table({name: pa.array(texts[self.rank :: self.workers], pa.string()) for name, texts in pairs.items()})
         data, decoding = self.config.data, self.config.decoding
-        rows = pads.dataset(source.path, filesystem=source.filesystem, format="parquet").head(
-            self.config.training.validate_rows, columns=["source", "target"]
-        )
-        share = rows.take(pa.array(range(self.rank, len(rows), self.workers), pa.int64()))
-        tokenize = TokenizePairs(
-            self._tokenizer_file, max(data.max_source_tokens, decoding.max_source_tokens), data.max_target_tokens
-        )
-        ids = tokenize(share)
+        longest_source = max(data.max_source_tokens, decoding.max_source_tokens)
+        ids = TokenizePairs(self._tokenizer_file, longest_source, data.max_target_tokens)(share)
         sources, targets = Rows(*flat_rows(ids["source"])), Rows(*flat_rows(ids["target"]))
-        references = [text or "" for text in texts_of(share["target"])]
-        return len(rows), DevSet(sources, targets, references, tokenizer, self.config)
+        return DevSet(sources, targets, [text or "" for text in share["target"].to_pylist()], tokenizer, self.config)
 
 
 class _Meter:

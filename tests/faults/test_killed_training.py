@@ -40,7 +40,10 @@ def config(pairs: Path, output: Path) -> dict[str, Any]:
     }
 
 
-def test_kill_the_driver_then_a_worker_and_run_again(command_pairs: Path, tmp_path: Path) -> None:
+def test_kill_the_driver_then_a_worker_and_run_again(
+    command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how often Ray Train takes note of a checkpoint
     undisturbed, killed = config(command_pairs, tmp_path / "undisturbed"), config(command_pairs, tmp_path / "killed")
     # Validations need not be at the same steps: they leave no trace in what is learnt.
     undisturbed["training"] |= {"validate_minutes": 60.0}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -140,14 +139,13 @@ def test_what_is_missing_is_named(change: dict[str, dict[str, str]], message: st
 
 
 def test_no_pairs_and_other_columns_are_named(command_pairs: Path, tmp_path: Path) -> None:
-    pq.write_table(
-        pa.table({"source": pa.array([], pa.string()), "target": pa.array([], pa.string())}), tmp_path / "no.parquet"
-    )
-    with pytest.raises(UserError, match="holds no pairs; set"):
+    pairs = pq.read_table(command_pairs / "train")
+    pq.write_table(pairs.slice(0, 0), tmp_path / "no.parquet")
+    with pytest.raises(UserError, match=r"no.parquet has no rows; set --data\.train"):
         run(config(command_pairs, tmp_path / "out", data={"train": str(tmp_path / "no.parquet")}))
-    pq.write_table(pa.table({"source": ["x"], "summary": ["y"]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match=r"no column 'target' \(it has: source, summary\)"):
-        run(config(command_pairs, tmp_path / "out", data={"train": str(tmp_path / "other.parquet")}))
+    pq.write_table(pairs.rename_columns(["id", "source", "summary"]), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"no column 'target' \(it has: id, source, summary\); set --data\.dev"):
+        run(config(command_pairs, tmp_path / "out", data={"dev": str(tmp_path / "other.parquet")}))
 
 
 def test_another_network_is_not_trained_into_the_same_folder(
