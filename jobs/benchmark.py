@@ -109,7 +109,7 @@ def main() -> int:
     if given.json:
         machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "versions": versions()}
         content = {"benchmark": given.name, "machine": machine, **figures}
-        place(given.json).write(json.dumps(content, indent=2).encode() + b"\n")
+        place(given.json, "--json").write(json.dumps(content, indent=2).encode() + b"\n")
     return 0
 
 

@@ -26,7 +26,7 @@ from pipeline.inference.bundles import read_bundle
 from pipeline.options import load_config
 from pipeline.storage import place
 from pipeline.text.documents import texts_of
-from pipeline.training.pairs import read_pairs
+from pipeline.text.pair_store import open_pairs, whole_pairs
 from pipeline.versions import versions
 
 _WINDOW_ROWS = 512
@@ -47,7 +47,8 @@ def main() -> int:
     """Run the job; the exit status."""
     config = load_config(EvaluateConfig, "evaluate", sys.argv[1:])
     console = Console(highlight=False, soft_wrap=True)
-    rows, windows = read_pairs(config.input.path, _WINDOW_ROWS, config.input.max_rows)
+    store = open_pairs(config.input.path, "--input.path")
+    rows, windows = min(store.rows, config.input.max_rows or store.rows), store.windows(_WINDOW_ROWS, config.input.max_rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, bundle = read_bundle(config.model.path, device)
     decoding = config.decoding.applied_to(bundle.decoding)
@@ -89,7 +90,7 @@ def _evaluate(
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=rows)
         for window in windows:
-            pairs = window.filter(pc.and_(window["source"].is_valid(), window["target"].is_valid()))
+            pairs = whole_pairs(window)
             references = [str(text) for text in texts_of(pairs["target"])]
             if not seen:
                 for warning in tokenizer_warnings(references, config.metrics.rouge_tokenizer, config.metrics.bleu_tokenizer):
@@ -109,7 +110,7 @@ def _evaluate(
 @contextlib.contextmanager
 def _appearing(uri: str, option: str) -> Iterator[pa.NativeFile]:
     """A file to write that appears whole at the end or not at all. One that cannot be written is found out at once."""
-    target = place(uri)
+    target = place(uri, option)
     part = target.path + ".part"
     try:
         if target.filesystem.get_file_info(target.path).type == fs.FileType.Directory:

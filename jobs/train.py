@@ -19,7 +19,7 @@ def main() -> int:
     """Run the job; the exit status."""
     config = load_config(TrainConfig, "train", sys.argv[1:])
     console = Console(highlight=False, soft_wrap=True)
-    log = _Log(place(config.output.path).child("train.jsonl"))
+    log = _Log(place(config.output.path, "--output.path").child("train.jsonl"))
 
     def on_record(record: dict[str, Any]) -> None:
         console.print(_line(record))

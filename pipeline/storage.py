@@ -1,12 +1,13 @@
 """Files by URI: plain local paths, ``file``, ``s3``, ``gs``, ``hdfs``, through pyarrow's filesystems.
 
-Knows where bytes lie, not what they mean. What a user can mend comes out as a UserError that names the URI.
+Knows where bytes lie, not what they mean. What a user can mend comes out as a UserError that names the URI and the
+option that sets it.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import pyarrow as pa
@@ -14,10 +15,13 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 
+PART = ".part"
+"""Ends the name of a file that is being written, where a rename then puts it in its place."""
+
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file found by ``list_files``. path: as its filesystem spells it; size in bytes; modified in UTC, if known."""
+    """A file found by ``Place.files``. path: as its filesystem spells it; size in bytes; modified in UTC, if known."""
 
     path: str
     size: int
@@ -26,16 +30,23 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Place:
-    """A URI opened: its filesystem, and the path within it."""
+    """A URI opened: its filesystem, the path within it, and the option that sets it, which errors name."""
 
     uri: str
     filesystem: fs.FileSystem
     path: str
+    option: str
+
+    @property
+    def renames(self) -> bool:
+        """Whether files and folders are renamed at once, and not, as in an object store, by copying each file."""
+        return self.filesystem.type_name in ("local", "hdfs")
 
     def child(self, name: str) -> Place:
         """The place of ``name`` under this one."""
         address, question, query = self.uri.partition("?")
-        return Place(f"{address.rstrip('/')}/{name}{question}{query}", self.filesystem, f"{self.path.rstrip('/')}/{name}")
+        uri, path = f"{address.rstrip('/')}/{name}{question}{query}", f"{self.path.rstrip('/')}/{name}"
+        return replace(self, uri=uri, path=path)
 
     def contains(self, other: Place) -> bool:
         """Whether the other place is this one or below it."""
@@ -47,7 +58,7 @@ class Place:
         try:
             return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
         except OSError as error:
-            raise UserError(f"cannot look at {self.uri}: {_reason(error)}") from None
+            raise self._error("look at", error) from None
 
     def read(self) -> bytes:
         """A file's bytes. Raises UserError if it cannot be read."""
@@ -56,16 +67,19 @@ class Place:
                 content: bytes = file.read()
                 return content
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"cannot read {self.uri}: {_reason(error)}") from None
+            raise self._error("read", error) from None
 
     def write(self, content: bytes) -> None:
-        """Write a file, and the folders above it. Raises UserError if that cannot be done."""
+        """Write a file, which appears whole or stays as it was, and the folders above it. Raises UserError if it cannot."""
+        written = self.path + PART if self.renames else self.path  # an object store shows a file once it is closed
         try:
             self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)
-            with self.filesystem.open_output_stream(self.path) as file:
+            with self.filesystem.open_output_stream(written) as file:
                 file.write(content)
+            if written != self.path:
+                self.filesystem.move(written, self.path)
         except OSError as error:
-            raise UserError(f"cannot write {self.uri}: {_reason(error)}") from None
+            raise self._error("write", error) from None
 
     def files(self) -> list[StoredFile]:
         """The files below a folder, or the file itself, sorted by path. Hidden ones (``.x``, ``_x``) are left out.
@@ -75,11 +89,26 @@ class Place:
         try:
             info = self.filesystem.get_file_info(self.path)
             if info.type == fs.FileType.NotFound:
-                raise UserError(f"there is nothing at {self.uri}")
+                raise UserError(f"there is nothing at {self.uri}; set {self.option}")
             found = [info] if info.type == fs.FileType.File else self._below()
         except OSError as error:
-            raise UserError(f"cannot list {self.uri}: {_reason(error)}") from None
+            raise self._error("list", error) from None
         return sorted((StoredFile(file.path, file.size, file.mtime) for file in found), key=lambda file: file.path)
+
+    def parquet_files(self, recursive: bool) -> list[StoredFile]:
+        """The files of a folder that are called Parquet, or the file itself, whatever its name.
+
+        Raises UserError where there is none.
+        """
+        found = self.files()
+        if [file.path for file in found] == [self.path]:
+            return found
+        named = [file for file in found if file.path.endswith((".parquet", ".pq"))]
+        if not recursive:
+            named = [file for file in named if "/" not in file.path[len(self.path) :].strip("/")]
+        if not named:
+            raise UserError(f"{self.uri} holds no .parquet file; set {self.option} to a Parquet file or a folder of them")
+        return named
 
     def _below(self) -> list[fs.FileInfo]:
         def hidden(path: str) -> bool:
@@ -95,22 +124,25 @@ class Place:
         try:
             self.filesystem.delete_dir(self.path)
         except OSError as error:
-            raise UserError(f"cannot remove {self.uri}: {_reason(error)}") from None
+            raise self._error("remove", error) from None
+
+    def _error(self, verb: str, error: Exception) -> UserError:
+        return UserError(f"cannot {verb} {self.uri}: {in_words(error)}; set {self.option}")
 
 
-def place(uri: str) -> Place:
-    """Open a URI or a local path. Raises UserError for a scheme that no filesystem is known for."""
+def place(uri: str, option: str) -> Place:
+    """Open a URI or a local path, which ``option`` sets. Raises UserError for a scheme that no filesystem is known for."""
     if "://" not in uri:
-        return Place(uri, fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
+        return Place(uri, fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)), option)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"cannot open {uri}: {_reason(error)}") from None
-    return Place(uri, filesystem, path)
+        raise UserError(f"cannot open {uri}: {in_words(error)}; set {option}") from None
+    return Place(uri, filesystem, path, option)
 
 
-def _reason(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """An error's own words on one line; for the system's errors just what went wrong."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ def read_bundle(uri: str, device: torch.device | str = "cpu") -> tuple[Mapping[s
     Raises:
         UserError: there is no such folder, a file is missing or broken, or they do not belong together.
     """
-    folder = place(uri)
+    folder = place(uri, "--model.path")
     if not folder.exists():
         raise UserError(f"no model bundle at {uri}; set --model.path to a folder that jobs.train wrote")
     files = {name: folder.child(name).read() for name in FILES}

@@ -120,7 +120,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         UserError: one of them is not usable.
     """
     _check_names(config)
-    store, output = open_store(config.input), place(config.output.path)
+    store, output = open_store(config.input), place(config.output.path, "--output.path")
     if output.contains(store.root) or store.root.contains(output):
         raise UserError(f"--output.path {output.uri} and --input.path {store.root.uri} lie in each other; set another output")
     bundle_files, bundle = read_bundle(config.model.path)
@@ -188,12 +188,9 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
 
 def _claim_output(plan: Plan) -> None:
     """Remove what an unfinished run of this id left, and write the first file."""
-    try:
-        for kind in ("summaries", "rejects"):
-            plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
-        plan.folder.child(CONFIG).write(yaml.safe_dump(_as_json(plan.config), sort_keys=False).encode())
-    except UserError as error:
-        raise UserError(f"{error}; set --output.path") from None
+    for kind in ("summaries", "rejects"):
+        plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
+    plan.folder.child(CONFIG).write(yaml.safe_dump(_as_json(plan.config), sort_keys=False).encode())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import DocumentsInput
 from pipeline.errors import UserError
-from pipeline.storage import Place, StoredFile, place
+from pipeline.storage import Place, StoredFile, in_words, place
 
 _FOOTERS_AT_A_TIME = 16
 _SHOWN_COLUMNS = 20
@@ -55,15 +55,8 @@ def open_store(config: DocumentsInput) -> DocumentStore:
     Raises:
         UserError: nothing is there, a file is not Parquet, or a column is missing or of another type.
     """
-    root = place(config.path)
-    try:
-        found = root.files()
-    except UserError as error:
-        raise UserError(f"{error}; set --input.path to a Parquet file or a folder of them") from None
-    if len(found) != 1 or found[0].path != root.path:
-        found = [file for file in found if file.path.endswith((".parquet", ".pq"))]
-    if not found:
-        raise UserError(f"{config.path} holds no .parquet file; set --input.path to a Parquet file or a folder of them")
+    root = place(config.path, "--input.path")
+    found = root.parquet_files(recursive=True)
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
         files = list(pool.map(lambda file: _read_footer(root, file), found))
     for file in files:
@@ -81,7 +74,9 @@ def _read_footer(root: Place, file: StoredFile) -> DocumentFile:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
             return DocumentFile(file, parquet.metadata.num_rows, parquet.schema_arrow)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file.path} is not a readable Parquet file: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it or set {root.option}"
+        ) from None
 
 
 def _check_columns(file: DocumentFile, config: DocumentsInput) -> None:

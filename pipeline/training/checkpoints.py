@@ -89,7 +89,7 @@ class TrainingFolder:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self.root: Place = place(config.output.path)
+        self.root: Place = place(config.output.path, "--output.path")
         self.bundle = self.root.child("bundle")
 
     def claim(self, tokenizer_file: bytes) -> None:

@@ -26,10 +26,10 @@ from pipeline import cluster
 from pipeline.config import ScalingSection, TrainConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.storage import place
+from pipeline.text.pair_store import open_pairs
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import CHECKPOINTS, Lease, TrainingFolder
 from pipeline.training.loop import share_done
-from pipeline.training.pairs import read_pairs
 from pipeline.training.windows import TRAIN, InTurn, windows_of
 from pipeline.training.worker import WorkerJob, train_worker
 
@@ -87,14 +87,11 @@ class _Data:
 
 def _read_data(config: TrainConfig) -> _Data:
     data, dev_rows = config.data, config.training.validate_rows
-    try:
-        tokenizer_file = place(data.tokenizer).read()
-    except UserError as error:
-        raise UserError(f"{error}; set --data.tokenizer to the tokenizer.model that jobs.prepare wrote") from None
+    tokenizer_file = place(data.tokenizer, "--data.tokenizer").read()
     Tokenizer(tokenizer_file, data.tokenizer)
-    pairs, _ = read_pairs(data.train, data.window_rows, option="--data.train")
-    _, dev = read_pairs(data.dev, dev_rows, dev_rows, option="--data.dev")
-    return _Data(tokenizer_file, pairs, pa.concat_tables(dev).select(["source", "target"]).to_pydict())
+    pairs = open_pairs(data.train, "--data.train").rows
+    dev = pa.concat_tables(open_pairs(data.dev, "--data.dev").windows(dev_rows, dev_rows))
+    return _Data(tokenizer_file, pairs, dev.select(["source", "target"]).to_pydict())
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:

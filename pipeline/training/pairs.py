@@ -20,18 +20,17 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from pipeline.config import PairsInput, PrepareConfig
 from pipeline.errors import UserError
 from pipeline.storage import Place, place
+from pipeline.text.pair_store import SCHEMA
 from pipeline.text.tokenizer import Tokenizer, train_tokenizer
 from pipeline.training.mixing import Mixer
 from pipeline.training.readers import ROLES, Fault, Role, Row, read_rows, value_of
 from pipeline.training.replacing import replacing
 
-SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("target", pa.string())])
 TOKENIZER, SUMMARY = "tokenizer.model", "prepare.json"
 _SHARD = "part-{:05d}.parquet"
 
@@ -128,7 +127,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
     inputs = config.input
     shares: dict[Role, float] = {} if inputs.dev else {"dev": inputs.dev_share}
     shares |= {} if inputs.test else {"test": inputs.test_share}
-    with replacing(place(config.output.path), _OURS, config.output.overwrite) as (folder, scratch):
+    with replacing(place(config.output.path, "--output.path"), _OURS, config.output.overwrite) as (folder, scratch):
         work = _Preparation(config, folder, scratch, on_progress)
         if inputs.dev:
             work.take(inputs.dev, "dev")
@@ -332,59 +331,3 @@ def _write_shards(folder: Place, pairs: Iterator[Pair], rows_per_shard: int) -> 
             flush()
     if shard or not number:
         flush()
-
-
-# Reading pairs back
-
-
-def read_pairs(
-    path: str, window_rows: int, max_rows: int | None = None, option: str = "--input.path"
-) -> tuple[int, Iterator[pa.Table]]:
-    """Pairs as prepare stores them, a window at a time.
-
-    Args:
-        path: a Parquet file or a folder of them. max_rows: read the first rows only. option: what sets the path.
-
-    Returns:
-        The number of rows, and an iterator over tables of at most ``window_rows`` with the columns id, source, target.
-
-    Raises:
-        UserError: nothing is there, a file is not Parquet, a column is missing or no text, or there are no rows.
-    """
-    root = place(path)
-    try:
-        found = root.files()
-    except UserError as error:
-        raise UserError(f"{error}; set {option} to pairs that jobs.prepare wrote") from None
-    wanted = [file.path for file in found if "/" not in file.path[len(root.path) + 1 :]]
-    if wanted != [root.path]:
-        wanted = [file for file in wanted if file.endswith((".parquet", ".pq"))]
-    if not wanted:
-        raise UserError(f"{path} holds no .parquet file; set {option} to pairs that jobs.prepare wrote")
-    try:
-        dataset = pads.dataset(wanted, filesystem=root.filesystem, format="parquet")
-        rows = dataset.count_rows()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path} as Parquet: {' '.join(str(error).split())}; set {option}") from None
-    for name in SCHEMA.names:
-        if name not in dataset.schema.names:
-            raise UserError(f"{path} has no column {name!r} (it has: {', '.join(dataset.schema.names)}); set {option}")
-        kind = dataset.schema.field(name).type
-        if name != "id" and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"column {name!r} of {path} is {kind}, not a string; set {option}")
-    if rows == 0:
-        raise UserError(f"{path} has no rows; set {option} to pairs")
-    rows = min(rows, max_rows or rows)
-    return rows, _windows(dataset, path, window_rows, rows)
-
-
-def _windows(dataset: pads.Dataset, path: str, window_rows: int, rows: int) -> Iterator[pa.Table]:
-    try:
-        for batch in dataset.to_batches(columns=SCHEMA.names, batch_size=window_rows, batch_readahead=2, fragment_readahead=1):
-            if rows <= 0:
-                return
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch.slice(0, rows)])
-            rows -= batch.num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None

@@ -32,7 +32,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from pipeline.config import PairsInput
 from pipeline.errors import UserError
-from pipeline.storage import place
+from pipeline.storage import in_words, place
 
 Row = dict[str, Any]
 Role = Literal["train", "dev", "test"]
@@ -191,7 +191,7 @@ def _files(path: str, role: Role, kind: str) -> list[tuple[str, OpenFile]]:
     """The files at a path: one, those that a glob matches, or those of a folder whose names end as the format's do."""
     with _reading(path, role):
         if path.startswith(("s3://", "gs://", "gcs://", "hdfs://")) and "::" not in path:
-            at = place(path)
+            at = place(path, f"--input.{role}")
             filesystem, names = ArrowFSWrapper(at.filesystem), [at.path]
             names = filesystem.glob(at.path) or names
         else:
@@ -216,8 +216,7 @@ def _reading(path: str, role: Role) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"no file at {path}; set --input.{role}") from None
     except _BROKEN as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        raise UserError(f"cannot read {path}: {' '.join(why.split())}; mend it or set --input.{role}") from None
+        raise UserError(f"cannot read {path}: {in_words(error)}; mend it or set --input.{role}") from None
 
 
 # Lines, and what is made of them

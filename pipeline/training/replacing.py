@@ -6,7 +6,7 @@ Knows folders and the names of what a job writes to one; nothing of what is in t
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from pipeline.errors import UserError
-from pipeline.storage import Place
+from pipeline.storage import PART, Place, in_words
 
 _SCRATCH = ".scratch"
 
@@ -37,11 +37,11 @@ def replacing(output: Place, names: Sequence[str], overwrite: bool) -> Iterator[
     Raises:
         UserError: ``output`` is taken, or cannot be written.
     """
-    output = Place(output.uri.rstrip("/"), output.filesystem, output.path.rstrip("/"))
+    output = dataclasses.replace(output, uri=output.uri.rstrip("/"), path=output.path.rstrip("/"))
     partial, replaced = _beside(output, ".partial"), _beside(output, ".replaced")
     try:
         _require_free(output, names, overwrite)
-        if strangers := _names_in(partial) - {*names, _SCRATCH}:
+        if strangers := {name.removesuffix(PART) for name in _names_in(partial)} - {*names, _SCRATCH}:
             raise UserError(f"{partial.uri} holds {min(strangers)!r}, which this job does not write; set another --output.path")
         partial.remove_folder()
         partial.filesystem.create_dir(partial.path, recursive=True)
@@ -56,8 +56,7 @@ def replacing(output: Place, names: Sequence[str], overwrite: bool) -> Iterator[
         finally:
             partial.remove_folder()
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise UserError(f"cannot write {output.uri}: {reason}; make room or set another --output.path") from None
+        raise UserError(f"cannot write {output.uri}: {in_words(error)}; make room or set another --output.path") from None
 
 
 def _require_free(output: Place, names: Sequence[str], overwrite: bool) -> None:
@@ -82,12 +81,12 @@ def _names_in(folder: Place) -> set[str]:
 
 
 def _beside(output: Place, ending: str) -> Place:
-    return Place(output.uri + ending, output.filesystem, output.path + ending)
+    return dataclasses.replace(output, uri=output.uri + ending, path=output.path + ending)
 
 
 def _move(source: Place, target: Place, names: Sequence[str]) -> None:
     store = source.filesystem
-    if store.type_name in ("local", "hdfs"):
+    if source.renames:
         store.move(source.path, target.path)
         return
     found = store.get_file_info(fs.FileSelector(source.path, recursive=True))

@@ -67,7 +67,7 @@ def windows_of(config: TrainConfig, pairs: int, tokenizer_file: bytes) -> Datase
         pairs: how many there are.
     """
     data = config.data
-    source = place(data.train)
+    source = place(data.train, "--data.train")
     # As many windows as divide evenly among the workers, so that none waits long for the others at an epoch's end.
     rounds = -(-pairs // (config.scaling.num_workers * data.window_rows))
     rows = -(-pairs // (config.scaling.num_workers * rounds))

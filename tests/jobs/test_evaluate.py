@@ -20,7 +20,6 @@ from pipeline.errors import exit_on_user_error
 from pipeline.evaluation.metrics import Scorer, first_sentence, lead_words
 from pipeline.model.bundle import load_bundle
 from pipeline.options import load_config
-from pipeline.training.pairs import read_pairs
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluate.yaml"
 
@@ -231,16 +230,6 @@ def test_a_failed_run_leaves_the_earlier_report_alone(evaluate: Evaluate, tmp_pa
     assert f"cannot read {pairs}" in error
     assert written(tmp_path) == before
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["e.json"]
-
-
-def test_windows_hold_every_row_once_in_order(pairs: Path) -> None:
-    ids = [f"{shard}-{row}" for shard in range(2) for row in range(15)]
-    for max_rows, expected in ((None, 30), (17, 17), (100, 30)):
-        rows, windows = read_pairs(str(pairs), 4, max_rows)
-        tables = list(windows)
-        assert rows == expected
-        assert max(map(len, tables)) <= 4
-        assert [identity for table in tables for identity in table["id"].to_pylist()] == ids[:expected]
 
 
 def test_the_configuration_file_shows_every_option_at_its_default() -> None:

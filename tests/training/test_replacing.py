@@ -33,8 +33,8 @@ WHOLE = {"data/part": "new", "done.json": "{}"}
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """``out``, on a filesystem that renames folders, and seen as one that does not."""
     if request.param == "renamed":
-        return place(str(tmp_path / "out"))
-    return Place("base://out", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "out")
+        return place(str(tmp_path / "out"), "--output.path")
+    return Place("base://out", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "out", "--output.path")
 
 
 def test_a_new_folder_appears_with_nothing_beside_it(tmp_path: Path, output: Place) -> None:
@@ -104,6 +104,6 @@ def test_an_empty_folder_is_free(tmp_path: Path, output: Place) -> None:
 def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"is a file; set another --output\.path"):
-        write(place(str(tmp_path / "file")), "new")
+        write(place(str(tmp_path / "file"), "--output.path"), "new")
     with pytest.raises(UserError, match=r"cannot write .*/file/out: Not a directory"):
-        write(place(str(tmp_path / "file" / "out")), "new")
+        write(place(str(tmp_path / "file" / "out"), "--output.path"), "new")
