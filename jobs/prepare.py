@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress as ProgressBar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -14,7 +14,8 @@ from rich.table import Table
 from pipeline.config import PrepareConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.options import load_config
-from pipeline.training.pairs import Prepared, Progress, SplitReport, prepare
+from pipeline.storage import place
+from pipeline.training.pairs import TOKENIZER, Prepared, Progress, SplitReport, prepare
 
 _LINE_EVERY_S = 5.0
 
@@ -22,31 +23,31 @@ _LINE_EVERY_S = 5.0
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(PrepareConfig, "prepare", sys.argv[1:])
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     prepared = _prepare(console, config)
     console.print(_pairs_table(prepared))
     for role, report in prepared.splits.items():
         _print_notes(console, role, report)
     console.print(_lengths_table(prepared))
-    path = config.output.path.rstrip("/")
+    output = place(config.output.path, "--output.path")
+    shards = output.child(f"{{{','.join(prepared.splits)}}}/*.parquet").uri
+    train, dev, tokenizer = (output.child(name).uri for name in ("train", "dev", TOKENIZER))
     console.print(
-        f"prepared: {path}/{{{','.join(prepared.splits)}}}/*.parquet and {path}/tokenizer.model with "
-        f"{prepared.vocabulary_size:,} subwords, trained on {prepared.tokenizer_pairs:,} pairs",
-        markup=False,
+        f"prepared: {shards} and {tokenizer} with "
+        f"{prepared.vocabulary_size:,} subwords, trained on {prepared.tokenizer_pairs:,} pairs"
     )
     if "dev" not in prepared.splits or not prepared.splits["dev"].kept:
         console.print("there are no development pairs, which training needs: set --input.dev or a larger --input.dev_share")
-    console.print(
-        f"next: python -m jobs.train --config configs/train.yaml --data.train {path}/train --data.dev {path}/dev "
-        f"--data.tokenizer {path}/tokenizer.model",
-        markup=False,
-    )
+    options = ["--data.train", train, "--data.dev", dev, "--data.tokenizer", tokenizer]
+    console.print(f"next: python -m jobs.train --config configs/train.yaml {shlex.join(options)}")
     return 0
 
 
 def _prepare(console: Console, config: PrepareConfig) -> Prepared:
     """Prepare under a live line of progress, or with a line every few seconds where there is no terminal to draw it on."""
-    bar = ProgressBar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
+    bar = ProgressBar(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console, transient=True
+    )
     bar.disable = not console.is_terminal
     last_line = time.monotonic()
     with bar:
@@ -55,10 +56,10 @@ def _prepare(console: Console, config: PrepareConfig) -> Prepared:
         def on_progress(progress: Progress) -> None:
             nonlocal last_line
             counts = f"{progress.rows:,} rows, {progress.pairs:,} pairs kept, " if progress.rows else ""
-            bar.update(task, description=escape(counts + progress.doing))
+            bar.update(task, description=counts + progress.doing)
             if bar.disable and time.monotonic() - last_line >= _LINE_EVERY_S:
                 last_line = time.monotonic()
-                console.print(counts + progress.doing, markup=False)
+                console.print(counts + progress.doing)
 
         return prepare(config, on_progress)
 
@@ -76,7 +77,7 @@ def _print_notes(console: Console, role: str, report: SplitReport) -> None:
     """Where the first dropped rows stand, and what was kept but is worth a look."""
     for reason, places in report.examples.items():
         more = "; …" if report.dropped[reason] > len(places) else ""
-        console.print(f"{role}: {reason} at {'; '.join(places)}{more}", markup=False)
+        console.print(f"{role}: {reason} at {'; '.join(places)}{more}")
     if report.extra:
         console.print(f"{role}: lists of targets gave {report.extra:,} more pairs than rows (--input.target_list)")
     if report.damaged:

@@ -15,6 +15,8 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 
+PARQUET_ENDINGS = [".parquet", ".pq"]
+"""Of the names of Parquet files. Ray Data reads no file of another name."""
 PART = ".part"
 """Ends the name of a file that is being written, where a rename then puts it in its place."""
 
@@ -44,9 +46,12 @@ class Place:
 
     def child(self, name: str) -> Place:
         """The place of ``name`` under this one."""
+        return self.beside(f"/{name}")
+
+    def beside(self, ending: str) -> Place:
+        """The place whose name is this one's with ``ending`` after it."""
         address, question, query = self.uri.partition("?")
-        uri, path = f"{address.rstrip('/')}/{name}{question}{query}", f"{self.path.rstrip('/')}/{name}"
-        return replace(self, uri=uri, path=path)
+        return replace(self, uri=f"{address.rstrip('/')}{ending}{question}{query}", path=self.path.rstrip("/") + ending)
 
     def contains(self, other: Place) -> bool:
         """Whether the other place is this one or below it."""
@@ -96,19 +101,16 @@ class Place:
         return sorted((StoredFile(file.path, file.size, file.mtime) for file in found), key=lambda file: file.path)
 
     def parquet_files(self, recursive: bool) -> list[StoredFile]:
-        """The files of a folder that are called Parquet, or the file itself, whatever its name.
-
-        Raises UserError where there is none.
-        """
-        found = self.files()
-        if [file.path for file in found] == [self.path]:
-            return found
-        named = [file for file in found if file.path.endswith((".parquet", ".pq"))]
+        """The files of a folder that are named as Parquet files are, or such a file itself. UserError if there is none."""
+        found = [file for file in self.files() if file.path.endswith(tuple(PARQUET_ENDINGS))]
         if not recursive:
-            named = [file for file in named if "/" not in file.path[len(self.path) :].strip("/")]
-        if not named:
-            raise UserError(f"{self.uri} holds no .parquet file; set {self.option} to a Parquet file or a folder of them")
-        return named
+            found = [file for file in found if "/" not in file.path[len(self.path) :].strip("/")]
+        if not found:
+            raise UserError(
+                f"{self.uri} is or holds no .parquet file; set {self.option} to a Parquet file, whose name must end so "
+                "or in .pq, or to a folder of them"
+            )
+        return found
 
     def _below(self) -> list[fs.FileInfo]:
         def hidden(path: str) -> bool:
@@ -143,6 +145,6 @@ def place(uri: str, option: str) -> Place:
 
 def in_words(error: Exception) -> str:
     """An error's own words on one line; for the system's errors just what went wrong."""
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and error.errno and error.errno > 0:  # name resolution counts its own below 0
         return os.strerror(error.errno)
     return " ".join(str(error).split()) or type(error).__name__

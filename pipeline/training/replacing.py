@@ -6,7 +6,6 @@ Knows folders and the names of what a job writes to one; nothing of what is in t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,12 +36,11 @@ def replacing(output: Place, names: Sequence[str], overwrite: bool) -> Iterator[
     Raises:
         UserError: ``output`` is taken, or cannot be written.
     """
-    output = dataclasses.replace(output, uri=output.uri.rstrip("/"), path=output.path.rstrip("/"))
-    partial, replaced = _beside(output, ".partial"), _beside(output, ".replaced")
+    output, partial, replaced = output.beside(""), output.beside(".partial"), output.beside(".replaced")
     try:
         _require_free(output, names, overwrite)
-        if strangers := {name.removesuffix(PART) for name in _names_in(partial)} - {*names, _SCRATCH}:
-            raise UserError(f"{partial.uri} holds {min(strangers)!r}, which this job does not write; set another --output.path")
+        _require_ours(partial, [*names, _SCRATCH])
+        _require_ours(replaced, names)
         partial.remove_folder()
         partial.filesystem.create_dir(partial.path, recursive=True)
         try:
@@ -50,7 +48,7 @@ def replacing(output: Place, names: Sequence[str], overwrite: bool) -> Iterator[
                 yield partial, scratch
             if _names_in(output):
                 replaced.remove_folder()
-                _move(output, replaced, names)
+                _move(output, replaced, names[::-1])  # so that what is still there is not taken for a whole result
             _move(partial, output, names)
             replaced.remove_folder()
         finally:
@@ -68,20 +66,21 @@ def _require_free(output: Place, names: Sequence[str], overwrite: bool) -> None:
         output.remove_folder()
     elif not overwrite:
         raise UserError(f"{output.uri} exists already; set --output.overwrite true or another --output.path")
-    elif strangers := found - set(names):
-        raise UserError(f"{output.uri} holds {min(strangers)!r}, which this job does not write; set another --output.path")
-    elif names[-1] not in found:
+    _require_ours(output, names)
+    if found and names[-1] not in found:
         raise UserError(
             f"{output.uri} holds no {names[-1]}, so it may be something else; remove it or set another --output.path"
         )
 
 
+def _require_ours(folder: Place, names: Sequence[str]) -> None:
+    """UserError if a folder holds something else than what is called one of the names."""
+    if strangers := [name for name in _names_in(folder) if name.removesuffix(PART) not in names]:
+        raise UserError(f"{folder.uri} holds {min(strangers)!r}, which this job does not write; set another --output.path")
+
+
 def _names_in(folder: Place) -> set[str]:
     return {info.base_name for info in folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))}
-
-
-def _beside(output: Place, ending: str) -> Place:
-    return dataclasses.replace(output, uri=output.uri + ending, path=output.path + ending)
 
 
 def _move(source: Place, target: Place, names: Sequence[str]) -> None:

@@ -31,11 +31,6 @@ def test_windows_hold_every_row_once_in_order(tmp_path: Path) -> None:
         assert [identity for table in tables for identity in table["id"].to_pylist()] == ids[:expected]
 
 
-def test_a_file_is_a_store_whatever_its_name(tmp_path: Path) -> None:
-    written(tmp_path / "pairs", ["a"])
-    assert open_pairs(str(tmp_path / "pairs"), "--input.path").rows == 1
-
-
 def test_rows_with_nulls_are_no_pairs(tmp_path: Path) -> None:
     long = "x" * 5_000  # longer than the texts that a Parquet file has statistics of
     for targets, pairs in ((["x", None, "y"], 2), (["x", "y", "z"], 3), ([long, None, None], 1)):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from pipeline.errors import UserError
@@ -76,7 +78,7 @@ def test_what_a_killed_job_left_is_cleared_away(tmp_path: Path, output: Place) -
     assert stands(tmp_path) == {f"out/{name}": text for name, text in WHOLE.items()}
 
 
-@pytest.mark.parametrize("name", ["out/notes.txt", "out.partial/notes.txt"])
+@pytest.mark.parametrize("name", ["out/notes.txt", "out.partial/notes.txt", "out.replaced/notes.txt"])
 def test_a_folder_with_other_things_in_it_is_never_touched(tmp_path: Path, output: Place, name: str) -> None:
     write(output, "old")
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -99,6 +101,28 @@ def test_an_empty_folder_is_free(tmp_path: Path, output: Place) -> None:
     (tmp_path / "out").mkdir()
     write(output, "new")
     assert stands(tmp_path / "out") == WHOLE
+
+
+class Breaking(LocalFileSystem):
+    """Moves so many files, and no more."""
+
+    moves = 100
+
+    def mv(self, *paths: str, **options: Any) -> None:
+        if not self.moves:
+            raise OSError("the store is gone")
+        self.moves -= 1
+        super().mv(*paths, **options)
+
+
+def test_what_is_half_moved_away_is_not_taken_for_a_whole_result(tmp_path: Path) -> None:
+    store = Breaking(skip_instance_cache=True)
+    output = Place("store://out", fs.PyFileSystem(fs.FSSpecHandler(store)), str(tmp_path / "out"), "--output.path")
+    write(output, "old")
+    store.moves = 1
+    with pytest.raises(UserError, match="the store is gone"):
+        write(output, "new", overwrite=True)
+    assert stands(tmp_path / "out") == {"data/part": "old"}
 
 
 def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

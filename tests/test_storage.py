@@ -1,0 +1,64 @@
+"""Places: what their errors say, what a write leaves behind, and which files they find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from pipeline.errors import UserError
+from pipeline.storage import Place, place
+
+
+def test_each_error_names_what_went_wrong_where_and_the_option_that_sets_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    under_file, too_long = f"{tmp_path}/file/a", f"{tmp_path}/{'x' * 300}"
+    for what, error in {
+        lambda: place("s4://a", "--x"): "cannot open s4://a: ",
+        lambda: place(f"{tmp_path}/none", "--x").read(): f"cannot read {tmp_path}/none: No such file or directory",
+        lambda: place(f"{tmp_path}/none", "--x").files(): f"there is nothing at {tmp_path}/none",
+        lambda: place(too_long, "--x").exists(): f"cannot look at {too_long}: File name too long",
+        lambda: place(under_file, "--x").write(b""): f"cannot write {under_file}: ",
+        lambda: place(f"{tmp_path}/file", "--x").remove_folder(): f"cannot remove {tmp_path}/file: ",
+        lambda: place(f"{tmp_path}/folder", "--x").parquet_files(True): f"{tmp_path}/folder is or holds no .parquet file",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            what()
+        assert str(caught.value).startswith(error)
+        assert "; set --x" in str(caught.value)
+
+
+def test_a_write_replaces_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = place(str(tmp_path / "new/folder/a"), "--x")
+    file.write(b"old")
+    file.write(b"new")
+    assert [path.name for path in (tmp_path / "new/folder").iterdir()] == ["a"]
+    (tmp_path / "new/folder/a.part").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        file.write(b"newer")
+    assert file.read() == b"new"
+
+
+def test_a_place_below_or_beside_another_keeps_the_options_in_its_uri() -> None:
+    output = Place("s3://bucket/out/?region=x&scheme=http", fs.LocalFileSystem(), "bucket/out", "--output.path")
+    assert output.child("train").uri == "s3://bucket/out/train?region=x&scheme=http"
+    assert output.child("train").path == "bucket/out/train"
+    assert output.beside(".partial").uri == "s3://bucket/out.partial?region=x&scheme=http"
+    assert output.beside(".partial").path == "bucket/out.partial"
+
+
+def test_parquet_files_are_found_by_their_endings(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.pq", "c.txt", "below/d.parquet", "_hidden/e.parquet", ".f.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def found(path: Path, recursive: bool) -> list[str]:
+        return [file.path.removeprefix(f"{tmp_path}/") for file in place(str(path), "--x").parquet_files(recursive)]
+
+    assert found(tmp_path, recursive=False) == ["a.parquet", "b.pq"]
+    assert found(tmp_path, recursive=True) == ["a.parquet", "b.pq", "below/d.parquet"]
+    assert found(tmp_path / "b.pq", recursive=False) == ["b.pq"]
+    with pytest.raises(UserError, match=r"c\.txt is or holds no \.parquet file; set --x"):
+        found(tmp_path / "c.txt", recursive=True)
