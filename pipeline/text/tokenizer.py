@@ -11,6 +11,7 @@ SentencePiece writes for a space, is one; and a lone surrogate, which UTF-8 cann
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,6 +76,12 @@ class Tokenizer:
         return list(self._processor.decode(rows))
 
 
+@functools.lru_cache(maxsize=1)
+def cached_tokenizer(model: bytes) -> Tokenizer:
+    """The tokenizer of a model file's bytes, which a process that gets the same ones again does not parse again."""
+    return Tokenizer(model)
+
+
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
     """Train a SentencePiece model on ``texts`` and return its file's bytes.
 
@@ -121,4 +128,9 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """The text as SentencePiece can take it, on one line."""
-    return " ".join(_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).split())
+    return " ".join(without_surrogates(text).split())
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which UTF-8 cannot hold."""
+    return text if text.isascii() else _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -3,15 +3,15 @@
 Knows what makes a row a pair, which split it goes to, and how a result takes the place of another; nothing of the forms
 that inputs come in (readers.py). A row that is no pair is dropped, counted under a reason, and shown; it never stops the run.
 
-Memory is bounded whatever the input's size: rows stream, the mixing (mixing.py) and the shards hold 64 million characters
-each, the tokenizer's sample as many. The one thing that grows is a hash for each source of a given dev or test set.
+Memory is bounded whatever the input's size: rows stream, the mixing (mixing.py) holds 64 million characters of each split
+that an input is shared out to, a shard and the tokenizer's sample as many. The one thing that grows is a hash for each
+source of a given dev or test set.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from pipeline.config import PairsInput, PrepareConfig
 from pipeline.errors import UserError
 from pipeline.storage import Place, place
 from pipeline.text.pair_store import SCHEMA
-from pipeline.text.tokenizer import Tokenizer, train_tokenizer
+from pipeline.text.tokenizer import Tokenizer, train_tokenizer, without_surrogates
 from pipeline.training.mixing import Mixer
 from pipeline.training.readers import ROLES, Fault, Role, Row, read_rows, value_of
 from pipeline.training.replacing import replacing
@@ -42,7 +42,6 @@ _TRAINED_CHARS = 8192
 """The tokenizer is trained on no more of a text than this."""
 _EXAMPLES, _EXAMPLE_CHARS = 3, 200
 _PROGRESS_EVERY_ROWS = 1000
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Pair(NamedTuple):
@@ -245,7 +244,7 @@ def pairs_of(
             elif isinstance(target, Fault):
                 report.drop(target, where)
             else:
-                yield where, Pair(_storable(str(number if identity is None else identity)), source, target)
+                yield where, Pair(without_surrogates(str(number if identity is None else identity)), source, target)
 
 
 def source_key(source: str, seed: int) -> int:
@@ -284,16 +283,12 @@ def _text_of(value: Any, side: str, shortest: int, longest: int) -> str | Fault:
         return Fault(f"null_{side}")
     if not isinstance(value, str):
         return Fault(f"bad_type_{side}", type(value).__name__)
-    text = _storable(value).strip()
+    text = without_surrogates(value).strip()
     if not text:
         return Fault(f"empty_{side}")
     if len(text) < shortest:
         return Fault(f"short_{side}", f"{len(text)} characters")
     return text if len(text) <= longest else Fault(f"too_long_{side}", f"{len(text):,} characters")
-
-
-def _storable(text: str) -> str:
-    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _why(report: SplitReport) -> str:

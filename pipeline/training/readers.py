@@ -71,8 +71,8 @@ def _open_zstd(file: Any, **_: Any) -> io.BufferedReader:
 
 
 # fsspec opens .zst only where a further package is installed; Arrow brings the decompressor along.
-fsspec.compression.compr.setdefault("zstd", _open_zstd)
-fsspec.utils.compressions.setdefault("zst", "zstd")
+if "zstd" not in fsspec.compression.available_compressions():
+    fsspec.compression.register_compression("zstd", _open_zstd, "zst")
 
 
 def read_rows(path: str, role: Role, options: PairsInput) -> Rows:
