@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -18,11 +19,11 @@ from pipeline.training.distributed import train
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(TrainConfig, "train", sys.argv[1:])
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     log = _Log(place(config.output.path, "--output.path").child("train.jsonl"))
 
     def on_record(record: dict[str, Any]) -> None:
-        console.print(_line(record))
+        console.print(_line(record), style="bold" if record["kind"] == "validation" else None)
         log.add(record)
 
     console.print(f"training into {config.output.path}: starting Ray and the workers")
@@ -32,7 +33,8 @@ def main() -> int:
             f"finished already, {_reached(trained.last)}; to go on, raise --training.epochs, max_minutes or max_steps"
         )
     console.print(f"trained: {trained.bundle}")
-    console.print(f"next: python -m jobs.evaluate --model.path {trained.bundle} --input.path {config.data.dev}")
+    options = ["--model.path", trained.bundle, "--input.path", config.data.dev]
+    console.print(f"next: python -m jobs.evaluate {shlex.join(options)}")
     return 0
 
 
@@ -53,6 +55,9 @@ def _line(record: dict[str, Any]) -> str:
     """A record for the screen."""
     if record["kind"] == "waiting":
         return f"waiting for workers: the cluster has {record['cpus']:g} CPUs and {record['gpus']:g} GPUs"
+    if record["kind"] == "skipped":
+        rows = " and ".join(f"{record[role]:,} of {role}" for role in ("train", "dev") if record[role])
+        return f"skipped rows with a null source or target: {rows}"
     if record["kind"] == "start":
         since = f", from step {record['step']}: {_reached(record)}" if record["step"] else ""
         where = f"{record['workers']} × {record['device']}"
@@ -60,8 +65,8 @@ def _line(record: dict[str, Any]) -> str:
     at = f"{record['minutes']:6.1f} min  epoch {record['epoch']:6.2f}  step {record['step']:6d}"
     if record["kind"] == "validation":
         return (
-            f"{at}  [bold]dev loss {record['dev_loss']:.3f}  ROUGE-1/2/L {record['rouge1']:.1f} / {record['rouge2']:.1f} / "
-            f"{record['rougeL']:.1f}  exact match {record['exact_match']:.1f} %[/bold]"
+            f"{at}  dev loss {record['dev_loss']:.3f}  ROUGE-1/2/L {record['rouge1']:.1f} / {record['rouge2']:.1f} / "
+            f"{record['rougeL']:.1f}  exact match {record['exact_match']:.1f} %"
         )
     left = "" if record["minutes_left"] is None else f"  {record['minutes_left']:.0f} min left"
     return f"{at}  loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s  rate {record['learning_rate']:.2g}{left}"

@@ -14,6 +14,7 @@ import pyarrow.dataset as pads
 
 from pipeline.errors import UserError
 from pipeline.storage import Place, in_words, place
+from pipeline.text.documents import texts_of
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("target", pa.string())])
 
@@ -90,3 +91,9 @@ def open_pairs(uri: str, option: str) -> PairStore:
 def whole_pairs(rows: pa.Table) -> pa.Table:
     """The rows that have a source and a target."""
     return rows.filter(pc.and_(rows["source"].is_valid(), rows["target"].is_valid()))
+
+
+def pair_texts(rows: pa.Table) -> tuple[list[str], list[str]]:
+    """Sources and targets of the rows that have both, whatever bytes they hold (``texts_of``)."""
+    pairs = whole_pairs(rows)
+    return [str(text) for text in texts_of(pairs["source"])], [str(text) for text in texts_of(pairs["target"])]

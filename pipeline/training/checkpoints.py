@@ -1,13 +1,14 @@
 """What a training leaves in its output folder: checkpoints to go on from, and the bundle of the best one.
 
     <output>/config.yaml     the configuration of the last start
+    <output>/train.jsonl     the records that jobs.train has shown, up to the last checkpoint
     <output>/identity.json   network and tokenizer, which must stay the same
     <output>/run_id          the run that may write checkpoints: the one that was started last
     <output>/checkpoints/    Ray Train's folder: the best and the last checkpoint, and its record of them
     <output>/bundle/         the best checkpoint's model; README.md is written last, so with it the bundle is whole
 
-A checkpoint is a bundle and ``state.pt``: optimizer, steps, position in the data. Random generators have no state that
-outlives a step (see loop.py). Any URI that pyarrow's filesystems know can be the output folder.
+A checkpoint is a bundle and ``state.pt``: optimizer, steps, position in the data. The state of random generators is not in
+it: loop.py does without. Any URI that pyarrow's filesystems know can be the output folder.
 """
 
 from __future__ import annotations
@@ -102,10 +103,12 @@ class TrainingFolder:
             "model": self._config.model.model_dump(by_alias=True),
             "tokenizer_sha256": hashlib.sha256(tokenizer_file).hexdigest(),
         }
+        content = (json.dumps(identity, indent=2) + "\n").encode()
         noted = self.root.child("identity.json")
-        if noted.exists() and json.loads(noted.read()) != identity:
+        if not noted.exists():
+            noted.write(content)
+        elif noted.read() != content:
             raise UserError(f"{self.root.uri} holds the training of another model or tokenizer; set another --output.path")
-        noted.write((json.dumps(identity, indent=2) + "\n").encode())
 
     def take_over(self) -> Lease:
         """Begin a run, and note its configuration; one that still writes here ends at its next checkpoint."""
@@ -135,21 +138,25 @@ class TrainingFolder:
         best, metrics = max(found, key=lambda each: each[1][by] * (-1 if by == "dev_loss" else 1))
         return Kept(best, metrics, result.metrics)
 
-    def has_bundle(self) -> bool:
-        """Whether a whole bundle is there."""
-        return self.bundle.child(_CARD).exists()
-
     def write_bundle(self, kept: Kept, pairs: int) -> None:
-        """Write the best checkpoint's model, with a model card. pairs: of the training data."""
-        if self.has_bundle():
-            self.bundle.filesystem.delete_file(self.bundle.child(_CARD).path)
+        """Write the best checkpoint's model, with a model card, unless this very bundle is there whole already.
+
+        Args:
+            pairs: of the training data.
+        """
         card = model_card(self._config, config_yaml(self._config), pairs, kept.best_metrics, kept.last_metrics)
         with kept.best.as_directory() as checkpoint, tempfile.TemporaryDirectory() as folder:
             trained = load_bundle(Path(checkpoint) / _BUNDLE)
             dtype = getattr(torch, self._config.training.export_dtype)
             save_bundle(folder, trained.model, trained.tokenizer_file, self._config.decoding, dtype, card)
-            for name in (*FILES, _CARD):
-                self.bundle.child(name).write((Path(folder) / name).read_bytes())
+            files = [(self.bundle.child(name), (Path(folder) / name).read_bytes()) for name in (*FILES, _CARD)]
+        readme = self.bundle.child(_CARD)
+        if readme.exists():
+            if all(file.exists() and file.read() == content for file, content in files[:-1]):
+                return
+            readme.filesystem.delete_file(readme.path)
+        for file, content in files:
+            file.write(content)
 
 
 def config_yaml(config: TrainConfig) -> str:

@@ -8,6 +8,7 @@ training again goes on from the last checkpoint, or, if its end was reached, mak
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -21,12 +22,13 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import cluster
 from pipeline.config import ScalingSection, TrainConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.storage import place
-from pipeline.text.pair_store import open_pairs
+from pipeline.text.pair_store import PairStore, open_pairs, pair_texts
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import CHECKPOINTS, Lease, TrainingFolder
 from pipeline.training.loop import share_done
@@ -53,7 +55,8 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
     """Train until the configured end, going on from the last checkpoint if there is one, and write the bundle.
 
     Args:
-        on_record: called with each record from the workers: when they start, every few seconds, and at a validation.
+        on_record: called with each record: of rows that are no pairs, if there are any, and from the workers when they
+            start, every few seconds, and at a validation.
 
     Raises:
         UserError: the data, the tokenizer, the output folder or an option is not usable.
@@ -66,32 +69,43 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
     kept = folder.kept()
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
     if not was_finished:
+        if any(data.skipped.values()):
+            on_record({"kind": "skipped", **data.skipped})
         lease = folder.take_over()
         cluster.connect()
         _run_workers(config, data, folder, lease, on_record)
         kept = folder.kept()
     assert kept is not None, "workers end with a checkpoint"
-    if not was_finished or not folder.has_bundle():
-        folder.write_bundle(kept, data.pairs)
+    folder.write_bundle(kept, data.pairs)
     return Trained(folder.bundle.uri, kept.last_metrics, was_finished)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """What is read before workers start. pairs: of the training data. dev: the development pairs that are used, by column."""
+    """What is read before workers start.
+
+    pairs: in ``train``. dev: the development pairs that are used, by column. skipped: rows of both with a null text.
+    """
 
     tokenizer_file: bytes
+    train: PairStore
     pairs: int
-    dev: dict[str, list[str | None]]
+    dev: dict[str, list[str]]
+    skipped: dict[str, int]
 
 
 def _read_data(config: TrainConfig) -> _Data:
     data, dev_rows = config.data, config.training.validate_rows
     tokenizer_file = place(data.tokenizer, "--data.tokenizer").read()
     Tokenizer(tokenizer_file, data.tokenizer)
-    pairs = open_pairs(data.train, "--data.train").rows
-    dev = pa.concat_tables(open_pairs(data.dev, "--data.dev").windows(dev_rows, dev_rows))
-    return _Data(tokenizer_file, pairs, dev.select(["source", "target"]).to_pydict())
+    store = open_pairs(data.train, "--data.train")
+    pairs = store.count_pairs()
+    rows = pa.concat_tables(open_pairs(data.dev, "--data.dev").windows(dev_rows, dev_rows))
+    sources, targets = pair_texts(rows)
+    if not sources:
+        raise UserError(f"the first {len(rows):,} rows of {data.dev} have a null source or target; set --data.dev to pairs")
+    skipped = {"train": store.rows - pairs, "dev": len(rows) - len(sources)}
+    return _Data(tokenizer_file, store, pairs, {"source": sources, "target": targets}, skipped)
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
@@ -103,7 +117,9 @@ def _run_workers(
 ) -> None:
     """From the first step, or the last checkpoint, to the end."""
     resources, threads = _resources(config.scaling)
-    records = Queue(actor_options={"num_cpus": 0})
+    # On the driver's own node: wherever else a queue is, it can be lost while the driver and the workers live on.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    records = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     job = WorkerJob(
         config=config.model_dump_json(by_alias=True),
         tokenizer_file=data.tokenizer_file,
@@ -123,7 +139,7 @@ def _run_workers(
                     num_workers=config.scaling.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
                 ),
                 run_config=_run_config(config, folder),
-                datasets={TRAIN: windows_of(config, data.pairs, data.tokenizer_file)},
+                datasets={TRAIN: windows_of(config, data.train, data.tokenizer_file)},
                 dataset_config=InTurn(),
             ).fit()
         except (ray.train.TrainingFailedError, RayError) as error:
@@ -131,7 +147,8 @@ def _run_workers(
         except SystemExit:  # Ray Train's own answer to Ctrl-C, once it has stopped the workers
             raise KeyboardInterrupt from None
         finally:
-            records.put(None)
+            with contextlib.suppress(RayError):  # a queue that is lost has ended the forwarding too
+                records.put(None)
         forwarding.result()
 
 

@@ -3,7 +3,8 @@
 A step's loss is the sum over the batches of all DDP workers, divided by the number of their target tokens together: N
 workers with a batch each so take the same step as one worker with all N batches in one. Nothing is drawn from a random
 generator that ran on from the step before: dropout in step n of worker r follows from (seed, n, r) alone, so a training
-that goes on from a checkpoint draws what it would have drawn undisturbed.
+that goes on from a checkpoint draws what it would have drawn undisturbed. One thing is out of reach: on a GPU, dropout
+between stacked layers is cuDNN's, which seeds itself once in a process and then runs on.
 """
 
 from __future__ import annotations

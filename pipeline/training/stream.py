@@ -3,11 +3,12 @@
 What is promised about order:
 
 - An epoch brings each pair once, to one worker.
-- Windows come in the order of the files, and go to the workers in turn (windows.py). Within a window, pairs of similar
-  length are put together, and the batches then come in an order drawn from (seed, epoch, worker, the windows before).
-- So with the same pairs, seed, workers, ``window_rows`` and ``token_budget``, a training that goes on from a checkpoint
-  gets the very batches that it would have got undisturbed. If one of them has changed, each worker passes over its share
-  of the pairs that the begun epoch had learnt; some of these may then come twice in that epoch, and others not at all.
+- Windows come in one order, the same for the same files and Ray version, and go to the workers in turn (windows.py).
+  Within a window, pairs of similar length are put together, and the batches then come in an order drawn from (seed,
+  epoch, worker, the windows before).
+- So with the same files, Ray version, seed, workers, ``window_rows`` and ``token_budget``, a training that goes on from a
+  checkpoint gets the very batches that it would have got undisturbed. If one of them has changed, each worker passes over
+  its share of the pairs that the begun epoch had learnt; some may then come twice in that epoch, and others not at all.
 - Passing over costs reading and tokenizing, in the background, but no learning.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import ray
 from ray.data import DataIterator
 
 from pipeline.config import TrainConfig
@@ -83,11 +85,11 @@ class PairStream:
         self._steps_in_epoch, self._pairs_in_epoch = state["steps_in_epoch"], state["pairs_in_epoch"]
         self._skip = state
 
-    def _layout(self) -> list[int]:
+    def _layout(self) -> list[int | str]:
         """What an epoch's batches follow from, besides the pairs themselves."""
         data, training = self._config.data, self._config.training
         longest = [data.max_source_tokens, data.max_target_tokens]
-        return [self._pairs, self._workers, data.window_rows, *longest, training.token_budget, training.seed]
+        return [ray.__version__, self._pairs, self._workers, data.window_rows, *longest, training.token_budget, training.seed]
 
     def _batches(self) -> Iterator[PairBatch]:
         rng = np.random.default_rng([self._config.training.seed, self._epoch, self._rank])

@@ -41,10 +41,8 @@ class DevSet:
             dev_loss, the mean negative log-likelihood of a target token (nat); rouge1, rouge2, rougeL (F1) and
             exact_match of greedy hypotheses, in percent.
         """
-        data = self._config.data
-        batches = pair_batches(
-            self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, _DECODE_BUDGET, rng=None
-        )
+        data, budget = self._config.data, self._config.training.token_budget
+        batches = pair_batches(self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, budget, rng=None)
         nll, tokens = learner.negative_log_likelihood(batches)
         found = decode_window(learner.model, self._sources.values, self._sources.offsets, self._config.decoding, _DECODE_BUDGET)
         hypotheses = self._tokenizer.decode(found.values, found.offsets)

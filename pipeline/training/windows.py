@@ -2,37 +2,35 @@
 
     read_parquet ── repartition into windows ── TokenizePairs ── deal in turn
 
-Pairs keep the order of their files, by name, and of their rows, which prepare has mixed; stream.py says what becomes of
-them. Ray's object store holds a few windows at a time, or all of them where they are small: epochs of seconds would else
-be spent on reading and tokenizing the same pairs again.
+Pairs come in one order, the same for the same files and Ray version; stream.py says what becomes of them. Ray's object
+store holds a few windows at a time, or all of them where they are small: epochs of seconds would else be spent on reading
+and tokenizing the same pairs again.
 
 Nothing here needs torch, whose import would take longer than many a task does.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
-from pipeline.config import TrainConfig
-from pipeline.storage import place
-from pipeline.text.columns import encode_column
-from pipeline.text.documents import texts_of
-from pipeline.text.tokenizer import Tokenizer
+from pipeline.config import UNK, TrainConfig
+from pipeline.storage import PARQUET_ENDINGS
+from pipeline.text.columns import encode_column, flat_rows, list_column
+from pipeline.text.pair_store import PairStore, pair_texts
+from pipeline.text.tokenizer import cached_tokenizer
 
 TRAIN = "train"
 _READ_CPUS = 0.25
 """CPUs asked for by a task that reads or tokenizes: it must find room beside the workers, which take the rest."""
 _HELD_BYTES = 128_000_000
 """Token ids that are held, and not made anew in each epoch, take no more than this."""
-_NO_TOKEN = "\ufffd"
-"""Read in place of a source that has no subword, since an encoder needs one."""
 
 
 @dataclass(frozen=True)
@@ -44,37 +42,35 @@ class TokenizePairs:
     longest_target: int
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        """Columns source, target: string to list<int32>. A null is read as an empty text."""
-        tokenizer = _cached_tokenizer(self.tokenizer_file)
-        sources = [text or "" for text in texts_of(pairs["source"])]
-        ids, lengths = encode_column(tokenizer, sources, self.longest_source)
-        if not lengths.all():
-            sources = [text if length else _NO_TOKEN for text, length in zip(sources, lengths, strict=True)]
-            ids, _ = encode_column(tokenizer, sources, self.longest_source)
-        targets = [text or "" for text in texts_of(pairs["target"])]
-        return pa.table({"source": ids, "target": encode_column(tokenizer, targets, self.longest_target)[0]})
+        """Columns source, target: string to list<int32>. Rows with a null are left out.
+
+        A source that has no subword becomes ``<unk>``, which no text does, since an encoder needs a token to read.
+        """
+        tokenizer, (source_texts, target_texts) = cached_tokenizer(self.tokenizer_file), pair_texts(pairs)
+        sources, lengths = encode_column(tokenizer, source_texts, self.longest_source)
+        if (empty := lengths == 0).any():
+            values, offsets = flat_rows(sources)
+            values = np.insert(values, offsets[:-1][empty], UNK)
+            sources = list_column(values, offsets + np.concatenate(([0], np.cumsum(empty))))
+        targets, _ = encode_column(tokenizer, target_texts, self.longest_target)
+        return pa.table({"source": sources, "target": targets})
 
 
-@functools.lru_cache(maxsize=1)
-def _cached_tokenizer(tokenizer_file: bytes) -> Tokenizer:
-    return Tokenizer(tokenizer_file)
-
-
-def windows_of(config: TrainConfig, pairs: int, tokenizer_file: bytes) -> Dataset:
-    """The training pairs as a dataset of windows, a block each, in their promised order; read already if they are few.
-
-    Args:
-        pairs: how many there are.
-    """
-    data = config.data
-    source = place(data.train, "--data.train")
+def windows_of(config: TrainConfig, store: PairStore, tokenizer_file: bytes) -> Dataset:
+    """The training pairs as a dataset of windows, a block each, in their promised order; read already if they are few."""
+    data, rows = config.data, store.rows
     # As many windows as divide evenly among the workers, so that none waits long for the others at an epoch's end.
-    rounds = -(-pairs // (config.scaling.num_workers * data.window_rows))
-    rows = -(-pairs // (config.scaling.num_workers * rounds))
+    rounds = -(-rows // (config.scaling.num_workers * data.window_rows))
     dataset = (
-        ray.data.read_parquet(source.path, filesystem=source.filesystem, partitioning=None, num_cpus=_READ_CPUS)
+        ray.data.read_parquet(
+            store.dataset.files,
+            filesystem=store.root.filesystem,
+            file_extensions=PARQUET_ENDINGS,
+            partitioning=None,
+            num_cpus=_READ_CPUS,
+        )
         .select_columns(["source", "target"])
-        .repartition(target_num_rows_per_block=rows, strict=True)
+        .repartition(target_num_rows_per_block=-(-rows // (config.scaling.num_workers * rounds)), strict=True)
         .map_batches(
             TokenizePairs(tokenizer_file, data.max_source_tokens, data.max_target_tokens),
             batch_format="pyarrow",
@@ -84,7 +80,7 @@ def windows_of(config: TrainConfig, pairs: int, tokenizer_file: bytes) -> Datase
     )
     dataset.context.execution_options.preserve_order = True
     longest = data.max_source_tokens + data.max_target_tokens
-    return dataset.materialize() if 4 * longest * pairs <= _HELD_BYTES else dataset
+    return dataset.materialize() if 4 * longest * rows <= _HELD_BYTES else dataset
 
 
 class InTurn(DataConfig):

@@ -39,7 +39,7 @@ class WorkerJob(TypedDict):
     config: str
     tokenizer_file: bytes
     pairs: int
-    dev: dict[str, list[str | None]]
+    dev: dict[str, list[str]]
     threads: int
     lease: Lease
     records: Queue
@@ -154,14 +154,15 @@ class Worker:
             **figures,
         }
 
-    def _dev_set(self, pairs: dict[str, list[str | None]], tokenizer: Tokenizer) -> DevSet:
+    def _dev_set(self, pairs: dict[str, list[str]], tokenizer: Tokenizer) -> DevSet:
         """This worker's share of the development pairs."""
-        share = pa.table({name: pa.array(texts[self.rank :: self.workers], pa.string()) for name, texts in pairs.items()})
+        share = {name: texts[self.rank :: self.workers] for name, texts in pairs.items()}
+        table = pa.table({name: pa.array(texts, pa.string()) for name, texts in share.items()})
         data, decoding = self.config.data, self.config.decoding
         longest_source = max(data.max_source_tokens, decoding.max_source_tokens)
-        ids = TokenizePairs(self._tokenizer_file, longest_source, data.max_target_tokens)(share)
+        ids = TokenizePairs(self._tokenizer_file, longest_source, data.max_target_tokens)(table)
         sources, targets = Rows(*flat_rows(ids["source"])), Rows(*flat_rows(ids["target"]))
-        return DevSet(sources, targets, [text or "" for text in share["target"].to_pylist()], tokenizer, self.config)
+        return DevSet(sources, targets, share["target"], tokenizer, self.config)
 
 
 class _Meter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -98,9 +99,23 @@ def test_a_finished_training_is_left_as_it_is(finished: tuple[TrainConfig, list[
     assert trained.was_finished
     assert more == []
     assert trained.last["step"] == records[-1]["step"]
-    identity = Path(settings.output.path) / "identity.json"
     assert files.keys() == {path for path in Path(settings.output.path).rglob("*") if path.is_file()}
-    assert all(path.stat().st_mtime_ns == time for path, time in files.items() if path != identity)
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+
+
+def test_a_finished_training_gives_its_bundle_what_only_the_bundle_follows_from(
+    finished: tuple[TrainConfig, list[dict[str, Any]]],
+) -> None:
+    settings, _ = finished
+    values = settings.model_dump(by_alias=True)
+    values["decoding"]["max_target_tokens"] = 5
+    values["training"]["export_dtype"] = "float16"
+    bundle = Path(settings.output.path) / "bundle"
+    size = (bundle / "model.safetensors").stat().st_size
+    trained, records = run(TrainConfig.model_validate(values))
+    assert (trained.was_finished, records) == (True, [])
+    assert load_bundle(bundle).decoding.max_target_tokens == 5
+    assert (bundle / "model.safetensors").stat().st_size < 0.6 * size
 
 
 def test_more_epochs_go_on_from_there_with_another_number_of_workers(
@@ -146,6 +161,19 @@ def test_no_pairs_and_other_columns_are_named(command_pairs: Path, tmp_path: Pat
     pq.write_table(pairs.rename_columns(["id", "source", "summary"]), tmp_path / "other.parquet")
     with pytest.raises(UserError, match=r"no column 'target' \(it has: id, source, summary\); set --data\.dev"):
         run(config(command_pairs, tmp_path / "out", data={"dev": str(tmp_path / "other.parquet")}))
+
+
+def test_bytes_that_are_no_text_are_learnt_from_and_rows_with_a_null_are_skipped_and_counted(
+    command_pairs: Path, tmp_path: Path
+) -> None:
+    raw = pa.array([b"walk", b"jump\xff", None, b"run", b"look"])
+    sources = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    targets = pa.array(["WALK", "JUMP", "TURN", "RUN", None])
+    pq.write_table(pa.table({"id": list("abcde"), "source": sources, "target": targets}), tmp_path / "pairs.parquet")
+    data = {"train": str(tmp_path / "pairs.parquet"), "dev": str(tmp_path / "pairs.parquet")}
+    trained, records = run(config(command_pairs, tmp_path / "out", data=data, training={"epochs": 1}))
+    assert records[0] == {"kind": "skipped", "train": 2, "dev": 2}
+    assert (trained.last["pairs_seen"], trained.last["dev_rows"]) == (3, 3)
 
 
 def test_another_network_is_not_trained_into_the_same_folder(

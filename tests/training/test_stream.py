@@ -7,15 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ray.data import DataIterator
 
 from pipeline import cluster
-from pipeline.config import TrainConfig
+from pipeline.config import UNK, TokenizerConfig, TrainConfig
 from pipeline.model.batching import PairBatch
-from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.pair_store import open_pairs
+from pipeline.text.tokenizer import Tokenizer, train_tokenizer
 from pipeline.training.stream import PairStream
 from pipeline.training.windows import TRAIN, InTurn, TokenizePairs, windows_of
 
@@ -40,7 +42,8 @@ class Epochs:
     def __init__(self, folder: Path, workers: int) -> None:
         cluster.connect()
         self.config, self.workers = config(folder, workers), workers
-        dataset = windows_of(self.config, PAIRS, (folder / "tokenizer.model").read_bytes())
+        store = open_pairs(self.config.data.train, "--data.train")
+        dataset = windows_of(self.config, store, (folder / "tokenizer.model").read_bytes())
         self.shards: list[DataIterator] = [shard[TRAIN] for shard in InTurn().configure({TRAIN: dataset}, workers)]
 
     def streams(self, state: dict[str, Any] | None = None) -> list[PairStream]:
@@ -75,9 +78,12 @@ def pairs_in(steps: Steps) -> list[tuple[int, ...]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def two(command_pairs: Path) -> Epochs:
-    return Epochs(command_pairs, workers=2)
+@pytest.fixture(scope="module", params=["held", "streamed"])
+def two(request: pytest.FixtureRequest, command_pairs: Path) -> Epochs:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "streamed":
+            patch.setattr("pipeline.training.windows._HELD_BYTES", 0)
+        return Epochs(command_pairs, workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +138,32 @@ def test_a_resumed_epoch_with_another_number_of_workers_leaves_out_about_what_wa
     assert rest == pytest.approx(PAIRS - begun, abs=40), "to within a batch"
 
 
-def test_texts_without_a_subword_and_nulls_still_make_pairs(command_pairs: Path) -> None:
+def test_the_files_that_are_read_are_those_that_are_counted(command_pairs: Path, tmp_path: Path) -> None:
+    cluster.connect()
+    pairs, folder = pq.read_table(command_pairs / "train"), tmp_path / "train"
+    (folder / "below").mkdir(parents=True)
+    for name, rows in (("a.parquet", 3), ("b.pq", 4), ("c.txt", 5), ("below/d.parquet", 6)):
+        pq.write_table(pairs.slice(0, rows), folder / name)
+    for path, rows in ((folder, 7), (folder / "b.pq", 4)):
+        store = open_pairs(str(path), "--data.train")
+        windows = windows_of(config(tmp_path, 1), store, (command_pairs / "tokenizer.model").read_bytes())
+        assert store.rows == windows.count() == rows
+
+
+def test_a_source_without_a_subword_is_read_as_unknown_and_a_row_with_a_null_is_left_out(abstracts: list[str]) -> None:
+    normalizing = TokenizerConfig(vocabulary_size=400, normalization="nmt_nfkc")  # U+FFFD is white space to it
+    tokenizer_file = train_tokenizer(abstracts[:80], normalizing)
+    sources, targets = ["", "the", "\ufffd", None, "model", ""], ["a", "", "of", "in", None, ""]
+    ids = TokenizePairs(tokenizer_file, longest_source=3, longest_target=2)(pa.table({"source": sources, "target": targets}))
+    words, offsets = Tokenizer(tokenizer_file).encode(["the", "a", "of"])
+    the, a, of = (part.tolist() for part in np.split(words, offsets[1:-1]))
+    assert ids["source"].to_pylist() == [[UNK], the[:3], [UNK], [UNK]]
+    assert ids["target"].to_pylist() == [a[:2], [], of[:2], []]
+
+
+def test_texts_are_cut_to_the_longest_that_is_learnt_from(command_pairs: Path) -> None:
     tokenizer_file = (command_pairs / "tokenizer.model").read_bytes()
-    table = pa.table({"source": ["walk", "", None], "target": ["WALK", None, ""]})
-    ids = TokenizePairs(tokenizer_file, longest_source=3, longest_target=2)(table).to_pylist()
-    assert [len(row["source"]) > 0 for row in ids] == [True, True, True]
-    assert [len(row["target"]) for row in ids][1:] == [0, 0]
     whole, _ = Tokenizer(tokenizer_file).encode(["walk walk walk"])
     cut = TokenizePairs(tokenizer_file, 2, 2)(pa.table({"source": ["walk walk walk"], "target": ["WALK WALK WALK"]}))
     assert cut["source"].to_pylist() == [whole[:2].tolist()]
+    assert len(cut["target"].to_pylist()[0]) == 2
