@@ -174,7 +174,7 @@ def _resources(scaling: ScalingSection) -> tuple[dict[str, float], int]:
         UserError: this machine has not so much. A cluster may yet grow: there, the workers wait.
     """
     workers, cpus, gpus = scaling.num_workers, cluster.total("CPU"), int(cluster.total("GPU"))
-    alone = "RAY_ADDRESS" not in os.environ
+    alone = (os.environ.get("RAY_ADDRESS") or "local") == "local"
     use_gpu = gpus > 0 if scaling.use_gpu is None else scaling.use_gpu
     if use_gpu and gpus < workers and alone:
         raise UserError(f"{workers} workers need a GPU each and this machine has {gpus}; set --scaling.num_workers or use_gpu")

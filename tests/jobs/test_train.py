@@ -101,7 +101,8 @@ def test_a_training_without_an_end_is_refused(run: Train, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_more_workers_than_fit_are_refused(run: Train, tmp_path: Path) -> None:
+def test_more_workers_than_fit_are_refused(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")  # as good as unset
     status, _, err = run(tmp_path, "--scaling.num_workers", "10000")
     assert status == 2
     assert "--scaling.num_workers" in err
