@@ -28,7 +28,7 @@ import yaml
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError
 from pipeline.model.bundle import FILES, load_bundle, save_bundle
-from pipeline.storage import Place, place
+from pipeline.storage import Place, in_words, place
 from pipeline.training.card import model_card
 from pipeline.training.loop import Learner
 
@@ -129,8 +129,7 @@ class TrainingFolder:
         except RuntimeError:  # how Ray Train says that there is no record
             return None
         except Exception as error:  # what it raises for a broken one is no part of its interface
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{checkpoints.uri} cannot be gone on from ({reason}); delete it to begin anew") from None
+            raise UserError(f"{checkpoints.uri} cannot be gone on from ({in_words(error)}); delete it to begin anew") from None
         found = result.best_checkpoints or []
         if result.metrics is None or not found:
             return None

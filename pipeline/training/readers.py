@@ -394,5 +394,4 @@ def _dataset_rows(path: str, role: Role) -> Rows:
     except UserError:
         raise
     except Exception as error:  # the package raises what its loaders, parsers and the hub raise: no common base
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the datasets package cannot read {path}: {reason}; set --input.{role}") from None
+        raise UserError(f"the datasets package cannot read {path}: {in_words(error)}; set --input.{role}") from None
