@@ -4,32 +4,61 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import warnings
 
 import ray
 import ray.data
+from ray._private.utils import get_num_cpus
 from ray.data import DataContext
+from ray.exceptions import RayError
+
+from pipeline.errors import Stopped, UserError
+from pipeline.storage import in_words
+
+_JOIN_TIMEOUT_S = 10.0
 
 
 def connect() -> None:
     """Connect to the cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it), else start Ray on this machine.
 
     On the screen Ray then shows errors alone. (One is none: its C++ side calls it an error that the actors of a pool take
-    their arguments from the object store, which all of Ray Data's do.)
+    their arguments from the object store, which all of Ray Data's do.) Those of Ray Data, tracebacks of many pages, stay in
+    its log file: they are raised too, and the job tells them.
+
+    Raises:
+        UserError: there is no cluster at ``RAY_ADDRESS``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS") or "local"
         # Two CPUs at least, however few there are: Ray Data's listing of the input asks for one beside those who work.
-        cpus = None if "RAY_ADDRESS" in os.environ else max(2, os.cpu_count() or 1)
-        ray.init(num_cpus=cpus, logging_level=logging.ERROR, log_to_driver=False)
+        cpus = max(2, cpus_here()) if address == "local" else None
+        host, _, port = address.rpartition("/")[2].rpartition(":")
+        try:
+            if port.isdigit():  # Ray itself would go on trying for a quarter of an hour
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_JOIN_TIMEOUT_S).close()
+            ray.init(address, num_cpus=cpus, logging_level=logging.ERROR, log_to_driver=False)
+        except Exception as error:  # which kinds there are hangs on the form of the address
+            if address == "local":
+                raise
+            raise UserError(
+                f"cannot join a Ray cluster at {address}: {in_words(error)}; set RAY_ADDRESS, or unset it to use this machine"
+            ) from None
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)
     # Ray Data has no named parameter yet for what a failed task retries on, and warns of the general one.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def cpus_here() -> int:
+    """The CPUs of this machine, or of this container where it may use fewer."""
+    return int(get_num_cpus(override_docker_cpu_warning=True))
 
 
 def cpus_of_nodes() -> list[float]:
@@ -41,3 +70,11 @@ def cpus_of_nodes() -> list[float]:
 def total(resource: str) -> float:
     """How much of a resource, such as ``CPU``, the cluster's nodes have together."""
     return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
+
+
+def explained(error: RayError) -> UserError | Stopped:
+    """A task's UserError as it was raised there; anything else as Stopped. Ray hands on the text of either alone."""
+    text = str(error).partition("\n\nThe above exception was the direct cause")[0].strip()
+    said = re.findall(r"^[\w.]+: .+", text, re.MULTILINE) or text.splitlines() or [type(error).__name__]
+    kind, _, message = said[-1].partition(": ")
+    return UserError(message) if kind == f"{UserError.__module__}.{UserError.__name__}" else Stopped(said[-1])

@@ -79,7 +79,7 @@ class InputFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """``runs/<run_id>/manifest.json``. seconds: from the first window decoded to the last one written; startup_s: before."""
+    """``runs/<run_id>/manifest.json``. startup_s: until the first window could be decoded; seconds: from there on."""
 
     format: int = 1
     run_id: str

@@ -2,7 +2,7 @@
 
     plan ── read ── tokenize ── regroup into windows ── summarize (actors) ── write ── manifest, _SUCCESS
 
-What each stage does with a window stands in stages.py. The driver sees a record per window, never a document.
+What the stages do with a window stands in stages.py and summarizer.py. The driver sees a record per window, never a document.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import ray
 import ray.data
 import ray.exceptions
-import torch
 import yaml
 from ray.data import ActorPoolStrategy
 
@@ -32,13 +31,12 @@ from pipeline.inference.stages import (
     RECORD,
     REJECT_COLUMNS,
     SUMMARY_COLUMNS,
-    SummarizeWindow,
     TokenizeDocuments,
     WriteWindow,
 )
+from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.model.bundle import TOKENIZER
-from pipeline.model.precision import compute_dtype
-from pipeline.storage import Place, StoredFile, place
+from pipeline.storage import PARQUET_ENDINGS, Place, StoredFile, place
 from pipeline.text.documents import DocumentStore, open_store
 from pipeline.versions import versions
 
@@ -53,7 +51,7 @@ SUCCESS, MANIFEST, CONFIG = "_SUCCESS", "manifest.json", "config.yaml"
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts: everything that can be found wrong has been looked for."""
+    """A run before it starts: its input, its model and its options have been looked at."""
 
     config: SummarizeConfig
     run_id: str
@@ -72,11 +70,16 @@ class Plan:
         """Whether this run ended with _SUCCESS before.
 
         Raises:
-            UserError: a run of this id did, but over another input, or with another model or other options.
+            UserError: a run of this id did, but over another input, or with another model or other options, or its
+                manifest is not one that this version writes.
         """
         if not self.folder.child(SUCCESS).exists():
             return False
-        before = Manifest.model_validate_json(self.folder.child(MANIFEST).read())
+        manifest = self.folder.child(MANIFEST)
+        try:
+            before = Manifest.model_validate_json(manifest.read())
+        except ValueError:
+            raise UserError(f"{manifest.uri} is broken or of another version; set another --output.run_id") from None
         changed = {
             "another input": before.input_files != self.input_files,
             "another model": before.model_fingerprint != self.model_fingerprint,
@@ -204,6 +207,7 @@ class _Actors:
 
 
 def _actors(config: SummarizeConfig) -> _Actors:
+    """The pool for the cluster as it is. Raises UserError if it has no room for it."""
     wanted, gpus, nodes = config.resources, int(cluster.total("GPU")), cluster.cpus_of_nodes()
     if not nodes:
         raise UserError("no node of the cluster has a CPU; wait for one, or start it")
@@ -214,20 +218,33 @@ def _actors(config: SummarizeConfig) -> _Actors:
             raise UserError(
                 f"{number or 'the'} actors need a GPU each and the cluster has {gpus}; set --resources.actors or use_gpu"
             )
+        share = 0.0  # of the CPUs: it is the GPUs that bound how many there are
     else:
-        number = wanted.actors or int(sum(nodes))
-        compute_dtype(wanted.precision, torch.device("cpu"))
-    # Actors hold what they ask for to the end. As much as one CPU a node stays free of them, since Ray Data's task that
-    # lists the input asks for a whole one and nothing would ever start without it.
-    free = sum(nodes) - len(nodes)
-    share = int(100 * min(1.0, (nodes[0] - 1) / nodes[0], free / number)) / 100
-    if share <= 0:
-        raise UserError(f"{number} actors do not fit on {sum(nodes):g} CPUs; set --resources.actors")
+        number = wanted.actors or (int(sum(nodes)) if nodes[-1] > 1 else max(1, len(nodes) - 1))
+        share = _cpu_share(nodes, number)
+        if share == 0:
+            raise UserError(f"{number} actors do not fit beside a free CPU on {sum(nodes):g} CPUs; set --resources.actors")
     return _Actors(number, share, float(use_gpu), wanted.threads or max(1, int(sum(nodes)) // number))
 
 
+def _cpu_share(nodes: Sequence[float], actors: int) -> float:
+    """CPUs that each actor asks for, in hundredths, one at most; 0 if there are too many actors.
+
+    They hold them to the end. Wherever Ray puts them, one node or another keeps a whole CPU free: Ray Data's task that lists
+    the input asks for it, and nothing would ever start without.
+
+    Args:
+        nodes: the CPUs of each.
+    """
+    for percent in range(100, 0, -1):
+        fewest_that_leave_none = sum(int(100 * (cpus - 1)) // percent + 1 for cpus in nodes)
+        if actors < fewest_that_leave_none:
+            return percent / 100
+    return 0.0
+
+
 def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
-    """The graph of the run; a record as each window is written."""
+    """The graph of the run; a record as each window is written. Raises UserError or Stopped if a stage fails."""
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
     cut = plan.decoding.max_source_tokens
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
@@ -236,7 +253,7 @@ def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
         ray.data.read_parquet(
             [file.file.path for file in plan.store.files],
             filesystem=plan.store.root.filesystem,
-            file_extensions=None,
+            file_extensions=PARQUET_ENDINGS,
             partitioning=None,
             num_cpus=_LIGHT_CPUS,
         )
@@ -280,8 +297,10 @@ def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
         for row in windows.iter_rows():
             yield WindowRecord.model_validate_json(row[RECORD])
     except ray.exceptions.RayError as error:
-        cause = str(error).strip().splitlines()
-        raise Stopped(f"{cause[-1] if cause else type(error).__name__}; the log files of Ray tell more; {_AGAIN}") from error
+        told = cluster.explained(error)
+        if isinstance(told, Stopped):
+            told = Stopped(f"{told}; the log files of Ray tell more; {_AGAIN}")
+        raise told from error
 
 
 def _keep_recorded(plan: Plan, recorded: set[str]) -> None:

@@ -4,11 +4,12 @@
 
 Text stays out of the tables between them but for the openings of a few examples. Rejected rows travel along without
 ids, so that a window is written as a whole. Which stage runs where, and how often at a time, is run.py's business.
+
+The stage in the middle is in summarizer.py: nothing here needs torch, whose import would take longer than many a task does.
 """
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -18,24 +19,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
-import torch
 
-from pipeline.config import DecodingConfig, DocumentsInput
+from pipeline.config import DocumentsInput
 from pipeline.inference.manifest import Example, OutputFile, WindowRecord
-from pipeline.model.bundle import bundle_from_files
-from pipeline.model.decoding import decode_window
-from pipeline.model.precision import compute_dtype
 from pipeline.storage import Place
-from pipeline.text.columns import encode_column, flat_rows, list_column
+from pipeline.text.columns import encode_column, flat_rows
 from pipeline.text.documents import NO_TOKEN, rejection, texts_of
-from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.tokenizer import cached_tokenizer
 
 # Columns between the stages; a user's own have no such prefix, which run.py checks.
 PRIVATE = "nightshift."
-_IDS, _SOURCE_TOKENS, _OPENING = PRIVATE + "ids", PRIVATE + "source_tokens", PRIVATE + "opening"
+IDS, _SOURCE_TOKENS, _OPENING = PRIVATE + "ids", PRIVATE + "source_tokens", PRIVATE + "opening"
 _REASON, _DETAIL = PRIVATE + "reason", PRIVATE + "detail"
-_SUMMARY_IDS, _SCORE, _FINISHED, _SECONDS = (PRIVATE + name for name in ("summary_ids", "score", "finished", "seconds"))
+SUMMARY_IDS, SCORE, FINISHED, SECONDS = (PRIVATE + name for name in ("summary_ids", "score", "finished", "seconds"))
 RECORD = "record"
 
 SUMMARY_COLUMNS = ("summary", "source_tokens", "summary_tokens", "source_truncated", "finish_reason", "score")
@@ -60,7 +56,7 @@ class TokenizeDocuments:
         has_id = documents[self.input.id_column].is_valid().to_pylist()
         rejections = [rejection(valid, text, self.input.max_chars) for valid, text in zip(has_id, texts, strict=True)]
         sound = ["" if reason else str(text) for text, (reason, _) in zip(texts, rejections, strict=True)]
-        ids, source_tokens = encode_column(Tokenizer(self.tokenizer_file), sound, self.max_source_tokens)
+        ids, source_tokens = encode_column(cached_tokenizer(self.tokenizer_file), sound, self.max_source_tokens)
         # Some texts, of a lone zero-width space say, have characters but nothing that the tokenizer keeps.
         reasons, details = zip(
             *(
@@ -73,52 +69,11 @@ class TokenizeDocuments:
         openings = [text[:_OPENING_CHARS] if row in shown else None for row, text in enumerate(sound)]
         return (
             documents.select([self.input.id_column, *self.input.keep_columns])
-            .append_column(_IDS, ids)
+            .append_column(IDS, ids)
             .append_column(_SOURCE_TOKENS, pa.array(source_tokens, pa.int32()))
             .append_column(_REASON, pa.array(reasons, pa.string()))
             .append_column(_DETAIL, pa.array(details, pa.string()))
             .append_column(_OPENING, pa.array(openings, pa.string()))
-        )
-
-
-class SummarizeWindow:
-    """Hosts the model and decodes windows.
-
-    Args:
-        bundle_files: the bundle's files by name, in Ray's object store. use_gpu: compute on the GPU that Ray assigned.
-        token_budget: padded source tokens of a batch. precision: of matrix products. threads: CPU threads to compute with.
-    """
-
-    def __init__(
-        self,
-        bundle_files: ray.ObjectRef[Mapping[str, bytes]],
-        options: DecodingConfig,
-        use_gpu: bool,
-        token_budget: int,
-        precision: str,
-        threads: int,
-    ) -> None:
-        torch.set_num_threads(threads)
-        # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
-        torch.backends.cudnn.allow_tf32 = precision != "float32"
-        device = torch.device("cuda" if use_gpu else "cpu")
-        self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", device).model
-        self._options = options
-        self._token_budget = token_budget
-        self._autocast = torch.autocast(device.type, dtype := compute_dtype(precision, device), enabled=dtype != torch.float32)
-
-    def __call__(self, window: pa.Table) -> pa.Table:
-        """Source ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` was reached."""
-        started = time.monotonic()
-        with self._autocast:
-            found = decode_window(self._model, *flat_rows(window[_IDS]), self._options, self._token_budget)
-        seconds = time.monotonic() - started
-        return (
-            window.drop_columns([_IDS])
-            .append_column(_SUMMARY_IDS, list_column(found.values, found.offsets))
-            .append_column(_SCORE, pa.array(found.scores, pa.float32()))
-            .append_column(_FINISHED, pa.array(found.finished))
-            .append_column(_SECONDS, pa.array(np.full(len(window), seconds / max(len(window), 1)), pa.float32()))
         )
 
 
@@ -155,21 +110,21 @@ class WriteWindow:
             reached_length_limit=_total(pc.equal(summaries["finish_reason"], "length")),
             source_tokens=_total(summaries["source_tokens"]),
             summary_tokens=_total(summaries["summary_tokens"]),
-            decode_s=_total(window[_SECONDS]),
+            decode_s=_total(window[SECONDS]),
             files=[file for file in files if file is not None],
             examples=self._examples(summarized, summaries),
         )
         return pa.table({RECORD: [record.model_dump_json()]})
 
     def _summaries(self, window: pa.Table) -> pa.Table:
-        values, offsets = flat_rows(window[_SUMMARY_IDS])
+        values, offsets = flat_rows(window[SUMMARY_IDS])
         columns = {
-            "summary": pa.array(Tokenizer(self.tokenizer_file).decode(values, offsets), pa.string()),
+            "summary": pa.array(cached_tokenizer(self.tokenizer_file).decode(values, offsets), pa.string()),
             "source_tokens": window[_SOURCE_TOKENS],
             "summary_tokens": pa.array(np.diff(offsets), pa.int32()),
             "source_truncated": pc.greater(window[_SOURCE_TOKENS], self.max_source_tokens),
-            "finish_reason": pc.if_else(window[_FINISHED], "eos", "length"),
-            "score": window[_SCORE],
+            "finish_reason": pc.if_else(window[FINISHED], "eos", "length"),
+            "score": window[SCORE],
         }
         table = window.select([self.input.id_column])
         for name, column in columns.items():

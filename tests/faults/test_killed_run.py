@@ -53,31 +53,33 @@ def test_kill_the_driver_midway_and_run_again(tmp_path: Path, tiny_bundle: Path)
     np.testing.assert_allclose(killed["score"], undisturbed["score"], rtol=1e-5)
 
 
-def test_kill_an_actor_midway(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:
     """Ray Data starts another actor and gives it the window again; no document is lost or comes twice."""
-    texts = [f"Document number {n} speaks of graphs." for n in range(200)]
-    pq.write_table(pa.table({"id": list(range(200)), "text": texts}), tmp_path / "docs.parquet")
+    # The shipped model takes a second for a few windows, so that at the first record most of the others are yet to come.
+    pq.write_table(pa.table({"id": list(range(len(abstracts))), "text": abstracts}), tmp_path / "docs.parquet")
     killed: list[int] = []
+    later: set[int] = set()
 
     def kill_once(_: Progress) -> None:
-        if not killed:
-            killed.extend(
-                actor.pid
-                for actor in list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
-                if "Summarize" in actor.class_name
-            )
-            for pid in killed:
+        actors = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
+        pids = [actor.pid for actor in actors if "Summarize" in actor.class_name]
+        if killed:
+            later.update(pids)
+        else:
+            killed.extend(pids)
+            for pid in pids:
                 os.kill(pid, signal.SIGKILL)
 
     config = SummarizeConfig.model_validate(
         {
             "input": {"path": str(tmp_path / "docs.parquet")},
             "output": {"path": str(tmp_path / "out"), "run_id": "r"},
-            "model": {"path": str(tiny_bundle)},
             "resources": {"actors": 1, "window_rows": 10},
         }
     )
     finished = execute(plan_run(config), kill_once)
-    assert killed
-    assert finished.manifest.counts.summarized == 200
-    assert sorted(pads.dataset(tmp_path / "out/summaries/run=r").to_table()["id"].to_pylist()) == list(range(200))
+    assert len(killed) == 1
+    assert later - set(killed), "no other actor was needed"
+    assert finished.manifest.counts.summarized == len(abstracts)
+    written = pads.dataset(tmp_path / "out/summaries/run=r").to_table()["id"].to_pylist()
+    assert sorted(written) == list(range(len(abstracts)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from pipeline.config import SummarizeConfig
 from pipeline.errors import Stopped, UserError
-from pipeline.inference.run import Finished, Progress, execute, plan_run
+from pipeline.inference.run import Finished, Progress, _cpu_share, execute, plan_run
 
 TEXTS = [
     "We study the spectral gap of random graphs.",
@@ -188,6 +189,9 @@ def test_a_finished_run_is_not_taken_for_another(tmp_path: Path, tiny_bundle: Pa
     pq.write_table(pa.table({"id": ["b"], "text": [TEXTS[1]]}), store / "new.parquet")
     with pytest.raises(UserError, match="with another input"):
         plan_run(SummarizeConfig.model_validate(values)).is_finished()
+    (tmp_path / "out/runs/r/manifest.json").write_text('{"format": 0}')
+    with pytest.raises(UserError, match=r"manifest\.json is broken or of another version; set another --output\.run_id"):
+        plan_run(SummarizeConfig.model_validate(values)).is_finished()
 
 
 @pytest.mark.parametrize("columns", [["id"], ["c", "c"]])
@@ -208,6 +212,40 @@ def test_actors_that_the_machine_cannot_hold(tmp_path: Path, tiny_bundle: Path) 
     for options in ({"actors": 10_000}, {"use_gpu": True}):
         with pytest.raises(UserError, match=r"--resources\.actors"):
             run(config(store, tmp_path / "out", tiny_bundle, resources=options))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "share"),
+    [
+        ([2], 2, 0.5),
+        ([2], 1, 1.0),
+        ([1, 16], 17, 0.93),
+        ([1, 1, 1], 2, 1.0),
+        ([1, 2, 2], 5, 0.5),
+        ([4, 4, 4], 12, 0.75),
+        ([1], 1, 0.0),
+        ([1, 1], 2, 0.0),
+    ],
+)
+def test_wherever_actors_are_placed_a_cpu_stays_free(nodes: list[float], actors: int, share: float) -> None:
+    assert _cpu_share(nodes, actors) == share
+    assert all(free >= 1 for free in most_free(nodes, actors, share))
+    # And they ask for as much as they can.
+    assert share == 1.0 or not all(free >= 1 for free in most_free(nodes, actors, share + 0.01))
+
+
+def most_free(nodes: list[float], actors: int, share: float) -> Iterator[float]:
+    """The CPUs left on the emptiest node, for each way to place the actors."""
+    for placed in itertools.product(range(actors + 1), repeat=len(nodes)):
+        free = [round(cpus - share * number, 6) for cpus, number in zip(nodes, placed, strict=True)]
+        if sum(placed) == actors and min(free) >= 0:
+            yield max(free)
+
+
+def test_a_precision_that_the_actors_cannot_compute_in(tmp_path: Path, tiny_bundle: Path) -> None:
+    store = write_store(tmp_path / "in", pa.table({"id": [1], "text": ["t"]}))
+    with pytest.raises(UserError, match=r"^float16 computes on GPUs alone"):
+        run(config(store, tmp_path / "out", tiny_bundle, resources={"precision": "float16", "use_gpu": False}))
 
 
 def test_an_empty_store_gives_an_empty_finished_run(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -1,0 +1,67 @@
+"""The stage of a run that hosts the model: a window's source ids in, its summary ids out. See stages.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from pipeline.cluster import cpus_here
+from pipeline.config import DecodingConfig
+from pipeline.inference.stages import FINISHED, IDS, SCORE, SECONDS, SUMMARY_IDS
+from pipeline.model.bundle import bundle_from_files
+from pipeline.model.decoding import decode_window
+from pipeline.model.precision import compute_dtype
+from pipeline.text.columns import flat_rows, list_column
+
+
+class SummarizeWindow:
+    """Hosts the model and decodes windows.
+
+    Args:
+        bundle_files: the bundle's files by name, in Ray's object store. use_gpu: compute on the GPU that Ray assigned.
+        token_budget: padded source tokens of a batch. precision: of matrix products. threads: CPU threads to compute with,
+            no more of them than the machine has cores.
+    """
+
+    def __init__(
+        self,
+        bundle_files: ray.ObjectRef[Mapping[str, bytes]],
+        options: DecodingConfig,
+        use_gpu: bool,
+        token_budget: int,
+        precision: str,
+        threads: int,
+    ) -> None:
+        torch.set_num_threads(min(threads, cpus_here()))
+        # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
+        torch.backends.cudnn.allow_tf32 = precision != "float32"
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", self._device).model
+        self._options = options
+        self._token_budget = token_budget
+        self._precision = precision
+
+    def __call__(self, window: pa.Table) -> pa.Table:
+        """Source ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` was reached.
+
+        Raises:
+            UserError: the device does not compute in the precision asked for. (An actor that fails earlier, while it is
+                made, is tried again, and Ray shows each failure in full.)
+        """
+        started = time.monotonic()
+        dtype = compute_dtype(self._precision, self._device)
+        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
+            found = decode_window(self._model, *flat_rows(window[IDS]), self._options, self._token_budget)
+        seconds = time.monotonic() - started
+        return (
+            window.drop_columns([IDS])
+            .append_column(SUMMARY_IDS, list_column(found.values, found.offsets))
+            .append_column(SCORE, pa.array(found.scores, pa.float32()))
+            .append_column(FINISHED, pa.array(found.finished))
+            .append_column(SECONDS, pa.array(np.full(len(window), seconds / max(len(window), 1)), pa.float32()))
+        )

@@ -1,0 +1,41 @@
+"""Which Ray a job joins, and how the errors of its tasks are told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from ray.exceptions import RayError
+
+from pipeline import cluster
+from pipeline.errors import Stopped, UserError
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265"])
+def test_a_cluster_that_is_not_there_is_named(address: str) -> None:
+    code = "from pipeline import cluster, errors; errors.exit_on_user_error('job', lambda: cluster.connect() or 0)"
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert f"job: cannot join a Ray cluster at {address}: " in ran.stderr
+    assert "set RAY_ADDRESS" in ran.stderr
+
+
+RAISED = "ray::MapBatches()\n  File 'stages.py', line 7\n{}\n\nThe above exception was the direct cause of the following"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (RAISED.format("pipeline.errors.UserError: set another"), UserError, "set another"),
+        (RAISED.format("OSError: [Errno 28] No space left"), Stopped, "OSError: [Errno 28] No space left"),
+        ("The node died.\n\tip: 10.0.0.1", Stopped, "ip: 10.0.0.1"),
+        ("", Stopped, "RayError"),
+    ],
+)
+def test_the_error_of_a_task_is_told_as_what_began_it(text: str, kind: type[Exception], message: str) -> None:
+    error = cluster.explained(RayError(text))
+    assert type(error) is kind
+    assert str(error).strip() == message
