@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -15,13 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from jobs.outputs import appearing
+from jobs.screen import new_console
 from pipeline.config import TrainConfig
-from pipeline.errors import exit_on_user_error
+from pipeline.errors import UserError, exit_on_user_error
 from pipeline.options import load_config
-from pipeline.storage import place
 from pipeline.training.distributed import train
 from pipeline.versions import versions
 
@@ -30,7 +31,7 @@ _POINTS = 10
 """Of a smoothed curve: each the mean over a tenth of the steps."""
 
 Figures = dict[str, Any]
-console = Console(highlight=False, soft_wrap=True)
+console = new_console()
 
 
 def workers(options: Sequence[str]) -> Figures:
@@ -41,6 +42,8 @@ def workers(options: Sequence[str]) -> Figures:
     """
     config = load_config(TrainConfig, "benchmark workers", options)
     seed, budget, steps = config.training.seed, config.training.token_budget, config.training.max_steps or _STEPS
+    if steps < 2:
+        raise UserError("a speed is measured from one step to the next; set --training.max_steps to 2 or more")
     runs = {
         f"1 worker, seed {seed}": {"num_workers": 1, "seed": seed, "token_budget": 2 * budget},
         f"1 worker, seed {seed + 1}": {"num_workers": 1, "seed": seed + 1, "token_budget": 2 * budget},
@@ -105,11 +108,12 @@ def main() -> int:
     parser.add_argument("name", choices=_BENCHMARKS)
     parser.add_argument("--json", metavar="FILE", help="write every figure there")
     given, options = parser.parse_known_args()
-    figures = _BENCHMARKS[given.name](options)
-    if given.json:
-        machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "versions": versions()}
-        content = {"benchmark": given.name, "machine": machine, **figures}
-        place(given.json, "--json").write(json.dumps(content, indent=2).encode() + b"\n")
+    with appearing(given.json, "--json") if given.json else contextlib.nullcontext() as file:
+        figures = _BENCHMARKS[given.name](options)
+        if file:
+            machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "versions": versions()}
+            content = {"benchmark": given.name, "machine": machine, **figures}
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,24 +12,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from pyarrow import fs
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from jobs.outputs import appearing
+from jobs.screen import new_console, progress
 from pipeline.config import EvaluateConfig
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.evaluation.evaluate import Decoded, Evaluation, Figures
 from pipeline.evaluation.metrics import Estimate, tokenizer_warnings
 from pipeline.inference.bundles import read_bundle
 from pipeline.options import load_config
-from pipeline.storage import place
 from pipeline.text.documents import texts_of
 from pipeline.text.pair_store import open_pairs, whole_pairs
 from pipeline.versions import versions
 
 _WINDOW_ROWS = 512
-_LINE_EVERY_S = 5.0
 _SHOWN = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -46,7 +44,7 @@ _SHOWN = {
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(EvaluateConfig, "evaluate", sys.argv[1:])
-    console = Console(highlight=False, soft_wrap=True)
+    console = new_console()
     store = open_pairs(config.input.path, "--input.path")
     rows, windows = min(store.rows, config.input.max_rows or store.rows), store.windows(_WINDOW_ROWS, config.input.max_rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,7 +53,7 @@ def main() -> int:
     evaluation = Evaluation(bundle, decoding, config.metrics)
     console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
     with contextlib.ExitStack() as outputs:
-        report = outputs.enter_context(_appearing(config.output.path, "--output.path"))
+        report = outputs.enter_context(appearing(config.output.path, "--output.path"))
         write = outputs.enter_context(_hypotheses(config.output.hypotheses)) if config.output.hypotheses else None
         skipped = _evaluate(console, config, evaluation, rows, windows, write)
         if skipped == rows:
@@ -83,55 +81,28 @@ def _evaluate(
     windows: Iterator[pa.Table],
     write: Callable[[pa.Table, Decoded], None] | None,
 ) -> int:
-    """Feed the windows to the evaluation under a progress bar, or with lines where there is no terminal; rows skipped."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """Feed the windows to the evaluation; how many rows were skipped."""
     seen = skipped = 0
-    last_line = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding", total=rows)
+    with progress(console, "decoding", rows) as show:
         for window in windows:
             pairs = whole_pairs(window)
             references = [str(text) for text in texts_of(pairs["target"])]
             if not seen:
                 for warning in tokenizer_warnings(references, config.metrics.rouge_tokenizer, config.metrics.bleu_tokenizer):
-                    console.print(f"[yellow]warning:[/yellow] {warning}")
+                    console.print(f"warning: {warning}", style="yellow")
             decoded = evaluation.add([str(text) for text in texts_of(pairs["source"])], references)
             if write:
                 write(pairs, decoded)
             seen += len(window)
             skipped += len(window) - len(pairs)
-            bar.update(task, completed=seen)
-            if bar.disable and time.monotonic() - last_line >= _LINE_EVERY_S:
-                last_line = time.monotonic()
-                console.print(f"decoded {seen:,} of {rows:,}")
+            show("decoding", seen)
     return skipped
-
-
-@contextlib.contextmanager
-def _appearing(uri: str, option: str) -> Iterator[pa.NativeFile]:
-    """A file to write that appears whole at the end or not at all. One that cannot be written is found out at once."""
-    target = place(uri, option)
-    part = target.path + ".part"
-    try:
-        if target.filesystem.get_file_info(target.path).type == fs.FileType.Directory:
-            raise UserError(f"cannot write {uri}: it is a folder; set {option} to a file")
-        target.filesystem.create_dir(target.path.rpartition("/")[0], recursive=True)
-        file = target.filesystem.open_output_stream(part)
-        try:
-            with file:
-                yield file
-        except BaseException:
-            target.filesystem.delete_file(part)
-            raise
-        target.filesystem.move(part, target.path)
-    except OSError as error:
-        raise UserError(f"cannot write {uri}: {' '.join(str(error).split())}; set {option}") from None
 
 
 @contextlib.contextmanager
 def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, Decoded], None]]:
     """A function that adds a window's pairs and hypotheses to a Parquet file."""
-    with _appearing(uri, "--output.hypotheses") as file, contextlib.ExitStack() as closing:
+    with appearing(uri, "--output.hypotheses") as file, contextlib.ExitStack() as closing:
         writer: pq.ParquetWriter | None = None
 
         def write(pairs: pa.Table, decoded: Decoded) -> None:
@@ -169,10 +140,9 @@ def _show(console: Console, config: EvaluateConfig, figures: Figures, skipped: i
         console.print(f"hypotheses: {config.output.hypotheses}")
 
 
-def _cell(estimate: Estimate) -> str:
-    if estimate.low is None:
-        return f"{estimate.value:.1f}"
-    return f"{estimate.value:.1f} [dim]{estimate.low:.1f} to {estimate.high:.1f}[/dim]"
+def _cell(estimate: Estimate) -> Text:
+    interval = "" if estimate.low is None else f" {estimate.low:.1f} to {estimate.high:.1f}"
+    return Text.assemble(f"{estimate.value:.1f}", (interval, "dim"))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import time
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
+from rich.text import Text
 
+from jobs.screen import new_console, progress
 from pipeline.config import SummarizeConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.inference.manifest import Example, Manifest
@@ -17,17 +16,17 @@ from pipeline.inference.run import Finished, Plan, Progress, execute, plan_run
 from pipeline.options import load_config
 
 _OPENING_CHARS = 220
-_LINE_EVERY_S = 5.0
 
 
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(SummarizeConfig, "summarize", sys.argv[1:])
-    console = Console(highlight=False, soft_wrap=True)
+    console = new_console()
     plan = plan_run(config)
+    path = config.input.path.removeprefix(f"{os.getcwd()}/")  # the sample's is absolute
     console.print(
         f"run {plan.run_id}: {plan.store.rows:,} documents in {len(plan.store.files):,} files "
-        f"({plan.store.bytes / 1e6:,.1f} MB) of {config.input.path}, with model {plan.model_fingerprint[:12]}"
+        f"({plan.store.bytes / 1e6:,.1f} MB) of {path}, with model {plan.model_fingerprint[:12]}"
     )
     if plan.is_finished():
         console.print(f"run {plan.run_id} is finished already: {plan.folder.uri}; set another --output.run_id to do it again")
@@ -37,31 +36,13 @@ def main() -> int:
 
 
 def _execute(console: Console, plan: Plan) -> Finished:
-    """Run the plan under a progress bar, or with a line every few seconds where there is no terminal to draw it on."""
-    bar = ProgressBar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    last_line = time.monotonic()
-    with bar:
-        task = bar.add_task("starting Ray and loading the model", total=plan.store.rows, rate="")
+    """Run the plan and show where it stands."""
+    run = f"run {plan.run_id}"
+    with progress(console, f"{run}: starting Ray and loading the model", plan.store.rows) as show:
 
-        def on_progress(progress: Progress) -> None:
-            nonlocal last_line
-            done = progress.counts.read
-            rate = f"{done / max(progress.seconds, 1e-9):,.0f} documents/s"
-            bar.update(task, completed=done, description="summarizing", rate=rate)
-            if bar.disable and time.monotonic() - last_line >= _LINE_EVERY_S:
-                last_line = time.monotonic()
-                console.print(f"run {plan.run_id}: {done:,} of {plan.store.rows:,} documents, {rate}")
+        def on_progress(at: Progress) -> None:
+            show(run, at.counts.read, f"{at.counts.read / max(at.seconds, 1e-9):,.0f} documents/s")
 
-        if bar.disable:
-            console.print(f"run {plan.run_id}: starting Ray and loading the model")
         return execute(plan, on_progress)
 
 
@@ -79,8 +60,8 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
 def _show(console: Console, example: Example) -> None:
     opening = " ".join(example.opening.split())
     shown = opening if len(opening) <= _OPENING_CHARS else opening[:_OPENING_CHARS] + " …"
-    console.print(f"\n[bold]{escape(example.id)}[/bold]  [dim]{escape(shown)}[/dim]")
-    console.print(f"  → {example.summary}", markup=False)
+    console.print(Text.assemble("\n", (example.id, "bold"), "  ", (shown, "dim")))
+    console.print(f"  → {example.summary}")
 
 
 def _counts(manifest: Manifest) -> str:
