@@ -31,8 +31,9 @@ train: .venv/installed            ## train the shipped model again, from arXiv a
 	test -d prepared/arxiv || .venv/bin/python -m jobs.prepare --config configs/prepare.arxiv.yaml
 	.venv/bin/python -m jobs.train --config configs/train.arxiv.yaml
 
-bench: .venv/installed            ## compare one training worker with two
-	.venv/bin/python -m jobs.benchmark workers
+bench: .venv/installed            ## compare one training worker with two, on SCAN (configs/prepare.scan.yaml)
+	test -d prepared/scan || .venv/bin/python -m jobs.prepare --config configs/prepare.scan.yaml
+	.venv/bin/python -m jobs.benchmark workers --config configs/train.scan.yaml
 
 clean:                            ## remove the environment and caches, but nothing that a job wrote
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

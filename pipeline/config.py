@@ -206,7 +206,9 @@ class ScalingSection(Section):
 class TrainOutput(Section):
     """Where the model goes."""
 
-    path: str = Field("trained", description="folder to write; it gets bundle/, checkpoints/, train.jsonl, config.yaml")
+    path: str = Field(
+        "trained", description="folder to write: bundle/, checkpoints/, train.jsonl, config.yaml, identity.json, run_id"
+    )
 
 
 class EvaluateInput(Section):
@@ -220,7 +222,7 @@ class MetricsOptions(Section):
     """What is measured."""
 
     bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="resamples for the 95 % intervals; 0: none")
-    lead_tokens: Positive = Field(10, description="words of the lead-words baseline")
+    lead_words: Positive = Field(10, description="words of the lead-words baseline")
     rouge_tokenizer: Literal["standard", "unicode"] = Field(
         "standard", description="standard knows a to z and 0 to 9 alone, as published figures do; unicode: any script"
     )

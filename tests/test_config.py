@@ -287,5 +287,12 @@ def test_the_file_of_a_job_holds_every_option_with_a_value_that_can_be_used(name
     assert [f"{section}.{option}" for section, option, _ in options if option not in given[section]] == []
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_the_file_of_a_job_shows_the_defaults(job: str) -> None:
+    given = ["--input.train", "pairs.tsv"] if job == "prepare" else []
+    shown = load_config(JOBS[job], job, ["--config", str(CONFIGS / f"{job}.yaml"), *given])
+    assert shown == load_config(JOBS[job], job, given)
+
+
 def test_every_job_has_its_file() -> None:
     assert {f"{job}.yaml" for job in JOBS} <= set(FILES)

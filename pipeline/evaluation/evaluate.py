@@ -57,7 +57,7 @@ class Evaluation:
     def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions) -> None:
         self._model, self._decoding, self._options = bundle.model, decoding, options
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
-        self._lead = f"first {options.lead_tokens} words"
+        self._lead = f"first {options.lead_words} words"
         self._scorers = {
             name: Scorer(options.rouge_tokenizer, options.bleu_tokenizer) for name in ("model", self._lead, "first sentence")
         }
@@ -73,7 +73,7 @@ class Evaluation:
         self._rows += len(sources)
         self._cut += int((~found.finished).sum())
         self._scorers["model"].add(texts, references)
-        self._scorers[self._lead].add([lead_words(source, self._options.lead_tokens) for source in sources], references)
+        self._scorers[self._lead].add([lead_words(source, self._options.lead_words) for source in sources], references)
         self._scorers["first sentence"].add([first_sentence(source) for source in sources], references)
         return Decoded(texts, found.scores, found.finished)
 
