@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import UserError, exit_on_user_error
+from pipeline.errors import Stopped, UserError, exit_on_user_error
 
 
 def test_a_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,6 +15,16 @@ def test_a_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str
         exit_on_user_error("summarize", main)
     assert done.value.code == 2
     assert capsys.readouterr().err == "summarize: column 'text' is not there\n"
+
+
+def test_a_job_that_stopped_says_so_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise Stopped("a worker was lost")
+
+    with pytest.raises(SystemExit) as done:
+        exit_on_user_error("summarize", main)
+    assert done.value.code == 1
+    assert capsys.readouterr().err == "summarize: stopped: a worker was lost\n"
 
 
 def test_the_status_of_the_job_is_the_exit_status() -> None:

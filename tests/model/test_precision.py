@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -9,19 +11,28 @@ from pipeline.errors import UserError
 from pipeline.model.precision import compute_dtype
 
 CPU = torch.device("cpu")
-NATIVE = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+@pytest.fixture
+def built_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes this CPU one that has just the instructions named."""
+    return lambda *names: monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
 
 
 def test_float32_is_always_there() -> None:
     assert compute_dtype("float32", CPU) == torch.float32
 
 
-def test_auto_is_bfloat16_where_the_cpu_has_it() -> None:
-    assert compute_dtype("auto", CPU) == (torch.bfloat16 if NATIVE else torch.float32)
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
+def test_auto_is_bfloat16_where_the_cpu_has_it(name: str, built_for: Callable[..., None]) -> None:
+    built_for("avx512_f", name)
+    assert compute_dtype("auto", CPU) == torch.bfloat16
+    assert compute_dtype("bfloat16", CPU) == torch.bfloat16
 
 
-@pytest.mark.skipif(bool(NATIVE), reason="this CPU computes in bfloat16")
-def test_bfloat16_where_the_cpu_has_it_not() -> None:
+def test_auto_and_bfloat16_where_the_cpu_has_it_not(built_for: Callable[..., None]) -> None:
+    built_for("avx512_f")
+    assert compute_dtype("auto", CPU) == torch.float32
     with pytest.raises(UserError, match="does not compute in bfloat16; set the precision to auto or float32"):
         compute_dtype("bfloat16", CPU)
 
