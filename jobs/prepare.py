@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 
 from rich.console import Console
-from rich.progress import Progress as ProgressBar
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jobs.screen import new_console, progress
 from pipeline.config import PrepareConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.options import load_config
 from pipeline.storage import place
 from pipeline.training.pairs import TOKENIZER, Prepared, Progress, SplitReport, prepare
 
-_LINE_EVERY_S = 5.0
-
 
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(PrepareConfig, "prepare", sys.argv[1:])
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    prepared = _prepare(console, config)
+    console = new_console()
+    with progress(console, "") as show:
+        prepared = prepare(config, lambda at: show(_standing(at)))
     console.print(_pairs_table(prepared))
     for role, report in prepared.splits.items():
         _print_notes(console, role, report)
@@ -43,25 +40,8 @@ def main() -> int:
     return 0
 
 
-def _prepare(console: Console, config: PrepareConfig) -> Prepared:
-    """Prepare under a live line of progress, or with a line every few seconds where there is no terminal to draw it on."""
-    bar = ProgressBar(
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console, transient=True
-    )
-    bar.disable = not console.is_terminal
-    last_line = time.monotonic()
-    with bar:
-        task = bar.add_task("")
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal last_line
-            counts = f"{progress.rows:,} rows, {progress.pairs:,} pairs kept, " if progress.rows else ""
-            bar.update(task, description=counts + progress.doing)
-            if bar.disable and time.monotonic() - last_line >= _LINE_EVERY_S:
-                last_line = time.monotonic()
-                console.print(counts + progress.doing)
-
-        return prepare(config, on_progress)
+def _standing(at: Progress) -> str:
+    return f"{at.rows:,} rows, {at.pairs:,} pairs kept, {at.doing}" if at.rows else at.doing
 
 
 def _pairs_table(prepared: Prepared) -> Table:

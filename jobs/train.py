@@ -7,8 +7,7 @@ import shlex
 import sys
 from typing import Any
 
-from rich.console import Console
-
+from jobs.screen import new_console
 from pipeline.config import TrainConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.options import load_config
@@ -19,7 +18,7 @@ from pipeline.training.distributed import train
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(TrainConfig, "train", sys.argv[1:])
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = new_console()
     log = _Log(place(config.output.path, "--output.path").child("train.jsonl"))
 
     def on_record(record: dict[str, Any]) -> None:
