@@ -1,5 +1,6 @@
 """Measure: ``python -m jobs.benchmark NAME [--json FILE] [--section.option VALUE …]``; each prints a table.
 
+``decode``    the decoder beside a textbook's loop and a sorted one, in each precision; --help lists its options
 ``workers``   whether two DDP workers learn like one with twice the batch; the options are those of jobs.train
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from jobs.decoders import decode
 from jobs.outputs import appearing
 from jobs.screen import new_console
 from pipeline.config import TrainConfig
@@ -94,7 +96,7 @@ def _spans(steps: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(ends))
 
 
-_BENCHMARKS: dict[str, Callable[[Sequence[str]], Figures]] = {"workers": workers}
+_BENCHMARKS: dict[str, Callable[[Sequence[str]], Figures]] = {"decode": decode, "workers": workers}
 
 
 def main() -> int:

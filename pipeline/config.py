@@ -20,6 +20,7 @@ PAD, UNK, BOS, EOS = 0, 1, 2, 3
 """Ids of ``<pad>``, ``<unk>``, ``<s>`` and ``</s>`` in every tokenizer and model: a convention, not an option."""
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DecodePrecision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -57,8 +58,19 @@ class DecodingConfig(Section):
     max_source_tokens: Positive = Field(128, description="longer sources are cut to this many subwords and marked so")
     max_target_tokens: Positive = Field(48, description="a summary that has not ended by then is cut")
     min_target_tokens: Annotated[int, Field(ge=0)] = Field(1, description="no </s> before this many subwords")
+    max_target_ratio: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="also cut a summary at this many subwords for each one of its source, and max_target_extra more"
+    )
+    max_target_extra: Annotated[int, Field(ge=0)] = Field(10, description="see max_target_ratio, which must be set")
     no_repeat_ngram: Annotated[int, Field(ge=0)] = Field(
         3, description="never write the same n subwords twice in a summary; 0 turns this off"
+    )
+    beam_size: Positive = Field(1, description="hypotheses followed at a time; 1 is greedy search")
+    length_penalty: Annotated[float, Field(ge=0)] = Field(
+        0.6, description="beam search: how much longer hypotheses are favoured (alpha in Wu et al. 2016, eq. 14)"
+    )
+    coverage_penalty: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="beam search: weight of having attended to all of the source (beta there); needs attention"
     )
 
     @model_validator(mode="after")
@@ -273,7 +285,11 @@ class Resources(Section):
     tokenizers: Positive | None = Field(None, description="most tokenizer tasks at a time; unset: as many as find room")
     window_rows: Positive = Field(512, description="documents sorted by length and written together")
     token_budget: Positive = Field(16384, description="padded source tokens of a decode batch")
-    precision: Precision = Field("float32", description="float32 gives the same summary whatever the batch")
+    precision: DecodePrecision = Field(
+        "float32",
+        description="float32 is the reference; bfloat16, int8 (CPUs) and float16 (GPUs) are faster, and some summaries differ; "
+        "auto is bfloat16 where the device computes in it",
+    )
 
 
 class DecodingOverrides(Section):
@@ -282,8 +298,19 @@ class DecodingOverrides(Section):
     max_source_tokens: Positive | None = Field(None, description="longer sources are cut to this many subwords and marked so")
     max_target_tokens: Positive | None = Field(None, description="a summary that has not ended by then is cut")
     min_target_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="no </s> before this many subwords")
+    max_target_ratio: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="also cut a summary at this many subwords for each one of its source, and max_target_extra more"
+    )
+    max_target_extra: Annotated[int, Field(ge=0)] | None = Field(None, description="see max_target_ratio, which must be set")
     no_repeat_ngram: Annotated[int, Field(ge=0)] | None = Field(
         None, description="never write the same n subwords twice in a summary; 0 turns this off"
+    )
+    beam_size: Positive | None = Field(None, description="hypotheses followed at a time; 1 is greedy search")
+    length_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="beam search: how much longer hypotheses are favoured (alpha in Wu et al. 2016, eq. 14)"
+    )
+    coverage_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="beam search: weight of having attended to all of the source (beta there); needs attention"
     )
 
     def applied_to(self, defaults: DecodingConfig) -> DecodingConfig:

@@ -9,6 +9,7 @@ Shapes: S source steps, E embedding, H hidden, V vocabulary. A vector is one-dim
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,16 @@ class Written:
     tokens: list[int]
     score: float
     finished: bool
+
+
+@dataclass(frozen=True)
+class _Going:
+    """A hypothesis that beam search follows: its log-probability, tokens, cells, and attention summed over its steps [S]."""
+
+    total: float
+    tokens: list[int]
+    cells: Cells
+    coverage: Tensor
 
 
 class Reference:
@@ -72,8 +83,8 @@ class Reference:
                 states = states @ self.weights["encoder.memory_bridge.weight"].T
         return Encoded(torch.tensor(source), states, first)
 
-    def step(self, token: int, cells: Cells, memory: Encoded) -> tuple[Tensor, Cells]:
-        """Read the last token; log-probabilities of the next one [V], and the decoder's cells after it."""
+    def step(self, token: int, cells: Cells, memory: Encoded) -> tuple[Tensor, Cells, Tensor]:
+        """Read the last token; log-probabilities of the next one [V], the decoder's cells after it, attention's weights [S]."""
         embedded = self.weights["decoder.embedding.weight"][token]
         x, after = embedded, []
         for layer, (h, c) in enumerate(cells):
@@ -81,21 +92,21 @@ class Reference:
             after.append((h, c))
             x = h
         if self.config.attention == "none":
-            return self._vocabulary(self._linear("decoder.readout", x)).log(), after
+            return self._vocabulary(self._linear("decoder.readout", x)).log(), after, torch.zeros(len(memory.source)).double()
         attention = self._attention_scores(x, memory.states).softmax(0)
         both = torch.cat((attention @ memory.states, x))
         probabilities = self._vocabulary(torch.tanh(self._linear("decoder.readout.0", both)))  # Luong et al. 2015, eq. 5
         if self.config.copy_source:  # See et al. 2017, eq. 8 and 9
             generate = torch.sigmoid(self._linear("decoder.copy_gate", torch.cat((both, embedded))))
             probabilities = (generate * probabilities).index_add(0, memory.source, (1 - generate) * attention)
-        return probabilities.log(), after
+        return probabilities.log(), after, attention
 
     def log_probs(self, source: list[int], target: list[int]) -> list[float]:
         """Log-probability of each token of target, and of ``</s>`` after it, each given those before it."""
         memory = self.encode(source)
         cells, found = memory.first, []
         for before, token in zip([BOS, *target], [*target, EOS], strict=True):
-            log_probs, cells = self.step(before, cells, memory)
+            log_probs, cells, _ = self.step(before, cells, memory)
             found.append(float(log_probs[token]))
         return found
 
@@ -107,17 +118,52 @@ class Reference:
         memory = self.encode(source)
         tokens: list[int] = []
         cells, last, total = memory.first, BOS, 0.0
-        while len(tokens) < options.max_target_tokens:
-            log_probs, cells = self.step(last, cells, memory)
-            forbidden = {PAD, UNK, BOS} | _would_repeat(tokens, options.no_repeat_ngram)
-            if len(tokens) < options.min_target_tokens:
-                forbidden.add(EOS)
-            last = int(log_probs.index_fill(0, torch.tensor(sorted(forbidden)), -torch.inf).argmax())
+        while len(tokens) < _limit(source, options):
+            log_probs, cells, _ = self.step(last, cells, memory)
+            last = int(_allowed(log_probs, tokens, options).argmax())
             total += float(log_probs[last])
             if last == EOS:
                 return Written(tokens, total / (len(tokens) + 1), True)
             tokens.append(last)
         return Written(tokens, total / len(tokens), False)
+
+    def beam(self, source: list[int], options: DecodingConfig) -> Written:
+        """Beam search (Wu et al. 2016, section 7); what a hypothesis is worth and when it stops: pipeline/model/search.py."""
+        source, beam = source[: options.max_source_tokens], options.beam_size
+        if not source:
+            return Written([], 0.0, True)
+        memory, limit = self.encode(source), _limit(source, options)
+        going = [_Going(0.0, [], memory.first, torch.zeros(len(source)).double())]
+        ended: list[tuple[float, Written]] = []
+        for _ in range(limit):
+            candidates = []
+            for hypothesis in going:
+                last = hypothesis.tokens[-1] if hypothesis.tokens else BOS
+                log_probs, cells, attention = self.step(last, hypothesis.cells, memory)
+                covered = hypothesis.coverage + attention
+                for token, log_prob in enumerate(_allowed(log_probs, hypothesis.tokens, options).tolist()):
+                    if log_prob > -math.inf:
+                        extended = _Going(hypothesis.total + log_prob, [*hypothesis.tokens, token], cells, covered)
+                        candidates.append(extended)
+            candidates.sort(key=lambda one: -one.total)
+            for one in candidates[:beam]:
+                if one.tokens[-1] == EOS:
+                    written = Written(one.tokens[:-1], one.total / len(one.tokens), True)
+                    ended.append((self._worth(one, options), written))
+            going = [one for one in candidates if one.tokens[-1] != EOS][:beam]
+            best = max((worth for worth, _ in ended), default=-math.inf)
+            bound = going[0].total / ((5 + limit + 1) / 6) ** options.length_penalty
+            if len(ended) >= beam or bound <= best:
+                break
+        if not ended:
+            ended = [(self._worth(one, options), Written(one.tokens, one.total / len(one.tokens), False)) for one in going]
+        return max(ended, key=lambda pair: pair[0])[1]
+
+    def _worth(self, hypothesis: _Going, options: DecodingConfig) -> float:
+        worth = hypothesis.total / ((5 + len(hypothesis.tokens)) / 6) ** options.length_penalty
+        if self.config.attention != "none":
+            worth += options.coverage_penalty * float(hypothesis.coverage.clamp(1e-9, 1.0).log().sum())
+        return worth
 
     def _cell(self, module: str, suffix: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """One step of a cell from input x: the new (h, c)."""
@@ -157,6 +203,22 @@ class Reference:
         if f"{module}.weight" not in self.weights:  # the sizes agree, and nothing is in between
             return x
         return self.weights[f"{module}.weight"] @ x + self.weights[f"{module}.bias"]
+
+
+def _limit(source: list[int], options: DecodingConfig) -> int:
+    """The most tokens that may be written."""
+    if options.max_target_ratio is None:
+        return options.max_target_tokens
+    grown = int(options.max_target_ratio * len(source)) + options.max_target_extra
+    return min(max(grown, 1, options.min_target_tokens), options.max_target_tokens)
+
+
+def _allowed(log_probs: Tensor, tokens: list[int], options: DecodingConfig) -> Tensor:
+    """log_probs[V] of the token after these, minus infinity where it is forbidden."""
+    forbidden = {PAD, UNK, BOS} | _would_repeat(tokens, options.no_repeat_ngram)
+    if len(tokens) < options.min_target_tokens:
+        forbidden.add(EOS)
+    return log_probs.index_fill(0, torch.tensor(sorted(forbidden)), -torch.inf)
 
 
 def _would_repeat(tokens: list[int], n: int) -> set[int]:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import BaseModel
 
 from pipeline.config import DecodingConfig, MetricsOptions
 from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, lead_words
 from pipeline.model.bundle import Bundle
 from pipeline.model.decoding import decode_window
+from pipeline.model.engine import Engine
+from pipeline.model.precision import arithmetic_for
 from pipeline.text.tokenizer import Tokenizer
 
 _TOKEN_BUDGET = 16384
@@ -55,7 +58,9 @@ class Evaluation:
     """
 
     def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions) -> None:
-        self._model, self._decoding, self._options = bundle.model, decoding, options
+        device = next(bundle.model.parameters()).device
+        self._engine = Engine(bundle.model, arithmetic_for("float32", device))
+        self._decoding, self._options = decoding, options
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
         self._lead = f"first {options.lead_words} words"
         self._scorers = {
@@ -67,7 +72,8 @@ class Evaluation:
     def add(self, sources: Sequence[str], references: Sequence[str]) -> Decoded:
         """Decode and score N pairs."""
         started = time.perf_counter()
-        found = decode_window(self._model, *self._tokenizer.encode(sources), self._decoding, _TOKEN_BUDGET)
+        ids = self._tokenizer.encode(sources)
+        found = decode_window(self._engine, *ids, self._decoding, _TOKEN_BUDGET, threads=torch.get_num_threads())
         texts = self._tokenizer.decode(found.values, found.offsets)
         self._decode_s += time.perf_counter() - started
         self._rows += len(sources)

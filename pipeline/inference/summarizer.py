@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 
@@ -15,7 +16,8 @@ from pipeline.config import DecodingConfig
 from pipeline.inference.stages import FINISHED, IDS, SCORE, SECONDS, SUMMARY_IDS
 from pipeline.model.bundle import bundle_from_files
 from pipeline.model.decoding import decode_window
-from pipeline.model.precision import compute_dtype
+from pipeline.model.engine import Engine
+from pipeline.model.precision import arithmetic_for
 from pipeline.text.columns import flat_rows, list_column
 
 
@@ -37,7 +39,8 @@ class SummarizeWindow:
         precision: str,
         threads: int,
     ) -> None:
-        torch.set_num_threads(min(threads, cpus_here()))
+        self._threads = min(threads, cpus_here())
+        torch.set_num_threads(self._threads)
         # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
         torch.backends.cudnn.allow_tf32 = precision != "float32"
         self._device = torch.device("cuda" if use_gpu else "cpu")
@@ -45,6 +48,10 @@ class SummarizeWindow:
         self._options = options
         self._token_budget = token_budget
         self._precision = precision
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        return Engine(self._model, arithmetic_for(self._precision, self._device))
 
     def __call__(self, window: pa.Table) -> pa.Table:
         """Source ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` was reached.
@@ -54,9 +61,8 @@ class SummarizeWindow:
                 made, is tried again, and Ray shows each failure in full.)
         """
         started = time.monotonic()
-        dtype = compute_dtype(self._precision, self._device)
-        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
-            found = decode_window(self._model, *flat_rows(window[IDS]), self._options, self._token_budget)
+        engine = self._engine
+        found = decode_window(engine, *flat_rows(window[IDS]), self._options, self._token_budget, self._threads)
         seconds = time.monotonic() - started
         return (
             window.drop_columns([IDS])

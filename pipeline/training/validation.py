@@ -14,6 +14,8 @@ from pipeline.config import TrainConfig
 from pipeline.evaluation.metrics import exact_match, rouge_f1
 from pipeline.model.batching import Rows, pair_batches
 from pipeline.model.decoding import decode_window
+from pipeline.model.engine import Engine
+from pipeline.model.precision import arithmetic_for
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.loop import Learner
 
@@ -39,12 +41,20 @@ class DevSet:
 
         Returns:
             dev_loss, the mean negative log-likelihood of a target token (nat); rouge1, rouge2, rougeL (F1) and
-            exact_match of greedy hypotheses, in percent.
+            exact_match of the hypotheses, in percent.
         """
         data, budget = self._config.data, self._config.training.token_budget
         batches = pair_batches(self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, budget, rng=None)
         nll, tokens = learner.negative_log_likelihood(batches)
-        found = decode_window(learner.model, self._sources.values, self._sources.offsets, self._config.decoding, _DECODE_BUDGET)
+        engine = Engine(learner.model, arithmetic_for(self._config.training.precision, learner.device))
+        found = decode_window(
+            engine,
+            self._sources.values,
+            self._sources.offsets,
+            self._config.decoding,
+            _DECODE_BUDGET,
+            threads=torch.get_num_threads(),
+        )
         hypotheses = self._tokenizer.decode(found.values, found.offsets)
         rouge = rouge_f1(hypotheses, [[reference] for reference in self._references], "unicode").sum(0)
         exact = 100.0 * float(np.sum([exact_match(*texts) for texts in zip(hypotheses, self._references, strict=True)]))

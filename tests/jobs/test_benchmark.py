@@ -1,7 +1,8 @@
-"""``jobs.benchmark``: what is wrong with the options is said before anything is measured."""
+"""``jobs.benchmark``: what is wrong with the options is said before anything is measured; small runs of what is measured."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.errors import UserError
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def run(*options: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["benchmark", "workers", *options])
+        monkeypatch.setattr(sys, "argv", ["benchmark", *options])
         return main()
 
     return run
@@ -24,10 +25,26 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 def test_a_file_that_cannot_be_written(benchmark: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^cannot write .*; set --json$"):
-        benchmark("--json", str(tmp_path / "file" / "figures.json"))
+        benchmark("workers", "--json", str(tmp_path / "file" / "figures.json"))
 
 
 def test_one_step_has_no_speed(benchmark: Callable[..., int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--training\.max_steps to 2 or more"):
-        benchmark("--json", str(tmp_path / "figures.json"), "--training.max_steps", "1")
+        benchmark("workers", "--json", str(tmp_path / "figures.json"), "--training.max_steps", "1")
     assert not list(tmp_path.iterdir())
+
+
+def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    options = ("--input.rows", "40", "--input.gnmt_rows", "0", "--compute.repeats", "1", "--compute.threads", "1")
+    assert benchmark("decode", "--json", str(tmp_path / "figures.json"), *options) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["matmul_flops"].keys() >= {"float32"}
+    assert {row["data"] for row in figures["rows"]} == {"arxiv, shipped bundle", "arxiv, 512 x 2"}
+    for row in figures["rows"]:
+        assert row["output_tokens_per_s"] > 0
+        assert 0 <= row["padding_share"] < 0.9
+        assert 0 < row["matmul_share"] < 1.2
+        assert row["flops_per_s"] > 0
+    exact = [row for row in figures["rows"] if row["precision"] == "float32"]
+    assert len(exact) == 6
+    assert max(row["differ_from_textbook"] for row in exact) <= 1 / 40  # a tie may fall either way

@@ -1,4 +1,4 @@
-"""Greedy search against the reference, and what its options promise."""
+"""Greedy and beam search against the reference, and what its options promise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from random_models import SHAPES, name_of, random_model, rows_of
-from reference import Reference
+from reference import Reference, Written
 
 from pipeline.config import BOS, EOS, PAD, UNK, DecodingConfig
+from pipeline.model.arithmetic import Arithmetic, Compiled, Plain
 from pipeline.model.batching import Rows
 from pipeline.model.decoding import Hypotheses, decode_window
+from pipeline.model.engine import Engine
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.text.tokenizer import Tokenizer
 
@@ -33,13 +35,29 @@ def sources(tokenizer_file: bytes, abstracts: list[str]) -> list[list[int]]:
     return [values[start : start + row * 7 % 24].tolist() for row, start in enumerate(offsets[:-1])]
 
 
-def decode(model: Seq2Seq, sources: list[list[int]], options: DecodingConfig = OPTIONS, token_budget: int = 200) -> Hypotheses:
+CPU = torch.device("cpu")
+PLAIN, COMPILED = Plain(CPU), Compiled(torch.float32)
+
+
+def decode(
+    model: Seq2Seq,
+    sources: list[list[int]],
+    options: DecodingConfig = OPTIONS,
+    token_budget: int = 200,
+    arithmetic: Arithmetic = COMPILED,
+) -> Hypotheses:
     rows = rows_of(sources)
-    return decode_window(model, rows.values, rows.offsets, options, token_budget)
+    return decode_window(Engine(model, arithmetic), rows.values, rows.offsets, options, token_budget)
 
 
 def written(hypotheses: Hypotheses) -> list[list[int]]:
     return [hypotheses.values[start:end].tolist() for start, end in pairwise(hypotheses.offsets)]
+
+
+def same(found: Hypotheses, expected: list[Written]) -> None:
+    assert written(found) == [row.tokens for row in expected]
+    assert found.finished.tolist() == [row.finished for row in expected]
+    np.testing.assert_allclose(found.scores, [row.score for row in expected], atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
@@ -48,14 +66,61 @@ def test_batches_write_what_the_reference_writes_row_by_row(shape: dict[str, Any
     reference = Reference(model)
     distinct = set()
     for rows, options, token_budget in ((sources[:250], OPTIONS, 90), (sources[250:], UNBLOCKED, 2000)):
-        found = decode(model, rows, options, token_budget)
         with torch.inference_mode():
             expected = [reference.greedy(source, options) for source in rows]
-        assert written(found) == [row.tokens for row in expected]
-        assert found.finished.tolist() == [row.finished for row in expected]
-        np.testing.assert_allclose(found.scores, [row.score for row in expected], atol=1e-4)
+        for arithmetic in (PLAIN, COMPILED):
+            same(decode(model, rows, options, token_budget, arithmetic), expected)
         distinct |= {tuple(row.tokens) for row in expected}
     assert len(distinct) > 40  # else the network hardly looks at its source, and the above proves little
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_beam_search_finds_what_the_reference_finds(shape: dict[str, Any], sources: list[list[int]]) -> None:
+    model = random_model(shape, VOCABULARY)
+    reference, rows = Reference(model), sources[:16]
+    options = OPTIONS.model_copy(
+        update={"beam_size": 3, "length_penalty": 0.8, "coverage_penalty": 0.2, "max_target_ratio": 0.4, "max_target_extra": 1}
+    )
+    with torch.inference_mode():
+        expected = [reference.beam(source, options) for source in rows]
+    for arithmetic in (PLAIN, COMPILED):
+        same(decode(model, rows, options, 90, arithmetic), expected)
+
+
+def test_a_wider_beam_seldom_finds_what_is_less_likely(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    options = UNBLOCKED.model_copy(update={"length_penalty": 0.0})
+    rows = [row for row in sources[:200] if row]
+
+    def log_probs(beam_size: int) -> np.ndarray:
+        found = decode(model, rows, options.model_copy(update={"beam_size": beam_size}))
+        return found.scores * (np.diff(found.offsets) + found.finished)
+
+    assert np.mean(log_probs(5) < log_probs(1) - 1e-4) <= 0.05
+    assert np.mean(log_probs(5) > log_probs(1) + 1e-4) > 0.2
+
+
+def test_a_limit_that_grows_with_the_source(sources: list[list[int]]) -> None:
+    model = random_model(LSTM, VOCABULARY)
+    options = UNBLOCKED.model_copy(update={"min_target_tokens": 8, "max_target_tokens": 30})
+    rows = [row[:20] for row in sources[:100] if row]
+    for beam_size in (1, 2):
+        of_source = options.model_copy(
+            update={"max_target_ratio": 0.5, "max_target_extra": 2, "min_target_tokens": 2, "beam_size": beam_size}
+        )
+        lengths = np.diff(decode(model, rows, of_source).offsets)
+        limits = np.array([len(row) // 2 + 2 for row in rows])
+        assert (lengths <= limits).all()
+        assert (lengths == limits).any()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_nothing(threads: int, sources: list[list[int]]) -> None:
+    engine, rows, before = Engine(random_model(LSTM, VOCABULARY), COMPILED), rows_of(sources[:200]), torch.get_num_threads()
+    alone, together = (decode_window(engine, rows.values, rows.offsets, OPTIONS, 90, number) for number in (1, threads))
+    assert written(alone) == written(together)
+    assert alone.scores.tolist() == together.scores.tolist()
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("shape", [LSTM, GRU], ids=name_of)
@@ -93,7 +158,8 @@ def test_a_source_without_tokens_gives_an_empty_finished_hypothesis(sources: lis
 def test_a_window_may_be_a_slice_of_longer_arrays(sources: list[list[int]]) -> None:
     model, rows = random_model(LSTM, VOCABULARY), rows_of(sources[:40])
     middle = Rows(rows.values, rows.offsets[10:21])
-    assert written(decode_window(model, middle.values, middle.offsets, OPTIONS, 200)) == written(decode(model, sources[10:20]))
+    found = decode_window(Engine(model, COMPILED), middle.values, middle.offsets, OPTIONS, 200)
+    assert written(found) == written(decode(model, sources[10:20]))
 
 
 def test_a_long_source_is_read_up_to_the_maximum(sources: list[list[int]]) -> None:
@@ -148,11 +214,27 @@ def test_a_network_that_only_copies_writes_source_tokens(sources: list[list[int]
     assert not found.finished.any()
 
 
-def test_bfloat16_writes_nearly_the_same(sources: list[list[int]]) -> None:
-    model = random_model(LSTM, VOCABULARY)
-    full = decode(model, sources[:100])
-    with torch.autocast("cpu", torch.bfloat16):
-        half = decode(model, sources[:100])
-    same = [one == other for one, other in zip(written(full), written(half), strict=True)]
-    assert np.mean(same) > 0.8
-    np.testing.assert_allclose(half.scores[same], full.scores[same], atol=0.1)
+LOWER = {
+    "bfloat16": Compiled(torch.bfloat16),
+    "bytes": Compiled(torch.bfloat16, multiply_bytes=True),
+    "bytes and float32": Compiled(torch.float32, multiply_bytes=True),
+    "plain bfloat16": Plain(CPU, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", LOWER)
+@pytest.mark.parametrize("shape", [LSTM, GRU], ids=name_of)
+def test_lower_precision_writes_nearly_the_same(shape: dict[str, Any], name: str, sources: list[list[int]]) -> None:
+    model = random_model(shape, VOCABULARY)
+    full, lower = decode(model, sources[:100]), decode(model, sources[:100], arithmetic=LOWER[name])
+    agree = [one == other for one, other in zip(written(full), written(lower), strict=True)]
+    assert np.mean(agree) > 0.7
+    np.testing.assert_allclose(lower.scores[agree], full.scores[agree], atol=0.2)
+
+
+def test_in_bytes_a_row_is_the_same_in_every_batch(sources: list[list[int]]) -> None:
+    model, rows = random_model(LSTM, VOCABULARY), sources[:100]
+    together, alone = (
+        decode(model, rows, token_budget=budget, arithmetic=LOWER["bytes and float32"]) for budget in (100_000, 1)
+    )
+    assert written(together) == written(alone)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.model.precision import compute_dtype
+from pipeline.model.arithmetic import Compiled
+from pipeline.model.precision import arithmetic_for, compute_dtype
 
 CPU = torch.device("cpu")
 
@@ -40,3 +41,22 @@ def test_auto_and_bfloat16_where_the_cpu_has_it_not(built_for: Callable[..., Non
 def test_float16_on_a_cpu() -> None:
     with pytest.raises(UserError, match="float16 computes on GPUs alone"):
         compute_dtype("float16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("names", "free"), [(["avx512_vnni"], torch.float32), (["avx512_vnni", "avx512_bf16"], torch.bfloat16)], ids=str
+)
+def test_int8_where_the_cpu_multiplies_bytes(names: list[str], free: torch.dtype, built_for: Callable[..., None]) -> None:
+    built_for(*names)
+    arithmetic = arithmetic_for("int8", CPU)
+    assert isinstance(arithmetic, Compiled)
+    assert arithmetic.dtype == free
+    assert arithmetic.zeros(1).dtype == torch.uint8
+
+
+def test_int8_where_it_does_not(built_for: Callable[..., None]) -> None:
+    built_for("avx2")
+    with pytest.raises(UserError, match="int8 computes on CPUs with AVX-512 VNNI alone"):
+        arithmetic_for("int8", CPU)
+    with pytest.raises(UserError, match="int8 computes on CPUs"):
+        arithmetic_for("int8", torch.device("cuda"))

@@ -92,7 +92,7 @@ def test_one_step_gives_the_distribution_of_the_reference(shape: dict[str, Any])
         probs, _ = model.step(torch.full((len(sources),), BOS), state, memory)
         for row, source in enumerate(sources):
             encoded = reference.encode(source)
-            expected, _ = reference.step(BOS, encoded.first, encoded)
+            expected, _, _ = reference.step(BOS, encoded.first, encoded)
             torch.testing.assert_close(probs[row].double(), expected.exp(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(probs.sum(-1), torch.ones(len(sources)))
 

@@ -8,11 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError
 from pipeline.model.bundle import load_bundle
 from pipeline.model.decoding import decode_window
+from pipeline.model.engine import Engine
+from pipeline.model.precision import arithmetic_for
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.distributed import Trained, train
 
@@ -68,7 +71,8 @@ def test_the_loss_falls_and_the_bundle_decodes(finished: tuple[TrainConfig, list
     bundle = load_bundle(Path(settings.output.path) / "bundle")
     tokenizer = Tokenizer(bundle.tokenizer_file)
     dev = pq.read_table(settings.data.dev)
-    found = decode_window(bundle.model, *tokenizer.encode(dev["source"].to_pylist()), bundle.decoding, 4096)
+    engine = Engine(bundle.model, arithmetic_for("float32", torch.device("cpu")))
+    found = decode_window(engine, *tokenizer.encode(dev["source"].to_pylist()), bundle.decoding, 4096)
     hypotheses = tokenizer.decode(found.values, found.offsets)
     exact = sum(a == b for a, b in zip(hypotheses, dev["target"].to_pylist(), strict=True))
     assert 100 * exact / DEV_PAIRS == records[-1]["exact_match"]

@@ -1,0 +1,383 @@
+"""The decode benchmark: the engine beside the two loops that decoders of its kind are usually written as.
+
+``textbook``  sources in the order they come, 32 at a time; every batch to the maximum length; a softmax over the vocabulary
+              and a look at the result at every step
+``sorted``    by length, within a token budget; rows that are done leave the batch; a look at every step. What NVIDIA's GNMT
+              and fairseq do
+``engine``    pipeline/model/engine.py, in each precision of the device
+
+All decode the same sources with the same weights. A row's share of the matrix-product rate counts the products that were
+computed for real tokens alone: padding, steps after the end, and what a table saves do not count.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.dataset as pads
+import torch
+from pydantic import Field
+from rich.table import Table
+from torch import Tensor
+
+from jobs.screen import new_console
+from pipeline.config import BOS, EOS, PAD, SAMPLE, UNK, DecodingConfig, ModelConfig, ModelPath, Positive
+from pipeline.model.batching import Ints, Rows, longest_first, within_budget
+from pipeline.model.bundle import load_bundle
+from pipeline.model.decoding import decode_window
+from pipeline.model.engine import Engine
+from pipeline.model.precision import arithmetic_for
+from pipeline.model.seq2seq import Memory, Seq2Seq
+from pipeline.options import JobConfig, Section, load_config
+from pipeline.text.tokenizer import Tokenizer
+
+console = new_console()
+_NEVER = -1e4
+_TEXTBOOK_BATCH = 32
+_LEAVING_SHARE = 1 / 8
+"""In the sorted loop rows leave once they are this share of the batch: a copy of the memory then costs less than it saves."""
+
+
+class BenchmarkInput(Section):
+    """What to decode."""
+
+    path: str = Field(str(SAMPLE / "documents"), description="Parquet files of documents, on this machine")
+    text_column: str = Field("text", description="column of their texts")
+    rows: Positive = Field(1024, description="documents to decode")
+    gnmt_rows: Annotated[int, Field(ge=0)] = Field(
+        128, description="sentences to decode with a network of GNMT's shape; 0: none"
+    )
+
+
+class BenchmarkCompute(Section):
+    """How to compute."""
+
+    device: str = Field("cuda" if torch.cuda.is_available() else "cpu", description="where to compute")
+    threads: Positive = Field(2, description="CPU threads")
+    token_budget: Positive = Field(32768, description="padded source tokens of a batch, but for the textbook's")
+    repeats: Positive = Field(2, description="timings of each decoder, of which the best counts; the textbook's is timed once")
+
+
+class DecodeBenchmark(JobConfig):
+    """Time decoders on real documents, and on sentences of newstest2014's lengths."""
+
+    input: BenchmarkInput = BenchmarkInput()
+    model: ModelPath = ModelPath()
+    compute: BenchmarkCompute = BenchmarkCompute()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sources to decode with a model. limits[N]: most tokens of each; None where the model ends by itself."""
+
+    name: str
+    model: Seq2Seq
+    sources: Rows
+    options: DecodingConfig
+    limits: npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder wrote: tokens of each row, and its padded and real source and target steps, as it counted them."""
+
+    tokens: list[list[int]]
+    steps: int
+    padded_steps: int
+
+
+def decode(options: Sequence[str]) -> dict[str, Any]:
+    """Time the decoders on each task; see DecodeBenchmark for the options."""
+    config = load_config(DecodeBenchmark, "benchmark decode", options)
+    device = torch.device(config.compute.device)
+    torch.set_num_threads(config.compute.threads)
+    precisions = ["float32", "bfloat16", "int8"] if device.type == "cpu" else ["float32", "bfloat16", "float16"]
+    rates = {precision: _matmul_rate(precision, device) for precision in precisions}
+    rows: list[dict[str, Any]] = []
+    for task in _tasks(config, device):
+        rows += _measure(task, config, rates)
+    _show(rows, rates)
+    return {
+        "device": _name(device, config.compute.threads),
+        "matmul_flops": rates,
+        "rows": rows,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _tasks(config: DecodeBenchmark, device: torch.device) -> Iterator[Task]:
+    bundle = load_bundle(config.model.path, device)
+    tokenizer = Tokenizer(bundle.tokenizer_file)
+    texts = (
+        pads.dataset(config.input.path)
+        .head(config.input.rows, columns=[config.input.text_column])[config.input.text_column]
+        .to_pylist()
+    )
+    sources = Rows(*tokenizer.encode([text or "-" for text in texts]))
+    yield Task("arxiv, shipped bundle", bundle.model, sources, bundle.decoding, None)
+
+    rng = np.random.default_rng(1)
+    shape = ModelConfig.model_validate({"hidden_size": 512, "embedding_size": 512, "layers": 2})
+    # Titles of random weights have no end of their own: theirs are those of titles, 3 to 32 subwords, 13 at the median.
+    titles = np.clip(rng.lognormal(math.log(13), 0.45, len(sources)), 3, 32).astype(np.int64)
+    yield Task("arxiv, 512 x 2", _random(shape, tokenizer.vocabulary_size, device), sources, bundle.decoding, titles)
+
+    if config.input.gnmt_rows:
+        # Log-normal, with newstest2014's mean of about 28 and 29 subwords; a target's length follows its source's.
+        lengths = np.clip(rng.lognormal(math.log(28) - 0.125, 0.5, config.input.gnmt_rows), 2, 128).astype(np.int64)
+        targets = (
+            np.clip(lengths * 29 / 28 * rng.lognormal(-0.01, 0.15, config.input.gnmt_rows), 1, 128).round().astype(np.int64)
+        )
+        shape = ModelConfig.model_validate(
+            {
+                "hidden_size": 1024,
+                "embedding_size": 1024,
+                "layers": 4,
+                "bidirectional": False,
+                "attention": "additive",
+                "copy": False,
+            }
+        )
+        ids = rng.integers(EOS + 1, 32000, lengths.sum()).astype(np.int32)
+        sentences = Rows(ids, np.concatenate(([0], np.cumsum(lengths))))
+        decoding = DecodingConfig(max_source_tokens=128, max_target_tokens=128, min_target_tokens=0, no_repeat_ngram=0)
+        yield Task("newstest2014's lengths, GNMT's shape", _random(shape, 32000, device), sentences, decoding, targets)
+
+
+def _random(shape: ModelConfig, vocabulary_size: int, device: torch.device) -> Seq2Seq:
+    torch.manual_seed(1)
+    model = Seq2Seq(shape, vocabulary_size)
+    with torch.no_grad():
+        model.decoder.output.bias[EOS] = _NEVER
+    return model.to(device).eval()
+
+
+# The decoders
+
+
+def _textbook(task: Task) -> Decoded:
+    tokens: list[list[int]] = []
+    padded = 0
+    lengths = task.sources.lengths(task.options.max_source_tokens)
+    for start in range(0, len(task.sources), _TEXTBOOK_BATCH):
+        rows = np.arange(start, min(start + _TEXTBOOK_BATCH, len(task.sources)))
+        batch, steps = _loop(task, rows, leave=False)
+        tokens += batch
+        padded += len(rows) * int(lengths[rows].max()) + steps
+    return Decoded(tokens, _real_steps(task, tokens), padded)
+
+
+def _sorted(task: Task, token_budget: int) -> Decoded:
+    tokens: list[list[int]] = [[] for _ in range(len(task.sources))]
+    padded = 0
+    lengths = task.sources.lengths(task.options.max_source_tokens)
+    for rows in within_budget((lengths,), longest_first(lengths), token_budget):
+        batch, steps = _loop(task, rows, leave=True)
+        for row, written in zip(rows, batch, strict=True):
+            tokens[row] = written
+        padded += len(rows) * int(lengths[rows].max()) + steps
+    return Decoded(tokens, _real_steps(task, tokens), padded)
+
+
+@torch.inference_mode()
+def _loop(task: Task, rows: Ints, leave: bool) -> tuple[list[list[int]], int]:
+    """One batch: the tokens of each row, and how many row-steps were computed."""
+    model, options = task.model, task.options
+    device = next(model.parameters()).device
+    source, lengths = (part.to(device) for part in task.sources.padded(rows, options.max_source_tokens))
+    limits = torch.full((len(rows),), options.max_target_tokens) if task.limits is None else torch.from_numpy(task.limits[rows])
+    limits = limits.to(device)
+    memory, state = model.encode(source, lengths)
+    live = torch.arange(len(rows), device=device)
+    tokens = torch.full((len(rows), options.max_target_tokens), PAD, device=device)
+    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    last = torch.full((len(rows),), BOS, device=device)
+    steps = 0
+    for step in range(options.max_target_tokens):
+        probs, state = model.step(last, state, memory)
+        steps += len(live)
+        _forbid(probs, tokens[live, :step], options)
+        last = probs.argmax(-1)
+        writes = ~done[live] & (last != EOS)
+        tokens[live, step] = torch.where(writes, last, PAD)
+        done[live] |= (last == EOS) | (step + 1 >= limits[live])
+        left = int((~done[live]).sum())
+        if leave and left == 0:
+            break
+        if leave and left <= (1 - _LEAVING_SHARE) * len(live):
+            keep = (~done[live]).nonzero()[:, 0]
+            live, last = live[keep], last[keep]
+            state = tuple(part[:, keep] for part in state)
+            memory = _selected(memory, keep, int(lengths[live].max()))
+    return [[token for token in row if token != PAD] for row in tokens.tolist()], steps
+
+
+def _selected(memory: Memory, keep: Tensor, longest: int) -> Memory:
+    parts = (memory.source, memory.padding, memory.states, memory.keys)
+    source, padding, states, keys = (None if part is None else part[keep, :longest] for part in parts)
+    assert source is not None
+    assert padding is not None
+    return Memory(source, padding, states, keys)
+
+
+def _forbid(probs: Tensor, written: Tensor, options: DecodingConfig) -> None:
+    """What may not follow written[B, T] gets probability -1, in probs[B, V]."""
+    step, n = written.shape[1], options.no_repeat_ngram
+    for token in (PAD, UNK, BOS, EOS) if step < options.min_target_tokens else (PAD, UNK, BOS):
+        probs[:, token] = -1.0
+    if 0 < n <= step:
+        ngrams = written.unfold(1, n, 1)
+        repeats = (ngrams[:, :, : n - 1] == written[:, None, step - n + 1 :]).all(-1)
+        probs.scatter_add_(1, ngrams[:, :, n - 1], repeats.float().mul_(-9.0))
+
+
+def _engine(task: Task, engine: Engine, config: DecodeBenchmark) -> Decoded:
+    sources = task.sources
+    found = decode_window(
+        engine, sources.values, sources.offsets, task.options, config.compute.token_budget, config.compute.threads, task.limits
+    )
+    tokens = [found.values[start:end].tolist() for start, end in zip(found.offsets, found.offsets[1:], strict=False)]
+    steps = _real_steps(task, tokens)
+    return Decoded(tokens, steps, steps)
+
+
+# What they cost
+
+
+def _measure(task: Task, config: DecodeBenchmark, rates: dict[str, float]) -> list[dict[str, Any]]:
+    device = next(task.model.parameters()).device
+    decoders: dict[tuple[str, str], Callable[[], Decoded]] = {
+        ("textbook", "float32"): lambda: _textbook(task),
+        ("sorted", "float32"): lambda: _sorted(task, config.compute.token_budget),
+    }
+    for precision in rates:
+        engine = Engine(task.model, arithmetic_for(precision, device))
+        decoders["engine", precision] = lambda engine=engine: _engine(task, engine, config)  # type: ignore[misc]
+    rows: list[dict[str, Any]] = []
+    outputs: dict[tuple[str, str], Decoded] = {}
+    for (name, precision), run in decoders.items():
+        console.print(f"{task.name}: {name}, {precision}")
+        if name != "textbook":
+            run()  # compiles, fills caches
+        seconds = math.inf
+        for _ in range(1 if name == "textbook" else config.compute.repeats):
+            started = time.perf_counter()
+            found = run()
+            _wait(device)
+            seconds = min(seconds, time.perf_counter() - started)
+        outputs[name, precision] = found
+        source = int(task.sources.lengths(task.options.max_source_tokens).sum())
+        target = sum(map(len, found.tokens))
+        useful = _flops(task, found.tokens, tables=name == "engine")
+        rows.append(
+            {
+                "data": task.name,
+                "engine": name,
+                "precision": precision,
+                "sentences_per_s": len(found.tokens) / seconds,
+                "output_tokens_per_s": target / seconds,
+                "total_tokens_per_s": (source + target) / seconds,
+                "padding_share": 1 - found.steps / found.padded_steps,
+                "flops": useful,
+                "flops_per_s": useful / seconds,
+                "matmul_share": useful / seconds / rates[precision],
+                "network_flops_share": _flops(task, found.tokens, tables=False) / seconds / rates[precision],
+                "differ_from_textbook": float(
+                    np.mean([a != b for a, b in zip(found.tokens, outputs["textbook", "float32"].tokens, strict=True)])
+                ),
+            }
+        )
+    speed = {row["engine"]: row["output_tokens_per_s"] for row in rows[:2]}
+    for row in rows:
+        row["ratio_textbook"] = row["output_tokens_per_s"] / speed["textbook"]
+        row["ratio_sorted"] = row["output_tokens_per_s"] / speed["sorted"]
+    return rows
+
+
+def _real_steps(task: Task, tokens: list[list[int]]) -> int:
+    """Source tokens, and target steps with the one that writes ``</s>``."""
+    lengths = np.array([len(row) for row in tokens])
+    limits = task.options.max_target_tokens if task.limits is None else task.limits
+    return int(task.sources.lengths(task.options.max_source_tokens).sum() + (lengths + (lengths < limits)).sum())
+
+
+def _flops(task: Task, tokens: list[list[int]], tables: bool) -> float:
+    """Of the matrix products for real tokens: two for each weight and vector. tables: as the engine arranges them."""
+    c, v = task.model.config, task.model.vocabulary_size
+    e, h, ways = c.embedding_size, c.hidden_size, 2 if c.bidirectional else 1
+    gates = (4 if c.cell == "lstm" else 3) * h
+    source = ways * gates * h + (0 if tables else ways * gates * e)
+    source += (c.layers - 1) * ways * gates * (h + ways * h)
+    target = gates * h + (0 if tables else gates * e) + (c.layers - 1) * gates * 2 * h
+    width = e if c.tied_embeddings else h
+    of_position = 0
+    if c.attention != "none":
+        source += 2 * h * h if c.bidirectional else 0
+        projected = {"dot": (0, 0), "general": (0, h * h) if tables else (h * h, 0), "additive": (h * h, h * h)}[c.attention]
+        source, target = source + projected[0], target + projected[1]
+        target += 2 * h * width
+        of_position = 2 * h
+    elif width != h:
+        target += h * width
+    target += width * v
+    lengths = task.sources.lengths(task.options.max_source_tokens)
+    written = np.array([len(row) for row in tokens])
+    limits = task.options.max_target_tokens if task.limits is None else task.limits
+    steps = written + (written < limits)
+    return 2.0 * float(source * lengths.sum() + target * steps.sum() + of_position * (lengths * steps).sum())
+
+
+def _matmul_rate(precision: str, device: torch.device) -> float:
+    """FLOP/s of square products: the best of several sizes and tries."""
+    best = 0.0
+    for size in (1024, 2048) if device.type == "cpu" else (4096, 8192):
+        if precision == "int8":
+            factor, multiply = torch.randint(-127, 128, (size, size), dtype=torch.int8), torch._int_mm
+        else:
+            factor, multiply = torch.randn(size, size, device=device, dtype=getattr(torch, precision)), torch.mm
+        for _ in range(12):
+            started = time.perf_counter()
+            multiply(factor, factor)
+            _wait(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _name(device: torch.device, threads: int) -> str:
+    return (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{torch.cpu.get_capabilities()['cpu_name']}, {threads} threads"
+    )
+
+
+def _show(rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
+    for data in dict.fromkeys(row["data"] for row in rows):
+        table = Table(title=data)
+        table.add_column("decoder", no_wrap=True)
+        for name in ("documents/s", "tokens out/s", "padding", "x textbook", "x sorted", "of rate", "differ"):
+            table.add_column(name, justify="right")
+        for row in (row for row in rows if row["data"] == data):
+            table.add_row(
+                f"{row['engine']} {row['precision']}",
+                f"{row['sentences_per_s']:,.0f}",
+                f"{row['output_tokens_per_s']:,.0f}",
+                f"{row['padding_share']:.0%}",
+                f"{row['ratio_textbook']:.1f}",
+                f"{row['ratio_sorted']:.1f}",
+                f"{row['matmul_share']:.0%}",
+                f"{row['differ_from_textbook']:.1%}",
+            )
+        console.print(table)
+    console.print("matrix products: " + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items()))

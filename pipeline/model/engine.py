@@ -1,0 +1,289 @@
+"""The network as decoding runs it: the equations of seq2seq.py without gradients, arranged so that little is computed twice.
+
+- The product of an embedding with a first layer's input weights depends on the token alone: it is a table that is read.
+- Weights that are multiplied with the same vector (a decoder's state: by the recurrence, the query, the readout and the
+  copy gate) are multiplied with it at once.
+- Attention's query takes over the projection of the keys, which is then made once a target step and not once a source
+  position, and leaves one array of states to read and not two.
+- Sources come in falling length: on a CPU a recurrence's step takes the rows that reach so far, and padding costs nothing.
+  A GPU is better served by torch's own recurrence, a kernel for all steps.
+
+How arrays are multiplied, and what lies between two products, is arithmetic.py's business; which token is taken is search.py's.
+
+Shapes: B batch, S source steps, E embedding, H hidden, V vocabulary; G gates of a cell side by side, 4H (LSTM) or 3H (GRU).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.arithmetic import Arithmetic, Product
+from pipeline.model.seq2seq import Decoder, Encoder, Seq2Seq
+
+_TABLE_BYTES = 512 * 2**20
+"""A table of this size at most; the products of a larger one are computed as they are needed."""
+
+
+@dataclass
+class Sources:
+    """B sources after reading, a slot each.
+
+    ids[B, S]; lengths[B]; states[B, S, H], the encoder's outputs, and keys, their projection for additive attention; None
+    where no attention needs them.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    states: Tensor | None = None
+    keys: Tensor | None = None
+
+
+@dataclass
+class Carry:
+    """A decoder between two steps, by layer.
+
+    recurrent[R, G or more]: the last h times the recurrent weights, and maybe others. cell[R, H] float32: what its cell
+    carries, c of an LSTM or h of a GRU.
+    """
+
+    recurrent: list[Tensor]
+    cell: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a step says of the next token of R rows.
+
+    logits[R, V] of generating each. weights[R, S], attention's; None without. copy_logits[R] float32, of copying by these
+    weights rather than generating; None without copying.
+    """
+
+    logits: Tensor
+    weights: Tensor | None = None
+    copy_logits: Tensor | None = None
+
+
+class Engine:
+    """A model arranged for decoding. Later changes of the model's weights do not reach it.
+
+    Args:
+        model: in evaluation mode, on the device to compute on.
+        arithmetic: how to compute.
+    """
+
+    def __init__(self, model: Seq2Seq, arithmetic: Arithmetic) -> None:
+        self.config, self.vocabulary_size = model.config, model.vocabulary_size
+        self.device, self.arithmetic = arithmetic.device, arithmetic
+        self._gates = (4 if self.config.cell == "lstm" else 3) * self.config.hidden_size
+        self._encoder: Encoder | None = None
+        with torch.inference_mode():
+            if arithmetic.stepwise:
+                self._build_encoder(model)
+            else:
+                self._encoder = copy.deepcopy(model.encoder).to(arithmetic.dtype)
+            self._build_decoder(model)
+
+    def _build_encoder(self, model: Seq2Seq) -> None:
+        encoder, arithmetic = model.encoder, self.arithmetic
+        self._source_inputs: list[list[_Inputs]] = []
+        self._source_recurrences: list[list[Product]] = []
+        for depth, layer in enumerate(encoder.layers):
+            inputs, recurrences = [], []
+            for direction in ("l0", "l0_reverse") if self.config.bidirectional else ("l0",):
+                w_input, b_input, w_hidden, b_hidden = _weights(layer, direction)
+                # The last input column is for padding (seq2seq.py), which no step here sees.
+                embedding = encoder.embedding.weight if depth == 0 else None
+                inputs.append(_Inputs(arithmetic, w_input[:, :-1], b_input, embedding))
+                recurrences.append(arithmetic.product(w_hidden, b_hidden))
+            self._source_inputs.append(inputs)
+            self._source_recurrences.append(recurrences)
+        bridges = [_affine(bridge) for bridge in encoder.bridges or ()]
+        self._h_bridge = arithmetic.product(*bridges[0]) if bridges else None
+        self._c_bridge = arithmetic.free_product(*bridges[1]) if len(bridges) > 1 else None
+        self._memory_bridge = arithmetic.product(*_affine(encoder.memory_bridge)) if encoder.memory_bridge else None
+
+    def _build_decoder(self, model: Seq2Seq) -> None:
+        decoder, arithmetic, hidden = model.decoder, self.arithmetic, self.config.hidden_size
+        layers = [_weights(decoder.recurrence, f"l{depth}") for depth in range(self.config.layers)]
+        w_input, b_input, _, _ = layers[0]
+        self._target_inputs = _Inputs(arithmetic, w_input, b_input, decoder.embedding.weight)
+        # After each layer: its own recurrent product, for the next step; then what reads its h in this one.
+        readers: list[list[_Affine]] = [[(w_hidden, b_hidden)] for _, _, w_hidden, b_hidden in layers]
+        for below, (w_input, b_input, _, _) in zip(readers, layers[1:], strict=False):
+            below.append((w_input, b_input))
+        self._width = decoder.output.weight.shape[1]
+        self._readout: Product | None = None
+        self._of_context: Product | None = None
+        self._to_keys: Product | None = None
+        self._to_score: Tensor | None = None
+        self._copy_of_token: Tensor | None = None
+        output = _affine(decoder.output)
+        if decoder.attention is None:
+            if isinstance(decoder.readout, nn.Linear):
+                self._readout = arithmetic.product(*_affine(decoder.readout))
+                self._output = arithmetic.free_product(*output)
+            else:
+                self._output = arithmetic.product(*output)
+        else:
+            self._output = arithmetic.product(*output)
+            self._build_attention(decoder, readers[-1], hidden)
+        self._after = [arithmetic.product(*_joined(parts)) for parts in readers]
+
+    def _build_attention(self, decoder: Decoder, of_h: list[_Affine], hidden: int) -> None:
+        """Adds to what reads the top layer's h: the query, the readout's part of it and, with copying, the gate's."""
+        attention = decoder.attention
+        assert attention is not None
+        assert isinstance(decoder.readout, nn.Sequential)
+        if attention.kind == "dot":
+            of_h.append((torch.eye(hidden, device=self.device), None))
+        elif attention.kind == "general":
+            of_h.append((_affine(attention.to_keys)[0].t(), None))
+        else:
+            of_h.append(_affine(attention.to_query))
+            self._to_keys = self.arithmetic.free_product(*_affine(attention.to_keys))
+            self._to_score = _affine(attention.to_score)[0][0].float().contiguous()
+        weight, bias = _affine(decoder.readout[0])
+        of_context: list[_Affine] = [(weight[:, :hidden], None)]
+        of_h.append((weight[:, hidden:], bias))
+        if decoder.copy_gate is not None:
+            # Negated: the network's gate is of generating.
+            gate = -decoder.copy_gate.weight
+            of_context.append((gate[:, :hidden], None))
+            of_h.append((gate[:, hidden : 2 * hidden], -decoder.copy_gate.bias))
+            self._copy_of_token = (decoder.embedding.weight @ gate[0, 2 * hidden :]).float()
+        self._of_context = self.arithmetic.free_product(*_joined(of_context))
+
+    @torch.inference_mode()
+    def read(self, ids: Tensor, lengths: Tensor) -> tuple[Sources, Carry]:
+        """Encode ids[B, S] with lengths[B] ≥ 1, in falling order."""
+        batch, steps = ids.shape
+        inside = torch.arange(steps, device=ids.device) < lengths[:, None]
+        if self._encoder is None:
+            states, carry = self._read_stepwise(ids, inside.sum(0).tolist())
+        else:
+            states, state = self._encoder(ids, lengths, ~inside)
+            carry = Carry([after(h) for after, h in zip(self._after, state[0], strict=True)], [*state[-1].float()])
+        if self._of_context is None:
+            return Sources(ids, lengths), carry
+        keys = None if self._to_keys is None else self._to_keys(states.flatten(0, 1)).view(batch, steps, -1)
+        return Sources(ids, lengths, states, keys), carry
+
+    def _read_stepwise(self, ids: Tensor, active: list[int]) -> tuple[Tensor, Carry]:
+        """The encoder's outputs[B, S, H] for attention, and where the decoder starts. active[S]: rows that reach so far."""
+        batch, steps = ids.shape
+        hidden, directions = self.config.hidden_size, len(self._source_recurrences[0])
+        carry, outputs = Carry([], []), ids
+        for after, inputs, recurrences in zip(self._after, self._source_inputs, self._source_recurrences, strict=True):
+            below = outputs
+            outputs = self.arithmetic.zeros(batch, steps, directions * hidden)
+            ends = []
+            for way, (of_input, recurrence) in enumerate(zip(inputs, recurrences, strict=True)):
+                order = range(steps) if way == 0 else range(steps - 1, -1, -1)
+                of_way = outputs[..., way * hidden : (way + 1) * hidden]
+                ends.append(self._run(*of_input(below), recurrence, order, active, of_way))
+            h, cell = (torch.cat(parts, -1) for parts in zip(*ends, strict=True))
+            if self._h_bridge is not None:
+                first = self._h_bridge(h).float().tanh()
+                h = self.arithmetic.stored(first)
+                cell = first if self._c_bridge is None else self._c_bridge(cell).float().tanh()
+            carry.recurrent.append(after(h))
+            carry.cell.append(cell)
+        if self._of_context is not None:
+            flat = outputs.flatten(0, 1)
+            flat = (
+                self.arithmetic.free(flat) if self._memory_bridge is None else self.arithmetic.free(self._memory_bridge(flat))
+            )
+            outputs = flat.view(batch, steps, -1)
+        return outputs, carry
+
+    def _run(
+        self, inputs: Tensor, index: Tensor, recurrence: Product, order: Iterable[int], active: list[int], outputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One direction of one layer, whose h are put into outputs[B, S, H]; each row's last h and carry [B, H].
+
+        inputs[·, G], of which token t of row b reads the one that index[B, S] says.
+        """
+        batch, _, hidden = outputs.shape
+        h = self.arithmetic.zeros(batch, hidden)
+        carry = torch.zeros(batch, hidden, device=self.device)
+        by_step = index.t().contiguous()
+        for step in order:
+            rows = active[step]
+            self.arithmetic.cell(inputs, by_step[step, :rows], recurrence(h[:rows]), carry[:rows], h[:rows])
+            outputs[:rows, step] = h[:rows]
+        return h, carry
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, carry: Carry, sources: Sources) -> Prediction:
+        """Predict what follows the last tokens[R], R / B after each other for each source; the carry moves on by a step."""
+        inputs, index = self._target_inputs(tokens)
+        for depth, product in enumerate(self._after):
+            h = self.arithmetic.zeros(len(tokens), self.config.hidden_size)
+            self.arithmetic.cell(inputs, index, carry.recurrent[depth], carry.cell[depth], h)
+            carry.recurrent[depth] = after = product(h)
+            inputs = after[:, self._gates :].contiguous()
+            index = torch.arange(len(tokens), device=self.device)
+        if self._of_context is None:
+            return Prediction(self._output(h if self._readout is None else self._readout(h)))
+        hidden = self.config.hidden_size
+        query, of_h = inputs[:, :hidden].contiguous(), inputs[:, hidden:]
+        assert sources.states is not None
+        weights, context = self.arithmetic.attend(sources.states, sources.keys, self._to_score, sources.lengths, query)
+        summed = self._of_context(context).float() + of_h
+        logits = self._output(self.arithmetic.stored(summed[:, : self._width].tanh()))
+        if self._copy_of_token is None:
+            return Prediction(logits, weights)
+        return Prediction(logits, weights, summed[:, self._width] + self._copy_of_token[tokens])
+
+
+class _Inputs:
+    """The part of a layer's gates that its inputs make: of a first layer's tokens, or of the outputs below."""
+
+    def __init__(self, arithmetic: Arithmetic, weight: Tensor, bias: Tensor, embedding: Tensor | None) -> None:
+        self._product: Product | None = None
+        self._table: Tensor | None = None
+        self._embedding: Tensor | None = None
+        if embedding is None:
+            self._product = arithmetic.product(weight, bias)
+        elif len(embedding) * len(weight) * arithmetic.bytes <= _TABLE_BYTES:
+            self._table = arithmetic.free(embedding @ weight.t() + bias)
+        else:
+            self._product, self._embedding = arithmetic.free_product(weight, bias), arithmetic.free(embedding)
+
+    def __call__(self, below: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ids[...], or of outputs[..., K]: gates[N, G], and index[...] into them."""
+        if self._table is not None:
+            return self._table, below
+        assert self._product is not None
+        if self._embedding is not None:
+            below = self._embedding[below]
+        shape = below.shape[:-1]
+        return self._product(below.flatten(0, -2)), torch.arange(shape.numel(), device=below.device).view(shape)
+
+
+_Affine = tuple[Tensor, Tensor | None]
+"""weight[N, K] and bias[N]."""
+
+
+def _affine(linear: nn.Module) -> _Affine:
+    assert isinstance(linear, nn.Linear)
+    return linear.weight, linear.bias
+
+
+def _joined(parts: list[_Affine]) -> tuple[Tensor, Tensor]:
+    """Several that read the same, as one."""
+    biases = [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts]
+    return torch.cat([weight for weight, _ in parts]), torch.cat(biases)
+
+
+def _weights(layer: nn.Module, suffix: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of one layer and direction: w_input[G, K], b_input[G], w_hidden[G, H], b_hidden[G]."""
+    w_input, w_hidden, b_input, b_hidden = (
+        getattr(layer, f"{name}_{suffix}").detach().float() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    return w_input, b_input, w_hidden, b_hidden
