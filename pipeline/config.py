@@ -178,7 +178,9 @@ class TrainingConfig(Section):
     max_steps: Positive | None = Field(None, description="end after this many optimizer steps at the latest")
     token_budget: Positive = Field(8192, description="padded source + target tokens of a batch, in each worker")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak rate of Adam")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(400, description="steps of linear warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        400, description="steps of linear warm-up, a tenth of the training at the most"
+    )
     final_rate_share: Share = Field(0.05, description="rate at the end, as a share of the peak; decays by a cosine")
     clip_norm: Annotated[float, Field(gt=0)] = Field(2.0, description="largest norm of the gradient")
     precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it, else float32")

@@ -171,7 +171,10 @@ def share_done(config: TrainingConfig, epochs: float, minutes: float, steps: int
 
 
 def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
-    """Linear warm-up by steps, then a cosine by progress down to the final share (Loshchilov & Hutter 2017, eq. 5)."""
-    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    """Linear warm-up by steps, then a cosine by progress down to the final share (Loshchilov & Hutter 2017, eq. 5).
+
+    A tenth of a training is warm-up at the most: one of fewer steps than were meant for it would learn nothing.
+    """
+    warm = min(1.0, max((step + 1) / max(config.warmup_steps, 1), progress / 0.1))
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return config.learning_rate * warm * (config.final_rate_share + (1 - config.final_rate_share) * cosine)

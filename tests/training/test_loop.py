@@ -167,6 +167,11 @@ def test_the_rate_warms_up_then_falls_along_a_cosine() -> None:
     assert learning_rate(TrainingConfig(learning_rate=1.0, warmup_steps=0), 0, 0.0) == 1.0
 
 
+def test_a_short_training_is_not_all_warm_up() -> None:
+    config = TrainingConfig(learning_rate=1.0, warmup_steps=400, final_rate_share=1.0)
+    assert [learning_rate(config, step, step / 20) for step in (0, 1, 2, 10)] == pytest.approx([1 / 400, 0.5, 1.0, 1.0])
+
+
 def test_the_nearest_bound_ends_a_training() -> None:
     assert share_done(TrainingConfig(epochs=4), epochs=1, minutes=1e6, steps=10**6) == 0.25
     both = TrainingConfig(epochs=4, max_minutes=10, max_steps=100)
