@@ -153,7 +153,7 @@ class Reference:
             going = [one for one in candidates if one.tokens[-1] != EOS][:beam]
             best = max((worth for worth, _ in ended), default=-math.inf)
             bound = going[0].total / ((5 + limit + 1) / 6) ** options.length_penalty
-            if len(ended) >= beam or bound <= best:
+            if bound <= best:
                 break
         if not ended:
             ended = [(self._worth(one, options), Written(one.tokens, one.total / len(one.tokens), False)) for one in going]

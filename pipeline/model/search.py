@@ -158,9 +158,9 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
     """The best of all hypotheses that K at a time lead to (Wu et al. 2016, section 7).
 
     A hypothesis Y is worth log P(Y | X) / lp(Y) + cp(X; Y): lp = ((5 + |Y|) / 6) ** alpha, |Y| with ``</s>``; cp = beta times
-    the sum over source positions of log(min(attention summed over Y, 1)). A source is done once K hypotheses have ended, or
-    none that goes on can be worth more than the best that has: a log-probability only falls, and lp grows no larger than at
-    the limit. One that never ended is taken if none has.
+    the sum over source positions of log(min(attention summed over Y, 1)). A source is done once no hypothesis that
+    goes on can be worth more than the best that has ended: a log-probability only falls, and lp grows no larger than at the
+    limit. One that never ended is taken if none has.
     """
     batch, beam, device = len(limits), options.beam_size, engine.device
     longest = options.max_target_tokens
@@ -179,7 +179,6 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
     written = torch.full((batch, beam, longest), PAD, device=device)
     coverage = torch.zeros(batch, beam, width, device=device)
     last = torch.full((batch, beam), BOS, device=device)
-    ended = torch.zeros_like(limits)
     live = torch.ones_like(limits, dtype=torch.bool)
     inside = torch.arange(width, device=device) < slots.sources.lengths[:, None]
 
@@ -215,7 +214,6 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
         values.masked_fill_(~live[:, None], -torch.inf)
         for rank in range(beam):
             best.offer(rows, values[:, rank], reached_written[:, rank], step, reached[:, rank], ends=True)
-        ended = ended + (values > -torch.inf).sum(1)
 
         # The K best that go on.
         order = ends.long().argsort(dim=1, stable=True)[:, :beam]
@@ -235,10 +233,10 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
         for rank in range(beam):
             best.offer(rows, never_ended[:, rank], written[:, rank], step + 1, totals[:, rank], ends=False)
         bound = totals.amax(1) / ((5 + limits[rows] + 1) / 6) ** options.length_penalty
-        live &= ~(at_limit | (ended >= beam) | (bound <= best.values[rows]))
+        live &= ~(at_limit | (bound <= best.values[rows]))
         if (step + 1) % _STEPS_BETWEEN_LOOKS[device.type] == 0:
-            parts = slots.keep(live, last, totals, written, coverage, ended, inside, live.clone())
-            last, totals, written, coverage, ended, inside, live = parts
+            parts = slots.keep(live, last, totals, written, coverage, inside, live.clone())
+            last, totals, written, coverage, inside, live = parts
             if len(live) == 0:
                 break
     return Found(best.tokens, best.lengths, best.log_prob_sums / (best.lengths + best.finished), best.finished)
