@@ -12,8 +12,10 @@ import itertools
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,12 @@ def _spans(steps: int) -> list[tuple[int, int]]:
 _BENCHMARKS: dict[str, Callable[[Sequence[str]], Figures]] = {"decode": decode, "workers": workers}
 
 
+def _commit() -> str | None:
+    """Of the checkout that is measured; None where there is none."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
 def main() -> int:
     """Run the benchmark that is named; the exit status."""
     parser = argparse.ArgumentParser(
@@ -114,7 +122,7 @@ def main() -> int:
         figures = _BENCHMARKS[given.name](options)
         if file:
             machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "versions": versions()}
-            content = {"benchmark": given.name, "machine": machine, **figures}
+            content = {"benchmark": given.name, "machine": machine, "commit": _commit(), **figures}
             file.write(json.dumps(content, indent=2).encode() + b"\n")
     return 0
 

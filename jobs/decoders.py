@@ -13,6 +13,7 @@ computed for real tokens alone: padding, steps after the end, and what a table s
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ from pipeline.model.bundle import load_bundle
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.precision import arithmetic_for
-from pipeline.model.seq2seq import Memory, Seq2Seq
+from pipeline.model.search import STEPS_BETWEEN_LOOKS
+from pipeline.model.seq2seq import Seq2Seq
 from pipeline.options import JobConfig, Section, load_config
 from pipeline.text.tokenizer import Tokenizer
 
@@ -85,7 +87,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a decoder wrote: tokens of each row, and its padded and real source and target steps, as it counted them."""
+    """What a decoder wrote: tokens of each row; real source and target steps; those of the rectangles that it made of them.
+
+    A recurrence of the engine skips the padding of a source's rectangle on a CPU; what reads its outputs does not.
+    """
 
     tokens: list[list[int]]
     steps: int
@@ -107,7 +112,8 @@ def decode(options: Sequence[str]) -> dict[str, Any]:
         "device": _name(device, config.compute.threads),
         "matmul_flops": rates,
         "rows": rows,
-        "config": config.model_dump(mode="json"),
+        "compute": config.compute.model_dump(),
+        "input": {"path": os.path.relpath(config.input.path), "rows": config.input.rows, "gnmt_rows": config.input.gnmt_rows},
     }
 
 
@@ -214,16 +220,8 @@ def _loop(task: Task, rows: Ints, leave: bool) -> tuple[list[list[int]], int]:
             keep = (~done[live]).nonzero()[:, 0]
             live, last = live[keep], last[keep]
             state = tuple(part[:, keep] for part in state)
-            memory = _selected(memory, keep, int(lengths[live].max()))
+            memory = memory.select(keep, int(lengths[live].max()))
     return [[token for token in row if token != PAD] for row in tokens.tolist()], steps
-
-
-def _selected(memory: Memory, keep: Tensor, longest: int) -> Memory:
-    parts = (memory.source, memory.padding, memory.states, memory.keys)
-    source, padding, states, keys = (None if part is None else part[keep, :longest] for part in parts)
-    assert source is not None
-    assert padding is not None
-    return Memory(source, padding, states, keys)
 
 
 def _forbid(probs: Tensor, written: Tensor, options: DecodingConfig) -> None:
@@ -243,8 +241,12 @@ def _engine(task: Task, engine: Engine, config: DecodeBenchmark) -> Decoded:
         engine, sources.values, sources.offsets, task.options, config.compute.token_budget, config.compute.threads, task.limits
     )
     tokens = [found.values[start:end].tolist() for start, end in zip(found.offsets, found.offsets[1:], strict=False)]
-    steps = _real_steps(task, tokens)
-    return Decoded(tokens, steps, steps)
+    lengths = sources.lengths(task.options.max_source_tokens)
+    batches = within_budget((lengths,), longest_first(lengths), config.compute.token_budget)
+    rectangles = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    looks = STEPS_BETWEEN_LOOKS[engine.device.type]
+    computed = sum(min(-(-steps // looks) * looks, task.options.max_target_tokens) for steps in _target_steps(task, tokens))
+    return Decoded(tokens, _real_steps(task, tokens), rectangles + int(computed))
 
 
 # What they cost
@@ -300,11 +302,15 @@ def _measure(task: Task, config: DecodeBenchmark, rates: dict[str, float]) -> li
     return rows
 
 
-def _real_steps(task: Task, tokens: list[list[int]]) -> int:
-    """Source tokens, and target steps with the one that writes ``</s>``."""
+def _target_steps(task: Task, tokens: list[list[int]]) -> npt.NDArray[np.int64]:
+    """Of each row, with the one that writes ``</s>``."""
     lengths = np.array([len(row) for row in tokens])
-    limits = task.options.max_target_tokens if task.limits is None else task.limits
-    return int(task.sources.lengths(task.options.max_source_tokens).sum() + (lengths + (lengths < limits)).sum())
+    return lengths + (lengths < (task.options.max_target_tokens if task.limits is None else task.limits))
+
+
+def _real_steps(task: Task, tokens: list[list[int]]) -> int:
+    """Source tokens and target steps."""
+    return int(task.sources.lengths(task.options.max_source_tokens).sum() + _target_steps(task, tokens).sum())
 
 
 def _flops(task: Task, tokens: list[list[int]], tables: bool) -> float:
@@ -327,9 +333,7 @@ def _flops(task: Task, tokens: list[list[int]], tables: bool) -> float:
         target += h * width
     target += width * v
     lengths = task.sources.lengths(task.options.max_source_tokens)
-    written = np.array([len(row) for row in tokens])
-    limits = task.options.max_target_tokens if task.limits is None else task.limits
-    steps = written + (written < limits)
+    steps = _target_steps(task, tokens)
     return 2.0 * float(source * lengths.sum() + target * steps.sum() + of_position * (lengths * steps).sum())
 
 

@@ -50,7 +50,7 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, bundle = read_bundle(config.model.path, device)
     decoding = config.decoding.applied_to(bundle.decoding)
-    evaluation = Evaluation(bundle, decoding, config.metrics)
+    evaluation = Evaluation(bundle, decoding, config.metrics, config.resources.precision)
     console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
     with contextlib.ExitStack() as outputs:
         report = outputs.enter_context(appearing(config.output.path, "--output.path"))
@@ -66,6 +66,7 @@ def main() -> int:
             "metrics": config.metrics.model_dump(),
             **figures.model_dump(),
             "device": device,
+            "precision": config.resources.precision,
             "versions": versions(),
         }
         report.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -246,6 +246,16 @@ class MetricsOptions(Section):
     seed: Annotated[int, Field(ge=0)] = Field(1, description="of the resampling")
 
 
+class EvaluateResources(Section):
+    """What the evaluation computes with."""
+
+    precision: DecodePrecision = Field(
+        "float32",
+        description="float32 is the reference; bfloat16, int8 (CPUs) and float16 (GPUs) are faster, and some summaries differ; "
+        "auto is bfloat16 where the device computes in it",
+    )
+
+
 class EvaluateOutput(Section):
     """Where the figures go."""
 
@@ -278,7 +288,7 @@ class SummarizeOutput(Section):
     run_id: str | None = Field(None, description="name of this run; unset: the time in UTC")
 
 
-class Resources(Section):
+class Resources(EvaluateResources):
     """What the run computes with."""
 
     actors: Positive | None = Field(None, description="model actors; unset: one per GPU, or without GPUs one per core")
@@ -287,11 +297,6 @@ class Resources(Section):
     tokenizers: Positive | None = Field(None, description="most tokenizer tasks at a time; unset: as many as find room")
     window_rows: Positive = Field(512, description="documents sorted by length and written together")
     token_budget: Positive = Field(16384, description="padded source tokens of a decode batch")
-    precision: DecodePrecision = Field(
-        "float32",
-        description="float32 is the reference; bfloat16, int8 (CPUs) and float16 (GPUs) are faster, and some summaries differ; "
-        "auto is bfloat16 where the device computes in it",
-    )
 
 
 class DecodingOverrides(Section):
@@ -350,6 +355,7 @@ class EvaluateConfig(JobConfig):
     model: ModelPath = ModelPath()
     decoding: DecodingOverrides = DecodingOverrides()
     metrics: MetricsOptions = MetricsOptions()
+    resources: EvaluateResources = EvaluateResources()
     output: EvaluateOutput = EvaluateOutput()
 
 

@@ -57,9 +57,9 @@ class Evaluation:
         UserError: the bundle's tokenizer is broken, or the BLEU tokenizer cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions) -> None:
+    def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions, precision: str = "float32") -> None:
         device = next(bundle.model.parameters()).device
-        self._engine = Engine(bundle.model, arithmetic_for("float32", device))
+        self._engine = Engine(bundle.model, arithmetic_for(precision, device))
         self._decoding, self._options = decoding, options
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
         self._lead = f"first {options.lead_words} words"

@@ -127,6 +127,13 @@ def _tanh(x: Any) -> Any:
     return _F32(2.0) / (_F32(1.0) + _exp(_F32(-2.0) * x)) - _F32(1.0)
 
 
+@_compiled
+def _read(stored: Any, out: Any) -> None:
+    """A stored row[N] as float32."""
+    for at in range(len(out)):
+        out[at] = _load(stored[at])
+
+
 # Cells: inputs[·, G], of which row b reads the one that index[B] says; recurrent[B, G]; h[B, H] to be written
 
 
@@ -172,8 +179,7 @@ def attend(states: Any, lengths: Any, query: Any, weights: Any, context: Any) ->
     q = np.empty(size, _F32)
     for row in range(len(query)):
         source = row // per_source
-        for j in range(size):
-            q[j] = _load(query[row, j])
+        _read(query[row], q)
         for at in range(lengths[source]):
             state, total = states[source, at], _F32(0.0)
             for j in range(size):
@@ -189,8 +195,7 @@ def attend_additively(states: Any, keys: Any, to_score: Any, lengths: Any, query
     q = np.empty(size, _F32)
     for row in range(len(query)):
         source = row // per_source
-        for j in range(size):
-            q[j] = _load(query[row, j])
+        _read(query[row], q)
         for at in range(lengths[source]):
             key, total = keys[source, at], _F32(0.0)
             for j in range(size):
@@ -304,12 +309,6 @@ def likeliest_or_copied(
         _forbid(row_logits, written[row], ngram, may_end)
         log_total = highest + np.log(total) - np.log(_sigmoid(-copy_logit))
         _take_highest(row_logits, log_total, tokens[row], log_probs[row])
-
-
-@_compiled
-def _read(stored: Any, out: Any) -> None:
-    for at in range(len(out)):
-        out[at] = _load(stored[at])
 
 
 @_compiled

@@ -17,7 +17,7 @@ from pipeline.config import BOS, EOS, PAD, DecodingConfig
 from pipeline.model.arithmetic import Copying
 from pipeline.model.engine import Carry, Engine, Prediction, Sources
 
-_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
+STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _greedy(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConf
         lengths[rows] += writes
         tokens[rows, step] = torch.where(writes, last, PAD)
         finished[rows] |= ends
-        if (step + 1) % _STEPS_BETWEEN_LOOKS[device.type] == 0:
+        if (step + 1) % STEPS_BETWEEN_LOOKS[device.type] == 0:
             (last,) = slots.keep(~finished[rows] & (step + 1 < limits[rows]), last)
             if len(last) == 0:
                 break
@@ -234,7 +234,7 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
             best.offer(rows, never_ended[:, rank], written[:, rank], step + 1, totals[:, rank], ends=False)
         bound = totals.amax(1) / ((5 + limits[rows] + 1) / 6) ** options.length_penalty
         live &= ~(at_limit | (bound <= best.values[rows]))
-        if (step + 1) % _STEPS_BETWEEN_LOOKS[device.type] == 0:
+        if (step + 1) % STEPS_BETWEEN_LOOKS[device.type] == 0:
             parts = slots.keep(live, last, totals, written, coverage, inside, live.clone())
             last, totals, written, coverage, inside, live = parts
             if len(live) == 0:

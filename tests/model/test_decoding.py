@@ -96,7 +96,9 @@ def test_a_wider_beam_seldom_finds_what_is_less_likely(sources: list[list[int]])
         found = decode(model, rows, options.model_copy(update={"beam_size": beam_size}))
         return found.scores * (np.diff(found.offsets) + found.finished)
 
-    assert np.mean(log_probs(5) < log_probs(1) - 1e-4) <= 0.05
+    assert (
+        np.mean(log_probs(5) < log_probs(1) - 1e-4) <= 0.025
+    )  # a beam may prune the greedy path; here it does so for 4 of 191 rows
     assert np.mean(log_probs(5) > log_probs(1) + 1e-4) > 0.2
 
 
@@ -112,6 +114,18 @@ def test_a_limit_that_grows_with_the_source(sources: list[list[int]]) -> None:
         limits = np.array([len(row) // 2 + 2 for row in rows])
         assert (lengths <= limits).all()
         assert (lengths == limits).any()
+
+
+@pytest.mark.parametrize(
+    "arithmetic", [PLAIN, COMPILED, Compiled(torch.float32, multiply_bytes=True)], ids=["plain", "compiled", "bytes"]
+)
+def test_a_table_that_would_be_too_large_is_computed_as_needed(
+    arithmetic: Arithmetic, sources: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = random_model({**LSTM, "layers": 2}, VOCABULARY), sources[:60]
+    with_tables = decode(model, rows, arithmetic=arithmetic)
+    monkeypatch.setattr("pipeline.model.engine._TABLE_BYTES", 0)
+    assert written(decode(model, rows, arithmetic=arithmetic)) == written(with_tables)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
