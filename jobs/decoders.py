@@ -13,7 +13,6 @@ computed for real tokens alone: padding, steps after the end, and what a table s
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from pipeline.model.precision import arithmetic_for
 from pipeline.model.search import STEPS_BETWEEN_LOOKS
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.options import JobConfig, Section, load_config
+from pipeline.storage import from_here
 from pipeline.text.tokenizer import Tokenizer
 
 console = new_console()
@@ -113,7 +113,7 @@ def decode(options: Sequence[str]) -> dict[str, Any]:
         "matmul_flops": rates,
         "rows": rows,
         "compute": config.compute.model_dump(),
-        "input": {"path": os.path.relpath(config.input.path), "rows": config.input.rows, "gnmt_rows": config.input.gnmt_rows},
+        "input": {"path": from_here(config.input.path), "rows": config.input.rows, "gnmt_rows": config.input.gnmt_rows},
     }
 
 

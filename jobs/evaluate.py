@@ -24,6 +24,7 @@ from pipeline.evaluation.evaluate import Decoded, Evaluation, Figures
 from pipeline.evaluation.metrics import Estimate, tokenizer_warnings
 from pipeline.inference.bundles import read_bundle
 from pipeline.options import load_config
+from pipeline.storage import from_here
 from pipeline.text.documents import texts_of
 from pipeline.text.pair_store import open_pairs, whole_pairs
 from pipeline.versions import versions
@@ -60,7 +61,7 @@ def main() -> int:
             raise UserError(f"each row of {config.input.path} has a null source or target; set --input.path to pairs")
         figures = evaluation.figures()
         content = {
-            "model": {"path": config.model.path, "fingerprint": bundle.fingerprint},
+            "model": {"path": from_here(config.model.path), "fingerprint": bundle.fingerprint},
             "input": {"path": config.input.path, "rows": rows, "skipped_null_rows": skipped},
             "decoding": decoding.model_dump(),
             "metrics": config.metrics.model_dump(),

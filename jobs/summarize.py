@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from pipeline.errors import exit_on_user_error
 from pipeline.inference.manifest import Example, Manifest
 from pipeline.inference.run import Finished, Plan, Progress, execute, plan_run
 from pipeline.options import load_config
+from pipeline.storage import from_here
 
 _OPENING_CHARS = 220
 
@@ -23,10 +23,9 @@ def main() -> int:
     config = load_config(SummarizeConfig, "summarize", sys.argv[1:])
     console = new_console()
     plan = plan_run(config)
-    path = config.input.path.removeprefix(f"{os.getcwd()}/")  # the sample's is absolute
     console.print(
         f"run {plan.run_id}: {plan.store.rows:,} documents in {len(plan.store.files):,} files "
-        f"({plan.store.bytes / 1e6:,.1f} MB) of {path}, with model {plan.model_fingerprint[:12]}"
+        f"({plan.store.bytes / 1e6:,.1f} MB) of {from_here(config.input.path)}, with model {plan.model_fingerprint[:12]}"
     )
     if plan.is_finished():
         console.print(f"run {plan.run_id} is finished already: {plan.folder.uri}; set another --output.run_id to do it again")

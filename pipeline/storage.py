@@ -132,6 +132,11 @@ class Place:
         return UserError(f"cannot {verb} {self.uri}: {in_words(error)}; set {self.option}")
 
 
+def from_here(path: str) -> str:
+    """A path as a person at the working directory would write it; the shipped sample's are absolute. URIs stay as they are."""
+    return path.removeprefix(f"{os.getcwd()}/")
+
+
 def place(uri: str, option: str) -> Place:
     """Open a URI or a local path, which ``option`` sets. Raises UserError for a scheme that no filesystem is known for."""
     if "://" not in uri:
