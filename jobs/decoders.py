@@ -30,9 +30,10 @@ from jobs.screen import new_console
 from pipeline.config import BOS, EOS, PAD, SAMPLE, UNK, DecodingConfig, ModelConfig, ModelPath, Positive
 from pipeline.model.batching import Ints, Rows, longest_first, within_budget
 from pipeline.model.bundle import load_bundle
-from pipeline.model.decoding import decode_window
+from pipeline.model.decoding import Hypotheses, decode_window
 from pipeline.model.engine import Engine
-from pipeline.model.precision import arithmetic_for
+from pipeline.model.memory import Budget
+from pipeline.model.precision import arithmetic_for, precisions_of
 from pipeline.model.search import STEPS_BETWEEN_LOOKS
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.options import JobConfig, Section, load_config
@@ -42,6 +43,7 @@ from pipeline.text.tokenizer import Tokenizer
 console = new_console()
 _NEVER = -1e4
 _TEXTBOOK_BATCH = 32
+_BEAM = 5
 _LEAVING_SHARE = 1 / 8
 """In the sorted loop rows leave once they are this share of the batch: a copy of the memory then costs less than it saves."""
 
@@ -89,7 +91,7 @@ class Task:
 class Decoded:
     """What a decoder wrote: tokens of each row; real source and target steps; those of the rectangles that it made of them.
 
-    A recurrence of the engine skips the padding of a source's rectangle on a CPU; what reads its outputs does not.
+    On a CPU the engine makes no rectangles of its sources.
     """
 
     tokens: list[list[int]]
@@ -102,16 +104,18 @@ def decode(options: Sequence[str]) -> dict[str, Any]:
     config = load_config(DecodeBenchmark, "benchmark decode", options)
     device = torch.device(config.compute.device)
     torch.set_num_threads(config.compute.threads)
-    precisions = ["float32", "bfloat16", "int8"] if device.type == "cpu" else ["float32", "bfloat16", "float16"]
-    rates = {precision: _matmul_rate(precision, device) for precision in precisions}
+    rates = {precision: _matmul_rate(precision, device) for precision in precisions_of(device)}
     rows: list[dict[str, Any]] = []
+    beam: dict[str, float] = {}
     for task in _tasks(config, device):
         rows += _measure(task, config, rates)
-    _show(rows, rates)
+        beam = beam or _beam(task, config)  # of the first, which ends by itself
+    _show(rows, rates, beam)
     return {
         "device": _name(device, config.compute.threads),
         "matmul_flops": rates,
         "rows": rows,
+        "beam": beam,
         "compute": config.compute.model_dump(),
         "input": {"path": from_here(config.input.path), "rows": config.input.rows, "gnmt_rows": config.input.gnmt_rows},
     }
@@ -236,17 +240,47 @@ def _forbid(probs: Tensor, written: Tensor, options: DecodingConfig) -> None:
 
 
 def _engine(task: Task, engine: Engine, config: DecodeBenchmark) -> Decoded:
-    sources = task.sources
-    found = decode_window(
-        engine, sources.values, sources.offsets, task.options, config.compute.token_budget, config.compute.threads, task.limits
-    )
+    found = _found(task, engine, config, task.options)
     tokens = [found.values[start:end].tolist() for start, end in zip(found.offsets, found.offsets[1:], strict=False)]
-    lengths = sources.lengths(task.options.max_source_tokens)
-    batches = within_budget((lengths,), longest_first(lengths), config.compute.token_budget)
-    rectangles = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    lengths, compute = task.sources.lengths(task.options.max_source_tokens), config.compute
+    padded = int(lengths.sum())
+    if not engine.arithmetic.stepwise:
+        batches = Budget(compute.token_budget).batches(lengths, longest_first(lengths), compute.threads)
+        padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
     looks = STEPS_BETWEEN_LOOKS[engine.device.type]
     computed = sum(min(-(-steps // looks) * looks, task.options.max_target_tokens) for steps in _target_steps(task, tokens))
-    return Decoded(tokens, _real_steps(task, tokens), rectangles + int(computed))
+    return Decoded(tokens, _real_steps(task, tokens), padded + int(computed))
+
+
+def _found(task: Task, engine: Engine, config: DecodeBenchmark, options: DecodingConfig) -> Hypotheses:
+    sources, compute = task.sources, config.compute
+    budget = Budget(compute.token_budget)
+    return decode_window(engine, sources.values, sources.offsets, options, budget, compute.threads, task.limits)
+
+
+def _beam(task: Task, config: DecodeBenchmark) -> dict[str, float]:
+    """Beam search beside greedy, in float32: its speed, and how often what it finds is worth less under the same penalty."""
+    engine = Engine(task.model, arithmetic_for("float32", next(task.model.parameters()).device))
+    seconds, worth = [], []
+    for beam_size in (1, _BEAM):
+        console.print(f"{task.name}: {beam_size} hypotheses at a time")
+        options = task.options.model_copy(update={"beam_size": beam_size})
+        taken = math.inf
+        for _ in range(config.compute.repeats):
+            started = time.perf_counter()
+            found = _found(task, engine, config, options)
+            _wait(engine.device)
+            taken = min(taken, time.perf_counter() - started)
+        lengths = np.diff(found.offsets) + found.finished
+        seconds.append(taken)
+        worth.append(found.scores * lengths / ((5 + lengths) / 6) ** options.length_penalty)
+    return {
+        "beam_size": _BEAM,
+        "sentences_per_s": len(task.sources) / seconds[1],
+        "ratio_greedy": seconds[0] / seconds[1],
+        "worth_less_than_greedy": float(np.mean(worth[1] < worth[0] - 1e-4)),
+        "worth_more_than_greedy": float(np.mean(worth[1] > worth[0] + 1e-4)),
+    }
 
 
 # What they cost
@@ -341,13 +375,15 @@ def _matmul_rate(precision: str, device: torch.device) -> float:
     """FLOP/s of square products: the best of several sizes and tries."""
     best = 0.0
     for size in (1024, 2048) if device.type == "cpu" else (4096, 8192):
-        if precision == "int8":
-            factor, multiply = torch.randint(-127, 128, (size, size), dtype=torch.int8), torch._int_mm
+        if precision == "int8":  # torch.mm knows no bytes
+            arithmetic = arithmetic_for(precision, device)
+            multiply, factor = arithmetic.product(torch.randn(size, size), None), arithmetic.zeros(size, size)
         else:
-            factor, multiply = torch.randn(size, size, device=device, dtype=getattr(torch, precision)), torch.mm
+            weight = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+            multiply, factor = weight.mm, weight
         for _ in range(12):
             started = time.perf_counter()
-            multiply(factor, factor)
+            multiply(factor)
             _wait(device)
             best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
@@ -366,7 +402,7 @@ def _name(device: torch.device, threads: int) -> str:
     )
 
 
-def _show(rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
+def _show(rows: list[dict[str, Any]], rates: dict[str, float], beam: dict[str, float]) -> None:
     for data in dict.fromkeys(row["data"] for row in rows):
         table = Table(title=data)
         table.add_column("decoder", no_wrap=True)
@@ -385,3 +421,7 @@ def _show(rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
             )
         console.print(table)
     console.print("matrix products: " + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items()))
+    console.print(
+        f"{beam['beam_size']} hypotheses at a time: {beam['ratio_greedy']:.2f} of greedy search's documents/s; worth more for "
+        f"{beam['worth_more_than_greedy']:.1%} of documents, less for {beam['worth_less_than_greedy']:.1%}"
+    )

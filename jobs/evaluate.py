@@ -50,7 +50,7 @@ def main() -> int:
     rows, windows = min(store.rows, config.input.max_rows or store.rows), store.windows(_WINDOW_ROWS, config.input.max_rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, bundle = read_bundle(config.model.path, device)
-    decoding = config.decoding.applied_to(bundle.decoding)
+    decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
     evaluation = Evaluation(bundle, decoding, config.metrics, config.resources.precision)
     console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
     with contextlib.ExitStack() as outputs:

@@ -296,7 +296,9 @@ class Resources(EvaluateResources):
     threads: Positive | None = Field(None, description="CPU threads an actor computes with; unset: its share of the cores")
     tokenizers: Positive | None = Field(None, description="most tokenizer tasks at a time; unset: as many as find room")
     window_rows: Positive = Field(512, description="documents sorted by length and written together")
-    token_budget: Positive = Field(16384, description="padded source tokens of a decode batch")
+    token_budget: Positive | Literal["auto"] = Field(
+        "auto", description="padded source tokens of a decode batch; auto: what the free memory has room for"
+    )
 
 
 class DecodingOverrides(Section):
@@ -320,12 +322,15 @@ class DecodingOverrides(Section):
         None, description="beam search: weight of having attended to all of the source (beta there); needs attention"
     )
 
-    def applied_to(self, defaults: DecodingConfig) -> DecodingConfig:
-        """The bundle's options with those set here put over them; UserError if the two do not go together."""
+    def applied_to(self, defaults: DecodingConfig, model: ModelConfig) -> DecodingConfig:
+        """The bundle's options with those set here put over them; UserError if they do not go together, or with the model."""
         try:
-            return DecodingConfig.model_validate(defaults.model_dump() | self.model_dump(exclude_none=True))
+            options = DecodingConfig.model_validate(defaults.model_dump() | self.model_dump(exclude_none=True))
         except ValidationError as error:
             raise UserError(f"the options of --decoding do not go with the model's own: {explained(error)}") from None
+        if self.coverage_penalty and model.attention == "none":
+            raise UserError("--decoding.coverage_penalty goes by attention, of which this model has none; leave it out")
+        return options
 
 
 class PrepareConfig(JobConfig):
@@ -346,6 +351,12 @@ class TrainConfig(JobConfig):
     decoding: DecodingConfig = DecodingConfig()
     scaling: ScalingSection = ScalingSection()
     output: TrainOutput = TrainOutput()
+
+    @model_validator(mode="after")
+    def _coverage_needs_attention(self) -> TrainConfig:
+        if self.decoding.coverage_penalty and self.model.attention == "none":
+            raise ValueError("decoding.coverage_penalty goes by attention, and model.attention is none; set one of them")
+        return self
 
 
 class EvaluateConfig(JobConfig):

@@ -42,12 +42,16 @@ class Written:
 
 @dataclass(frozen=True)
 class _Going:
-    """A hypothesis that beam search follows: its log-probability, tokens, cells, and attention summed over its steps [S]."""
+    """A hypothesis that beam search follows: its log-probability, tokens, cells, and attention summed over its steps [S].
+
+    greedy: each of its tokens is the likeliest after those before it.
+    """
 
     total: float
     tokens: list[int]
     cells: Cells
     coverage: Tensor
+    greedy: bool
 
 
 class Reference:
@@ -133,7 +137,7 @@ class Reference:
         if not source:
             return Written([], 0.0, True)
         memory, limit = self.encode(source), _limit(source, options)
-        going = [_Going(0.0, [], memory.first, torch.zeros(len(source)).double())]
+        going = [_Going(0.0, [], memory.first, torch.zeros(len(source)).double(), greedy=True)]
         ended: list[tuple[float, Written]] = []
         for _ in range(limit):
             candidates = []
@@ -141,18 +145,21 @@ class Reference:
                 last = hypothesis.tokens[-1] if hypothesis.tokens else BOS
                 log_probs, cells, attention = self.step(last, hypothesis.cells, memory)
                 covered = hypothesis.coverage + attention
-                for token, log_prob in enumerate(_allowed(log_probs, hypothesis.tokens, options).tolist()):
+                allowed = _allowed(log_probs, hypothesis.tokens, options)
+                likeliest = int(allowed.argmax())
+                for token, log_prob in enumerate(allowed.tolist()):
                     if log_prob > -math.inf:
-                        extended = _Going(hypothesis.total + log_prob, [*hypothesis.tokens, token], cells, covered)
-                        candidates.append(extended)
-            candidates.sort(key=lambda one: -one.total)
+                        greedy = hypothesis.greedy and token == likeliest
+                        total, tokens = hypothesis.total + log_prob, [*hypothesis.tokens, token]
+                        candidates.append(_Going(total, tokens, cells, covered, greedy))
+            candidates.sort(key=lambda one: (not one.greedy, -one.total))
             for one in candidates[:beam]:
                 if one.tokens[-1] == EOS:
                     written = Written(one.tokens[:-1], one.total / len(one.tokens), True)
                     ended.append((self._worth(one, options), written))
             going = [one for one in candidates if one.tokens[-1] != EOS][:beam]
             best = max((worth for worth, _ in ended), default=-math.inf)
-            bound = going[0].total / ((5 + limit + 1) / 6) ** options.length_penalty
+            bound = max(one.total for one in going) / ((5 + limit + 1) / 6) ** options.length_penalty
             if bound <= best:
                 break
         if not ended:

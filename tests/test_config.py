@@ -238,11 +238,20 @@ def test_copying_needs_attention() -> None:
 def test_decoding_options_must_go_together() -> None:
     with pytest.raises(UserError, match="--decoding: min_target_tokens 5 is over max_target_tokens 4"):
         train("--decoding.max_target_tokens", "4", "--decoding.min_target_tokens", "5")
-    assert DecodingOverrides(max_target_tokens=9).applied_to(DecodingConfig(no_repeat_ngram=2)) == DecodingConfig(
-        max_target_tokens=9, no_repeat_ngram=2
-    )
+    assert DecodingOverrides(max_target_tokens=9).applied_to(
+        DecodingConfig(no_repeat_ngram=2), ModelConfig()
+    ) == DecodingConfig(max_target_tokens=9, no_repeat_ngram=2)
     with pytest.raises(UserError, match="do not go with the model's own: min_target_tokens 5 is over max_target_tokens 4"):
-        DecodingOverrides(max_target_tokens=4).applied_to(DecodingConfig(min_target_tokens=5))
+        DecodingOverrides(max_target_tokens=4).applied_to(DecodingConfig(min_target_tokens=5), ModelConfig())
+
+
+def test_a_coverage_penalty_needs_attention() -> None:
+    without = ModelConfig.model_validate({"attention": "none", "copy": False})
+    with pytest.raises(UserError, match="coverage_penalty goes by attention, of which"):
+        DecodingOverrides(coverage_penalty=0.2).applied_to(DecodingConfig(), without)
+    with pytest.raises(UserError, match="coverage_penalty goes by attention, and"):
+        train("--decoding.coverage_penalty", "0.2", "--model.attention", "none", "--model.copy", "false")
+    assert DecodingOverrides(coverage_penalty=0.2).applied_to(DecodingConfig(), ModelConfig()).coverage_penalty == 0.2
 
 
 # Help and the files in configs/

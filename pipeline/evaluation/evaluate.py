@@ -19,11 +19,9 @@ from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, le
 from pipeline.model.bundle import Bundle
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
+from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
 from pipeline.text.tokenizer import Tokenizer
-
-_TOKEN_BUDGET = 16384
-"""Padded source tokens of a decode batch."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,8 @@ class Evaluation:
     def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions, precision: str = "float32") -> None:
         device = next(bundle.model.parameters()).device
         self._engine = Engine(bundle.model, arithmetic_for(precision, device))
+        self._threads = torch.get_num_threads()
+        self._budget = Budget.by_memory(self._engine, decoding, share=1.0, threads=self._threads)
         self._decoding, self._options = decoding, options
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
         self._lead = f"first {options.lead_words} words"
@@ -73,7 +73,7 @@ class Evaluation:
         """Decode and score N pairs."""
         started = time.perf_counter()
         ids = self._tokenizer.encode(sources)
-        found = decode_window(self._engine, *ids, self._decoding, _TOKEN_BUDGET, threads=torch.get_num_threads())
+        found = decode_window(self._engine, *ids, self._decoding, self._budget, self._threads)
         texts = self._tokenizer.decode(found.values, found.offsets)
         self._decode_s += time.perf_counter() - started
         self._rows += len(sources)

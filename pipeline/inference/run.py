@@ -137,7 +137,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         output,
         bundle_files,
         bundle.fingerprint,
-        config.decoding.applied_to(bundle.decoding),
+        config.decoding.applied_to(bundle.decoding, bundle.model.config),
     )
 
 
@@ -278,7 +278,8 @@ def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
                 "bundle_files": ray.put(plan.bundle_files),
                 "options": plan.decoding,
                 "use_gpu": actors.gpus > 0,
-                "token_budget": config.resources.token_budget,
+                "token_budget": None if config.resources.token_budget == "auto" else config.resources.token_budget,
+                "memory_share": 1.0 if actors.gpus else 1 / actors.number,  # they may all be on one machine
                 "precision": config.resources.precision,
                 "threads": actors.threads,
             },

@@ -17,6 +17,7 @@ from pipeline.inference.stages import FINISHED, IDS, SCORE, SECONDS, SUMMARY_IDS
 from pipeline.model.bundle import bundle_from_files
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
+from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
 from pipeline.text.columns import flat_rows, list_column
 
@@ -26,8 +27,9 @@ class SummarizeWindow:
 
     Args:
         bundle_files: the bundle's files by name, in Ray's object store. use_gpu: compute on the GPU that Ray assigned.
-        token_budget: padded source tokens of a batch. precision: of matrix products. threads: CPU threads to compute with,
-            no more of them than the machine has cores.
+        token_budget: padded source tokens of a batch; None for what memory has room for, of whose free part this actor may
+            take memory_share. precision: of matrix products. threads: CPU threads to compute with, no more of them than the
+            machine has cores.
     """
 
     def __init__(
@@ -35,7 +37,8 @@ class SummarizeWindow:
         bundle_files: ray.ObjectRef[Mapping[str, bytes]],
         options: DecodingConfig,
         use_gpu: bool,
-        token_budget: int,
+        token_budget: int | None,
+        memory_share: float,
         precision: str,
         threads: int,
     ) -> None:
@@ -46,12 +49,18 @@ class SummarizeWindow:
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", self._device).model
         self._options = options
-        self._token_budget = token_budget
+        self._token_budget, self._memory_share = token_budget, memory_share
         self._precision = precision
 
     @functools.cached_property
     def _engine(self) -> Engine:
         return Engine(self._model, arithmetic_for(self._precision, self._device))
+
+    @functools.cached_property
+    def _budget(self) -> Budget:
+        if self._token_budget is not None:
+            return Budget(self._token_budget)
+        return Budget.by_memory(self._engine, self._options, self._memory_share, self._threads)
 
     def __call__(self, window: pa.Table) -> pa.Table:
         """Source ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` was reached.
@@ -62,7 +71,7 @@ class SummarizeWindow:
         """
         started = time.monotonic()
         engine = self._engine
-        found = decode_window(engine, *flat_rows(window[IDS]), self._options, self._token_budget, self._threads)
+        found = decode_window(engine, *flat_rows(window[IDS]), self._options, self._budget, self._threads)
         seconds = time.monotonic() - started
         return (
             window.drop_columns([IDS])

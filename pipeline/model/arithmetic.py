@@ -43,6 +43,9 @@ class Arithmetic(Protocol):
     def free_product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Reads free or float32 numbers, gives free ones."""
 
+    def empty(self, *shape: int) -> Tensor:
+        """Stored numbers that are still to be written."""
+
     def zeros(self, *shape: int) -> Tensor:
         """Stored zeros."""
 
@@ -105,6 +108,10 @@ class Plain:
         return lambda x: F.linear(x.to(self.dtype), weight, bias)
 
     free_product = product
+
+    def empty(self, *shape: int) -> Tensor:
+        """Of the type."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros of the type."""
@@ -175,18 +182,23 @@ class Compiled:
 
     dtype: float32 or bfloat16, of free numbers and their products. multiply_bytes: store a byte instead, with a scale per row
     of the weight that is multiplied with it. Sums of bytes are exact, so that a row's result is the same in every batch.
+
+    weight_levels: a weight's byte is between this and its negative. A CPU without VNNI adds pairs of products in 16 bits,
+    where two of 255 x 127 are cut off without a word and two of 255 x 64 just fit.
     """
 
     def __init__(self, dtype: torch.dtype, multiply_bytes: bool = False) -> None:
         self.device, self.dtype, self.bytes, self.stepwise = torch.device("cpu"), dtype, dtype.itemsize, True
         self._stored = torch.uint8 if multiply_bytes else dtype
+        capabilities = torch.cpu.get_capabilities()
+        self.weight_levels = 127 if capabilities.get("avx512_vnni") or capabilities.get("amx_int8") else 64
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Of bytes if these are what is stored: gives float32 then."""
         if self._stored != torch.uint8:
             return self.free_product(weight, bias)
         weight = weight.detach().float()
-        scale = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (weight.abs().amax(1) / self.weight_levels).clamp_min(torch.finfo(torch.float32).tiny)
         packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round().to(torch.int8), None)
         zero = torch.zeros(len(weight), dtype=torch.int32)
         bias = None if bias is None else bias.detach().float()
@@ -199,6 +211,10 @@ class Compiled:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self.dtype).contiguous(), None)
         bias = None if bias is None else bias.detach().to(self.dtype)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), packed, bias, "none", [], "")
+
+    def empty(self, *shape: int) -> Tensor:
+        """Of what is stored."""
+        return torch.empty(shape, dtype=self._stored)
 
     def zeros(self, *shape: int) -> Tensor:
         """Filled with what 0 is stored as."""

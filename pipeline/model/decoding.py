@@ -5,7 +5,7 @@ Works on token ids alone. What a row becomes depends on that row, the weights an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config import PAD, DecodingConfig
-from pipeline.model.batching import Ints, Rows, longest_first, within_budget
+from pipeline.errors import UserError
+from pipeline.model.batching import Ints, Rows, longest_first
 from pipeline.model.engine import Engine
+from pipeline.model.memory import Budget, is_out_of_memory
 from pipeline.model.search import search
 
 
@@ -39,7 +41,7 @@ def decode_window(
     values: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
     options: DecodingConfig,
-    token_budget: int,
+    budget: Budget,
     threads: int = 1,
     limits: npt.NDArray[np.int64] | None = None,
 ) -> Hypotheses:
@@ -48,12 +50,15 @@ def decode_window(
     Args:
         values, offsets[N + 1]: source ids, flat; a source without tokens gives an empty, finished hypothesis with score 0.
         options: of the search; sources are cut to ``max_source_tokens``.
-        token_budget: padded source tokens of a batch.
+        budget: of a batch. One that does not find room in memory is decoded in halves, and the budget is halved for good.
         threads: batches that a CPU decodes side by side, one thread each.
         limits: the most tokens of each hypothesis [N], 1 to ``max_target_tokens``; without them the options say.
 
     Returns:
         Hypotheses in the order of the sources.
+
+    Raises:
+        UserError: a source does not find room in memory on its own.
     """
     sources = Rows(values, offsets)
     lengths = sources.lengths(options.max_source_tokens)
@@ -71,17 +76,49 @@ def decode_window(
         scores[rows] = batch.scores.cpu().numpy()
         finished[rows] = batch.finished.cpu().numpy()
 
+    def decode_what_fits(rows: Ints) -> list[Ints]:
+        """Decode rows, in parts if they find no room together; those that find none even alone."""
+        needed = budget.needed(lengths[rows])
+        if len(rows) == 1 or needed <= budget.tokens:
+            if _out_of_memory(decode, rows) is None:
+                return []
+            budget.lower(needed)
+        if len(rows) == 1:
+            return [rows]
+        middle = len(rows) // 2
+        return decode_what_fits(rows[:middle]) + decode_what_fits(rows[middle:])
+
     order = longest_first(lengths)
-    batches = within_budget((lengths,), order[lengths[order] > 0], token_budget)
-    with _one_thread_each(threads if engine.device.type == "cpu" else 1) as pool:
-        for _ in pool.map(decode, batches):
-            pass
+    threads = threads if engine.device.type == "cpu" else 1
+    batches = budget.batches(lengths, order[lengths[order] > 0], threads)
+    with _one_thread_each(threads) as pool:
+        left = [rows for some in pool.map(decode_what_fits, batches) for rows in some]
+        for rows in left:  # nothing else is decoded beside it now
+            if error := pool.submit(_out_of_memory, decode, rows).result():
+                raise UserError(
+                    f"a source of {lengths[rows[0]]} tokens does not find room in memory ({error}); "
+                    "set --decoding.max_source_tokens lower"
+                )
     return Hypotheses(
         values=tokens[np.arange(tokens.shape[1]) < counts[:, None]],
         offsets=np.concatenate(([0], np.cumsum(counts))),
         scores=scores,
         finished=finished,
     )
+
+
+def _out_of_memory(decode: Callable[[Ints], None], rows: Ints) -> str | None:
+    """Decode rows; what was said if they found no room. What they held is let go of."""
+    try:
+        decode(rows)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        told = str(error).split("\n")[0] or type(error).__name__
+    else:
+        return None
+    torch.cuda.empty_cache()  # nothing where there is no GPU
+    return told
 
 
 @contextmanager

@@ -5,7 +5,7 @@
   copy gate) are multiplied with it at once.
 - Attention's query takes over the projection of the keys, which is then made once a target step and not once a source
   position, and leaves one array of states to read and not two.
-- Sources come in falling length: on a CPU a recurrence's step takes the rows that reach so far, and padding costs nothing.
+- Sources come in falling length: on a CPU a recurrence's step takes the rows that reach so far, and padding is never seen.
   A GPU is better served by torch's own recurrence, a kernel for all steps.
 
 How arrays are multiplied, and what lies between two products, is arithmetic.py's business; which token is taken is search.py's.
@@ -16,7 +16,7 @@ Shapes: B batch, S source steps, E embedding, H hidden, V vocabulary; G gates of
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +87,23 @@ class Engine:
             else:
                 self._encoder = copy.deepcopy(model.encoder).to(arithmetic.dtype)
             self._build_decoder(model)
+
+    def footprint(self, beam_size: int) -> tuple[int, int]:
+        """Bytes that a batch takes for each padded source position, and for each row besides: more rather than less."""
+        c, free, full = self.config, self.arithmetic.bytes, torch.float32.itemsize
+        outputs = (2 if c.bidirectional else 1) * c.hidden_size
+        position = 10 * torch.long.itemsize  # ids in their order and others
+        if c.layers > 1 or c.attention != "none":
+            position += 2 * outputs * full  # what a layer gives, by direction and together
+        if c.layers > 1 or not self.arithmetic.stepwise:
+            position += (outputs + self._gates) * full  # what a layer is given, and what its gates make of it
+        if c.attention != "none":
+            position += 2 * c.hidden_size * full + beam_size * 4 * full  # its states, twice while they are made; its weights
+        if c.attention == "additive":
+            position += (1 if self.arithmetic.stepwise else 3) * c.hidden_size * free  # keys; their sum with a query, its tanh
+        row = self.vocabulary_size * (2 if self.arithmetic.stepwise else 6) * full  # logits; what comes of them
+        row += c.layers * 4 * (self._gates + 4 * c.hidden_size) * full
+        return position, beam_size * row
 
     def _build_encoder(self, model: Seq2Seq) -> None:
         encoder, arithmetic = model.encoder, self.arithmetic
@@ -161,69 +178,71 @@ class Engine:
     @torch.inference_mode()
     def read(self, ids: Tensor, lengths: Tensor) -> tuple[Sources, Carry]:
         """Encode ids[B, S] with lengths[B] ≥ 1, in falling order."""
-        batch, steps = ids.shape
-        inside = torch.arange(steps, device=ids.device) < lengths[:, None]
+        inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         if self._encoder is None:
-            states, carry = self._read_stepwise(ids, inside.sum(0).tolist())
-        else:
-            states, state = self._encoder(ids, lengths, ~inside)
-            carry = Carry([after(h) for after, h in zip(self._after, state[0], strict=True)], [*state[-1].float()])
+            states, keys, carry = self._read_stepwise(ids, inside)
+            return Sources(ids, lengths, states, keys), carry
+        states, state = self._encoder(ids, lengths, ~inside)
+        carry = Carry([after(h) for after, h in zip(self._after, state[0], strict=True)], [*state[-1].float()])
         if self._of_context is None:
             return Sources(ids, lengths), carry
-        keys = None if self._to_keys is None else self._to_keys(states.flatten(0, 1)).view(batch, steps, -1)
+        keys = None if self._to_keys is None else self._to_keys(states.flatten(0, 1)).view(*ids.shape, -1)
         return Sources(ids, lengths, states, keys), carry
 
-    def _read_stepwise(self, ids: Tensor, active: list[int]) -> tuple[Tensor, Carry]:
-        """The encoder's outputs[B, S, H] for attention, and where the decoder starts. active[S]: rows that reach so far."""
-        batch, steps = ids.shape
-        hidden, directions = self.config.hidden_size, len(self._source_recurrences[0])
-        carry, outputs = Carry([], []), ids
-        for after, inputs, recurrences in zip(self._after, self._source_inputs, self._source_recurrences, strict=True):
-            below = outputs
-            outputs = self.arithmetic.zeros(batch, steps, directions * hidden)
-            ends = []
-            for way, (of_input, recurrence) in enumerate(zip(inputs, recurrences, strict=True)):
-                order = range(steps) if way == 0 else range(steps - 1, -1, -1)
-                of_way = outputs[..., way * hidden : (way + 1) * hidden]
-                ends.append(self._run(*of_input(below), recurrence, order, active, of_way))
-            h, cell = (torch.cat(parts, -1) for parts in zip(*ends, strict=True))
+    def _read_stepwise(self, ids: Tensor, inside: Tensor) -> tuple[Tensor | None, Tensor | None, Carry]:
+        """States and keys of Sources, and where the decoder starts.
+
+        Between steps there is no padding: the N positions inside ids[B, S] lie by step, and of a step the first rows.
+        """
+        active = inside.sum(0).tolist()
+        inside = inside.t()
+        carry = Carry([], [])
+        below = ids.t()[inside]
+        for depth, after in enumerate(self._after):
+            is_read = depth + 1 < len(self._after) or self._of_context is not None
+            runs = [
+                self._run(*of_input(below), recurrence, active, backwards, is_read)
+                for of_input, recurrence, backwards in zip(
+                    self._source_inputs[depth], self._source_recurrences[depth], (False, True), strict=False
+                )
+            ]
+            below, h, cell = (parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in zip(*runs, strict=True))
             if self._h_bridge is not None:
                 first = self._h_bridge(h).float().tanh()
                 h = self.arithmetic.stored(first)
                 cell = first if self._c_bridge is None else self._c_bridge(cell).float().tanh()
             carry.recurrent.append(after(h))
             carry.cell.append(cell)
-        if self._of_context is not None:
-            flat = outputs.flatten(0, 1)
-            flat = (
-                self.arithmetic.free(flat) if self._memory_bridge is None else self.arithmetic.free(self._memory_bridge(flat))
-            )
-            outputs = flat.view(batch, steps, -1)
-        return outputs, carry
+        if self._of_context is None:
+            return None, None, carry
+        states = self.arithmetic.free(below if self._memory_bridge is None else self._memory_bridge(below))
+        keys = None if self._to_keys is None else self._to_keys(states)
+        return _by_row(states, inside), None if keys is None else _by_row(keys, inside), carry
 
     def _run(
-        self, inputs: Tensor, index: Tensor, recurrence: Product, order: Iterable[int], active: list[int], outputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One direction of one layer, whose h are put into outputs[B, S, H]; each row's last h and carry [B, H].
+        self, inputs: Tensor, index: Tensor, recurrence: Product, active: list[int], backwards: bool, is_read: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One direction of one layer: its h at all positions [N, H], if they are read, and each row's last h and carry [B, H].
 
-        inputs[·, G], of which token t of row b reads the one that index[B, S] says.
+        inputs[·, G], of which position n reads the one that index[N] says. active[S]: rows that reach so far.
         """
-        batch, _, hidden = outputs.shape
-        h = self.arithmetic.zeros(batch, hidden)
-        carry = torch.zeros(batch, hidden, device=self.device)
-        by_step = index.t().contiguous()
-        for step in order:
-            rows = active[step]
-            self.arithmetic.cell(inputs, by_step[step, :rows], recurrence(h[:rows]), carry[:rows], h[:rows])
-            outputs[:rows, step] = h[:rows]
-        return h, carry
+        hidden = self.config.hidden_size
+        outputs = self.arithmetic.empty(len(index) if is_read else 0, hidden)
+        h = self.arithmetic.zeros(active[0], hidden)
+        carry = torch.zeros(active[0], hidden, device=self.device)
+        steps = list(zip(itertools.accumulate(active, initial=0), active, strict=False))
+        for start, rows in reversed(steps) if backwards else steps:
+            self.arithmetic.cell(inputs, index[start : start + rows], recurrence(h[:rows]), carry[:rows], h[:rows])
+            if is_read:
+                outputs[start : start + rows] = h[:rows]
+        return outputs, h, carry
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, carry: Carry, sources: Sources) -> Prediction:
         """Predict what follows the last tokens[R], R / B after each other for each source; the carry moves on by a step."""
         inputs, index = self._target_inputs(tokens)
         for depth, product in enumerate(self._after):
-            h = self.arithmetic.zeros(len(tokens), self.config.hidden_size)
+            h = self.arithmetic.empty(len(tokens), self.config.hidden_size)
             self.arithmetic.cell(inputs, index, carry.recurrent[depth], carry.cell[depth], h)
             carry.recurrent[depth] = after = product(h)
             inputs = after[:, self._gates :].contiguous()
@@ -264,6 +283,12 @@ class _Inputs:
             below = self._embedding[below]
         shape = below.shape[:-1]
         return self._product(below.flatten(0, -2)), torch.arange(shape.numel(), device=below.device).view(shape)
+
+
+def _by_row(by_step: Tensor, inside: Tensor) -> Tensor:
+    """What lies by step, [N, H], as rows [B, S, H]; inside[S, B]. What stands at padding means nothing, and is finite."""
+    position = (inside.flatten().cumsum(0) - 1).view(inside.shape)
+    return by_step.index_select(0, position.t().flatten()).view(*position.t().shape, -1)
 
 
 _Affine = tuple[Tensor, Tensor | None]

@@ -27,6 +27,8 @@ _F32 = np.float32
 _LOG2_E, _LN_2 = _F32(1.4426950408889634), _F32(0.6931471805599453)
 BYTE_ZERO = 128
 _LOWEST = _F32(-np.inf)
+_BLOCK = 256
+"""Logits that are looked at together."""
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
@@ -57,6 +59,27 @@ def _reinterpret(of: Any, to: Any, instructions: Any) -> Any:
 
 _bits_of = _reinterpret(types.float32, types.int32, ir.IntType(32))
 _of_bits = _reinterpret(types.int32, types.float32, ir.FloatType())
+
+
+def _rounded(typing: Any, x: Any) -> Any:  # noqa: ARG001
+    f32 = ir.FloatType()
+
+    def rounded(*call: Any) -> Any:
+        _, builder, _, (x,) = call
+        return builder.call(builder.module.declare_intrinsic("llvm.rint", [f32]), [x])
+
+    return types.float32(x), rounded
+
+
+def _exponent(typing: Any, k: Any) -> Any:  # noqa: ARG001
+    i32 = ir.IntType(32)
+
+    def put_together(*call: Any) -> Any:
+        _, builder, _, (k,) = call
+        biased = builder.add(builder.fptosi(k, i32), i32(127))
+        return builder.bitcast(builder.shl(biased, i32(23)), ir.FloatType())
+
+    return types.float32(k), put_together
 
 
 def _loaded(typing: Any, number: Any) -> Any:  # noqa: ARG001
@@ -94,6 +117,10 @@ def _stored_as(typing: Any, like: Any, x: Any) -> Any:  # noqa: ARG001
     return like(like, x), how[like]
 
 
+_nearest: Any = intrinsic(_rounded)
+"""The whole number nearest to a float32, as one."""
+_power_of_two: Any = intrinsic(_exponent)
+"""2 to a whole float32 of -126 to 127, put together from its bits."""
 _load: Any = intrinsic(_loaded)
 """A stored number as float32."""
 _stored: Any = intrinsic(_stored_as)
@@ -104,9 +131,8 @@ _stored: Any = intrinsic(_stored_as)
 def _exp(x: Any) -> Any:
     """e to the x, to 2 units in the last place; flat below -86 and above 88."""
     x = min(max(x, _F32(-86.0)), _F32(88.0))
-    # x = k ln 2 + r; the cast cuts towards 0, so that 127 more makes it round. 2^k is put together from its bits.
-    k = np.int32(x * _LOG2_E + _F32(127.5)) - np.int32(127)
-    r = x - _F32(k) * _LN_2
+    k = _nearest(x * _LOG2_E)
+    r = x - k * _LN_2
     p = _F32(1.3981999507e-3)
     p = p * r + _F32(8.3334519073e-3)
     p = p * r + _F32(4.1665795894e-2)
@@ -114,7 +140,7 @@ def _exp(x: Any) -> Any:
     p = p * r + _F32(0.5)
     p = p * r + _F32(1.0)
     p = p * r + _F32(1.0)
-    return p * _of_bits((k + np.int32(127)) << np.int32(23))
+    return p * _power_of_two(k)
 
 
 @_compiled
@@ -123,8 +149,31 @@ def _sigmoid(x: Any) -> Any:
 
 
 @_compiled
-def _tanh(x: Any) -> Any:
-    return _F32(2.0) / (_F32(1.0) + _exp(_F32(-2.0) * x)) - _F32(1.0)
+def _tanh_parts(x: Any) -> Any:
+    """tanh x as a fraction, to 4e-7: numerator, and denominator, 1 to 271. Several can then be divided at once.
+
+    The polynomials are those of these degrees whose fraction is nearest to tanh below 8.2, above which float32's is 1.
+    """
+    x = min(max(x, _F32(-8.2)), _F32(8.2))
+    u = x * x
+    n = _F32(1.48405255e-8)
+    n = n * u + _F32(2.16372504e-5)
+    n = n * u + _F32(3.55668479e-3)
+    n = n * u + _F32(1.34321216e-1)
+    n = n * u + _F32(9.99999992e-1)
+    d = _F32(8.37059046e-7)
+    d = d * u + _F32(3.38643864e-4)
+    d = d * u + _F32(2.61082927e-2)
+    d = d * u + _F32(4.67654474e-1)
+    d = d * u + _F32(1.0)
+    return n * x, d
+
+
+@_compiled
+def _sigmoid_parts(x: Any) -> Any:
+    """The sigmoid of x as a fraction, to 2e-7: (1 + tanh(x / 2)) / 2."""
+    n, d = _tanh_parts(_F32(0.5) * x)
+    return d + n, d + d
 
 
 @_compiled
@@ -144,13 +193,15 @@ def lstm(inputs: Any, index: Any, recurrent: Any, c: Any, h: Any) -> None:
     for row in range(len(index)):
         x, y, carry, out = inputs[index[row]], recurrent[row], c[row], h[row]
         for j in range(size):
-            i = _sigmoid(_load(x[j]) + _load(y[j]))
-            f = _sigmoid(_load(x[size + j]) + _load(y[size + j]))
-            g = _tanh(_load(x[2 * size + j]) + _load(y[2 * size + j]))
-            o = _sigmoid(_load(x[3 * size + j]) + _load(y[3 * size + j]))
-            cell = f * carry[j] + i * g
+            i, i_of = _sigmoid_parts(_load(x[j]) + _load(y[j]))
+            f, f_of = _sigmoid_parts(_load(x[size + j]) + _load(y[size + j]))
+            g, g_of = _tanh_parts(_load(x[2 * size + j]) + _load(y[2 * size + j]))
+            o, o_of = _sigmoid_parts(_load(x[3 * size + j]) + _load(y[3 * size + j]))
+            both = i_of * g_of
+            cell = (f * carry[j] * both + i * g * f_of) / (f_of * both)  # f c + i g
             carry[j] = cell
-            out[j] = _stored(out[j], o * _tanh(cell))
+            of_cell, cell_of = _tanh_parts(cell)
+            out[j] = _stored(out[j], o * of_cell / (o_of * cell_of))
 
 
 @_compiled
@@ -160,10 +211,10 @@ def gru(inputs: Any, index: Any, recurrent: Any, carry: Any, h: Any) -> None:
     for row in range(len(index)):
         x, y, last, out = inputs[index[row]], recurrent[row], carry[row], h[row]
         for j in range(size):
-            r = _sigmoid(_load(x[j]) + _load(y[j]))
-            z = _sigmoid(_load(x[size + j]) + _load(y[size + j]))
-            n = _tanh(_load(x[2 * size + j]) + r * _load(y[2 * size + j]))
-            new = n + z * (last[j] - n)
+            r, r_of = _sigmoid_parts(_load(x[j]) + _load(y[j]))
+            z, z_of = _sigmoid_parts(_load(x[size + j]) + _load(y[size + j]))
+            n, n_of = _tanh_parts(_load(x[2 * size + j]) + r / r_of * _load(y[2 * size + j]))
+            new = (n * z_of + z * (last[j] * n_of - n)) / (n_of * z_of)  # n + z (h - n)
             last[j] = new
             out[j] = _stored(out[j], new)
 
@@ -199,7 +250,8 @@ def attend_additively(states: Any, keys: Any, to_score: Any, lengths: Any, query
         for at in range(lengths[source]):
             key, total = keys[source, at], _F32(0.0)
             for j in range(size):
-                total += to_score[j] * _tanh(_load(key[j]) + q[j])
+                n, d = _tanh_parts(_load(key[j]) + q[j])
+                total += to_score[j] * n / d
             weights[row, at] = total
         _weigh(states[source], lengths[source], weights[row], context[row])
 
@@ -238,11 +290,25 @@ def _highest(x: Any) -> Any:
 
 
 @_compiled
-def _sum_of_exp(x: Any, highest: Any) -> Any:
-    total = _F32(0.0)
-    for at in range(len(x)):
-        total += _exp(x[at] - highest)
-    return total
+def _scan(stored: Any, logits: Any, tops: Any) -> Any:
+    """Read stored[V] into logits[V], and the highest of each block into tops: (the highest, the sum of exp(logit - highest)).
+
+    A block at a time, which stays in the innermost cache; the sum is scaled anew where a block is higher than those before it.
+    """
+    highest, total = _LOWEST, _F32(0.0)
+    for block in range(len(tops)):
+        start, end = block * _BLOCK, min((block + 1) * _BLOCK, len(logits))
+        part = logits[start:end]
+        _read(stored[start:end], part)
+        tops[block] = top = _highest(part)
+        if top > highest:
+            total *= _exp(highest - top)
+            highest = top
+        of_block = _F32(0.0)
+        for at in range(len(part)):
+            of_block += _exp(part[at] - highest)
+        total += of_block
+    return highest, total
 
 
 @_compiled
@@ -265,12 +331,11 @@ def _forbid(logits: Any, written: Any, ngram: int, may_end: bool) -> None:
 def likeliest(logits: Any, written: Any, ngram: int, may_end: bool, tokens: Any, log_probs: Any) -> None:
     """The K likeliest allowed tokens[R, K] of logits[R, V] after written[R, T], by falling log-probability (nat)."""
     row_logits = np.empty(logits.shape[1], _F32)
+    tops = np.empty(-(-logits.shape[1] // _BLOCK), _F32)
     for row in range(len(logits)):
-        _read(logits[row], row_logits)
-        highest = _highest(row_logits)
-        log_total = highest + np.log(_sum_of_exp(row_logits, highest))
+        highest, total = _scan(logits[row], row_logits, tops)
         _forbid(row_logits, written[row], ngram, may_end)
-        _take_highest(row_logits, log_total, tokens[row], log_probs[row])
+        _take_highest(row_logits, tops, highest + np.log(total), tokens[row], log_probs[row])
 
 
 @_compiled
@@ -289,13 +354,12 @@ def likeliest_or_copied(
 ) -> None:
     """As ``likeliest``, where rows may copy from their sources (See et al. 2017, eq. 9); see arithmetic.Copying."""
     row_logits = np.empty(logits.shape[1], _F32)
+    tops = np.empty(-(-logits.shape[1] // _BLOCK), _F32)
     copied = np.empty(ids.shape[1], _F32)
     per_source = len(logits) // len(lengths)
     for row in range(len(logits)):
         source = row // per_source
-        _read(logits[row], row_logits)
-        highest = _highest(row_logits)
-        total = _sum_of_exp(row_logits, highest)
+        highest, total = _scan(logits[row], row_logits, tops)
         # P(w) = p_gen exp(logit - highest) / total + (1 - p_gen) copied: a logit of its own for each token of the source.
         copy_logit = min(max(copy_logits[row], _F32(-80.0)), _F32(80.0))
         share = total * _exp(copy_logit)
@@ -305,31 +369,40 @@ def likeliest_or_copied(
         for at in range(lengths[source]):
             if first[source, at] == at:
                 token = ids[source, at]
-                row_logits[token] = highest + np.log(_exp(row_logits[token] - highest) + share * copied[at])
+                logit = highest + np.log(_exp(row_logits[token] - highest) + share * copied[at])
+                row_logits[token] = logit
+                tops[token // _BLOCK] = max(tops[token // _BLOCK], logit)
         _forbid(row_logits, written[row], ngram, may_end)
         log_total = highest + np.log(total) - np.log(_sigmoid(-copy_logit))
-        _take_highest(row_logits, log_total, tokens[row], log_probs[row])
+        _take_highest(row_logits, tops, log_total, tokens[row], log_probs[row])
 
 
 @_compiled
-def _take_highest(logits: Any, log_total: Any, tokens: Any, log_probs: Any) -> None:
-    """The indices of the highest of logits[V] into tokens[K], one after the other, taken out of logits."""
+def _take_highest(logits: Any, tops: Any, log_total: Any, tokens: Any, log_probs: Any) -> None:
+    """The indices of the highest of logits[V] into tokens[K], one after the other, taken out of logits.
+
+    tops: no block holds a higher one. It comes down to what a block does hold as it is looked at.
+    """
     for rank in range(len(tokens)):
-        token = _index_of_highest(logits)
+        token = _index_of_highest(logits, tops)
         tokens[rank], log_probs[rank] = token, logits[token] - log_total
         logits[token] = _LOWEST
 
 
 @_compiled
-def _index_of_highest(x: Any) -> Any:
-    """Where the largest of x[N] is first. In blocks, so that only one of them is searched."""
-    block = 256
-    best, start = _highest(x[:block]), 0
-    for at in range(block, len(x), block):
-        found = _highest(x[at : at + block])
-        if found > best:
-            best, start = found, at
-    for at in range(start, len(x)):
-        if x[at] == best:
-            return at
-    return start
+def _index_of_highest(logits: Any, tops: Any) -> Any:
+    """Where the largest of logits[V] is first; tops as in ``_take_highest``."""
+    while True:
+        block = 0
+        for other in range(1, len(tops)):
+            if tops[other] > tops[block]:
+                block = other
+        start, end = block * _BLOCK, min((block + 1) * _BLOCK, len(logits))
+        top = _highest(logits[start:end])
+        if top < tops[block]:
+            tops[block] = top
+            continue
+        for at in range(start, end):
+            if logits[at] == top:
+                return at
+        return start  # not a number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from pipeline.errors import UserError
@@ -29,17 +31,25 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def arithmetic_for(precision: str, device: torch.device) -> Arithmetic:
-    """How to decode on a device, in any precision of ``compute_dtype`` or, on CPUs made for it, in ``int8``.
+    """How to decode on a device, in any precision of ``compute_dtype`` or, on CPUs with AVX2, in ``int8``.
 
     Raises:
         UserError: the device does not compute in the precision asked for.
     """
     has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    capabilities = torch.cpu.get_capabilities()
-    multiplies_bytes = any(capabilities.get(name) for name in ("avx512_vnni", "amx_int8"))
-    if precision == "int8" and (device.type != "cpu" or not multiplies_bytes or not has_onednn):
-        raise UserError("int8 computes on CPUs with AVX-512 VNNI alone; set the precision to auto or float32")
+    if precision == "int8" and not (device.type == "cpu" and torch.cpu.get_capabilities().get("avx2") and has_onednn):
+        raise UserError("int8 computes on CPUs with AVX2 alone; set the precision to auto or float32")
     dtype = compute_dtype("auto" if precision == "int8" else precision, device)
     if device.type == "cpu" and has_onednn:
         return Compiled(dtype, multiply_bytes=precision == "int8")
     return Plain(device, dtype)
+
+
+def precisions_of(device: torch.device) -> list[str]:
+    """Those that the device decodes in, float32 first."""
+    found = []
+    for precision in ("float32", "bfloat16", "float16", "int8"):
+        with contextlib.suppress(UserError):
+            arithmetic_for(precision, device)
+            found.append(precision)
+    return found

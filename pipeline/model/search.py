@@ -155,12 +155,13 @@ class _Best:
 
 
 def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig) -> Found:
-    """The best of all hypotheses that K at a time lead to (Wu et al. 2016, section 7).
+    """The best of all hypotheses that K at a time lead to (Wu et al. 2016, section 7), greedy search's always among them.
 
     A hypothesis Y is worth log P(Y | X) / lp(Y) + cp(X; Y): lp = ((5 + |Y|) / 6) ** alpha, |Y| with ``</s>``; cp = beta times
     the sum over source positions of log(min(attention summed over Y, 1)). A source is done once no hypothesis that
     goes on can be worth more than the best that has ended: a log-probability only falls, and lp grows no larger than at the
-    limit. One that never ended is taken if none has.
+    limit. One that never ended is taken if none has. What greedy search would write is followed to its end, however unlikely
+    it becomes on the way: else a wider search would now and then find less than the narrowest.
     """
     batch, beam, device = len(limits), options.beam_size, engine.device
     longest = options.max_target_tokens
@@ -180,6 +181,7 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
     coverage = torch.zeros(batch, beam, width, device=device)
     last = torch.full((batch, beam), BOS, device=device)
     live = torch.ones_like(limits, dtype=torch.bool)
+    greedy = torch.ones_like(live)  # whether the first hypothesis is still what greedy search writes
     inside = torch.arange(width, device=device) < slots.sources.lengths[:, None]
 
     def values_of(totals: Tensor, coverage: Tensor, length: int) -> Tensor:
@@ -202,13 +204,16 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
             slots.copying(prediction),
         )
         reached = (totals[:, :, None] + log_probs.view(-1, beam, beam + 1)).flatten(1)
-        reached, which = reached.topk(2 * beam, dim=1)
+        first = torch.arange(reached.shape[1], device=device) == 0
+        which = reached.masked_fill(greedy[:, None] & first, torch.inf).topk(2 * beam, dim=1).indices
+        reached = reached.gather(1, which)
         parents, next_tokens = which // (beam + 1), tokens.view(-1, beam * (beam + 1)).gather(1, which)
         if prediction.weights is not None:
             coverage = coverage + prediction.weights.view(-1, beam, width)
         reached_coverage = coverage.gather(1, parents[:, :, None].expand(-1, -1, width))
         reached_written = written.gather(1, parents[:, :, None].expand(-1, -1, longest))
         ends = next_tokens == EOS
+        greedy &= ~ends[:, 0]
         values = values_of(reached, reached_coverage, step + 1).masked_fill(~ends, -torch.inf)
         values[:, beam:] = -torch.inf  # what is not among the K best does not end either
         values.masked_fill_(~live[:, None], -torch.inf)
@@ -235,8 +240,8 @@ def _beam(engine: Engine, slots: _Slots, limits: Tensor, options: DecodingConfig
         bound = totals.amax(1) / ((5 + limits[rows] + 1) / 6) ** options.length_penalty
         live &= ~(at_limit | (bound <= best.values[rows]))
         if (step + 1) % STEPS_BETWEEN_LOOKS[device.type] == 0:
-            parts = slots.keep(live, last, totals, written, coverage, inside, live.clone())
-            last, totals, written, coverage, inside, live = parts
+            parts = slots.keep(live, last, totals, written, coverage, inside, greedy, live.clone())
+            last, totals, written, coverage, inside, greedy, live = parts
             if len(live) == 0:
                 break
     return Found(best.tokens, best.lengths, best.log_prob_sums / (best.lengths + best.finished), best.finished)

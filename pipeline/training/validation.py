@@ -15,11 +15,10 @@ from pipeline.evaluation.metrics import exact_match, rouge_f1
 from pipeline.model.batching import Rows, pair_batches
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
+from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.loop import Learner
-
-_DECODE_BUDGET = 16384
 
 
 class DevSet:
@@ -47,14 +46,9 @@ class DevSet:
         batches = pair_batches(self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, budget, rng=None)
         nll, tokens = learner.negative_log_likelihood(batches)
         engine = Engine(learner.model, arithmetic_for(self._config.training.precision, learner.device))
-        found = decode_window(
-            engine,
-            self._sources.values,
-            self._sources.offsets,
-            self._config.decoding,
-            _DECODE_BUDGET,
-            threads=torch.get_num_threads(),
-        )
+        decoding, threads = self._config.decoding, torch.get_num_threads()
+        room = Budget.by_memory(engine, decoding, 1 / self._config.scaling.num_workers, threads)
+        found = decode_window(engine, self._sources.values, self._sources.offsets, decoding, room, threads)
         hypotheses = self._tokenizer.decode(found.values, found.offsets)
         rouge = rouge_f1(hypotheses, [[reference] for reference in self._references], "unicode").sum(0)
         exact = 100.0 * float(np.sum([exact_match(*texts) for texts in zip(hypotheses, self._references, strict=True)]))

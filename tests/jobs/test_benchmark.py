@@ -48,3 +48,7 @@ def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable
     exact = [row for row in figures["rows"] if row["precision"] == "float32"]
     assert len(exact) == 6
     assert max(row["differ_from_textbook"] for row in exact) <= 1 / 40  # a tie may fall either way
+    beam = figures["beam"]
+    assert beam["beam_size"] == 5
+    assert beam["worth_less_than_greedy"] == 0 < beam["worth_more_than_greedy"]
+    assert 0.05 < beam["ratio_greedy"] < 1

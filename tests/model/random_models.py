@@ -1,4 +1,4 @@
-"""Small networks with random weights, and rows of token ids, for the tests beside this file."""
+"""Small networks with random weights, rows of token ids, and what a CPU may lack, for the tests beside this file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.config import EOS, ModelConfig
 from pipeline.model.batching import Rows
+from pipeline.model.precision import precisions_of
 from pipeline.model.seq2seq import Seq2Seq
+
+needs_bfloat16 = pytest.mark.skipif(
+    "bfloat16" not in precisions_of(torch.device("cpu")), reason="this CPU does not compute in bfloat16"
+)
+needs_bytes = pytest.mark.skipif("int8" not in precisions_of(torch.device("cpu")), reason="this CPU does not multiply bytes")
 
 SHAPES: list[dict[str, Any]] = [
     {"cell": cell, "attention": attention, "bidirectional": bidirectional, "copy": copy}

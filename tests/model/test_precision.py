@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from random_models import needs_bytes
 
 from pipeline.errors import UserError
 from pipeline.model.arithmetic import Compiled
-from pipeline.model.precision import arithmetic_for, compute_dtype
+from pipeline.model.precision import arithmetic_for, compute_dtype, precisions_of
 
 CPU = torch.device("cpu")
 
@@ -44,19 +45,49 @@ def test_float16_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "free"), [(["avx512_vnni"], torch.float32), (["avx512_vnni", "avx512_bf16"], torch.bfloat16)], ids=str
+    ("names", "free", "levels"),
+    [
+        (["avx2"], torch.float32, 64),
+        (["avx2", "avx512_vnni"], torch.float32, 127),
+        (["avx2", "avx512_vnni", "avx512_bf16"], torch.bfloat16, 127),
+    ],
+    ids=str,
 )
-def test_int8_where_the_cpu_multiplies_bytes(names: list[str], free: torch.dtype, built_for: Callable[..., None]) -> None:
+def test_int8_where_the_cpu_multiplies_bytes(
+    names: list[str], free: torch.dtype, levels: int, built_for: Callable[..., None]
+) -> None:
     built_for(*names)
     arithmetic = arithmetic_for("int8", CPU)
     assert isinstance(arithmetic, Compiled)
-    assert arithmetic.dtype == free
+    assert (arithmetic.dtype, arithmetic.weight_levels) == (free, levels)
     assert arithmetic.zeros(1).dtype == torch.uint8
 
 
 def test_int8_where_it_does_not(built_for: Callable[..., None]) -> None:
-    built_for("avx2")
-    with pytest.raises(UserError, match="int8 computes on CPUs with AVX-512 VNNI alone"):
+    built_for("sse4_2")
+    with pytest.raises(UserError, match="int8 computes on CPUs with AVX2 alone"):
         arithmetic_for("int8", CPU)
     with pytest.raises(UserError, match="int8 computes on CPUs"):
         arithmetic_for("int8", torch.device("cuda"))
+    assert precisions_of(CPU) == ["float32"]
+
+
+def test_this_machine_decodes_in_what_it_says(built_for: Callable[..., None]) -> None:
+    assert precisions_of(CPU)[0] == "float32"
+    built_for("avx2", "avx512_bf16")
+    assert precisions_of(CPU) == ["float32", "bfloat16", "int8"]
+
+
+@needs_bytes
+@pytest.mark.parametrize("columns", [64, 256, 1000])
+@pytest.mark.parametrize("byte", [1, 255])
+def test_sums_of_bytes_are_exact_at_their_largest(columns: int, byte: int) -> None:
+    arithmetic = arithmetic_for("int8", CPU)
+    weight = torch.randn(48, columns)
+    weight[:16] = 3.0  # each product is the largest there is, and so are the sums of neighbours
+    weight[16:32] = -3.0
+    bytes_ = torch.full((5, columns), byte, dtype=torch.uint8)
+    assert isinstance(arithmetic, Compiled)
+    scale = weight.abs().amax(1, keepdim=True) / arithmetic.weight_levels
+    exact = (bytes_.double() - 128) / 127 @ ((weight / scale).round() * scale).double().t()
+    torch.testing.assert_close(arithmetic.product(weight, None)(bytes_).double(), exact, rtol=1e-5, atol=1e-4)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import SHAPES, name_of, random_model, rows_of
+from random_models import SHAPES, name_of, needs_bfloat16, random_model, rows_of
 from reference import Reference
 from torch import Tensor
 
@@ -127,7 +127,7 @@ def test_every_parameter_learns(shape: dict[str, Any]) -> None:
     assert still == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 @pytest.mark.parametrize("shape", EVERYTHING, ids=name_of)
 def test_training_leaves_the_hold_at_padding_as_it_is(shape: dict[str, Any], dtype: torch.dtype) -> None:
     torch.manual_seed(1)

@@ -1,0 +1,87 @@
+"""How much a decode batch may hold: by the memory that is free, and less once a batch has not found room."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from pipeline.config import DecodingConfig
+from pipeline.model.batching import Ints, within_budget
+from pipeline.model.engine import Engine
+
+_LOG = logging.getLogger(__name__)
+
+_ENOUGH = {"cpu": 32_768, "cuda": 1 << 20}
+"""Tokens beyond which a larger batch is no faster, whatever the memory. That of GPUs is a guess."""
+_ROOM_FOR_PADDING = 1.05
+"""In batches of equal size, lest what is left over be a batch of its own."""
+_USED_SHARE = 0.5
+"""Of the free memory: an estimate may be wrong, and others take memory too."""
+_CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+class Budget:
+    """What the decode batches of a process may hold, which threads may share.
+
+    tokens: padded source tokens, where each row counts as row_tokens more, for what it needs whatever its length.
+    """
+
+    def __init__(self, tokens: int, row_tokens: int = 0) -> None:
+        self.tokens, self.row_tokens = tokens, row_tokens
+        self._lock = threading.Lock()
+
+    @classmethod
+    def by_memory(cls, engine: Engine, options: DecodingConfig, share: float, threads: int) -> Budget:
+        """For the memory that is free now, of which ``share`` is this process's and in which each thread has a batch."""
+        position, row = engine.footprint(options.beam_size)
+        tokens = _USED_SHARE * share / threads * free_bytes(engine.device) / position
+        return cls(int(max(1, min(tokens, _ENOUGH[engine.device.type]))), -(-row // position))
+
+    def needed(self, lengths: Ints) -> int:
+        """Tokens of a batch of sources with lengths[B]."""
+        return len(lengths) * (int(lengths.max(initial=0)) + self.row_tokens)
+
+    def batches(self, lengths: Ints, order: Ints, threads: int) -> Iterator[Ints]:
+        """Row numbers of each batch, about as much for each thread; ``order`` is of row numbers, by length."""
+        total = int(lengths[order].sum()) + len(order) * self.row_tokens
+        number = threads * max(1, math.ceil(total / self.tokens / threads))
+        evenly = math.ceil(total / number * _ROOM_FOR_PADDING)
+        return within_budget((lengths, np.full_like(lengths, self.row_tokens)), order, min(self.tokens, evenly))
+
+    def lower(self, needed: int) -> None:
+        """A batch that needed so many tokens found no room: half of that from now on."""
+        with self._lock:
+            if needed // 2 < self.tokens:
+                self.tokens = max(1, needed // 2)
+                _LOG.warning("a batch of %d tokens found no room in memory; from now on they hold %d", needed, self.tokens)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can still take, by the device, its control group and its own limit."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    free = [psutil.virtual_memory().available]
+    for limit, used in _CGROUP_FILES:
+        if Path(limit).exists() and (of_group := Path(limit).read_text().strip()) != "max":
+            free.append(int(of_group) - int(Path(used).read_text()))
+    process = psutil.Process()
+    if hasattr(process, "rlimit") and (of_process := process.rlimit(psutil.RLIMIT_AS)[0]) != psutil.RLIM_INFINITY:
+        free.append(of_process - process.memory_info().vms)
+    return max(0, min(free))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a batch found no room, of which torch's allocator on CPUs and oneDNN tell in words alone."""
+    told = ("can't allocate memory", "not enough memory", "could not create a memory", "bad_alloc", "out_of_memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in told)
