@@ -3,13 +3,17 @@ PIP_FLAGS ?=
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: summarize test lint train bench clean
+.PHONY: summarize test exhaustive lint train bench clean
 
 summarize: .venv/installed        ## summarize the shipped documents with the shipped model
 	.venv/bin/python -m jobs.summarize --config configs/summarize.yaml
 
 test: .venv/installed-dev         ## run the tests
 	.venv/bin/python -m pytest
+
+exhaustive: .venv/installed-dev   ## compare the decoder with the reference on 5,000 documents, in every shape: an hour
+	test -d prepared/arxiv || .venv/bin/python -m jobs.prepare --config configs/prepare.arxiv.yaml
+	.venv/bin/python -m pytest -m exhaustive
 
 lint: .venv/installed-dev         ## style, types, import rules
 	.venv/bin/ruff check .

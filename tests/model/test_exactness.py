@@ -1,0 +1,107 @@
+"""What takes too long for every day: 5,000 real documents against the reference. ``make exhaustive`` runs it.
+
+The documents are the shipped 2,000 and, once ``jobs.prepare --config configs/prepare.arxiv.yaml`` has run, the 3,000
+development pairs of arXiv.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as pads
+import pytest
+import torch
+from random_models import SHAPES, name_of, random_model
+from reference import Reference, Written
+
+from pipeline.config import SAMPLE, DecodingConfig
+from pipeline.model.arithmetic import Arithmetic, Compiled, Plain
+from pipeline.model.batching import Rows, longest_first
+from pipeline.model.bundle import load_bundle
+from pipeline.model.engine import Engine
+from pipeline.model.search import search
+from pipeline.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.exhaustive
+DEV = Path(__file__).parents[2] / "prepared/arxiv/dev"
+CPU = torch.device("cpu")
+SHORT = DecodingConfig(max_source_tokens=24, max_target_tokens=8, min_target_tokens=2, no_repeat_ngram=2)
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """5,000 abstracts, or the first 2,000 of them."""
+    texts: list[str] = pads.dataset(SAMPLE / "documents").to_table(columns=["text"])["text"].to_pylist()
+    if DEV.exists():
+        texts += pads.dataset(DEV).to_table(columns=["source"])["source"].to_pylist()
+    return texts
+
+
+def written(engine: Engine, sources: Rows, options: DecodingConfig, rows_of_batch: int, order: np.ndarray) -> list[list[int]]:
+    """Hypotheses of all sources, decoded in this order, so many to a batch."""
+    found: list[list[int]] = [[] for _ in range(len(sources))]
+    lengths = sources.lengths(options.max_source_tokens)
+    for start in range(0, len(order), rows_of_batch):
+        rows = order[start : start + rows_of_batch]
+        rows = rows[longest_first(lengths[rows])]
+        batch = search(engine, *sources.padded(rows, options.max_source_tokens), options)
+        for row, tokens, length in zip(rows, batch.tokens.tolist(), batch.lengths.tolist(), strict=True):
+            found[row] = tokens[:length]
+    return found
+
+
+def ways_to_batch(number: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows of a batch, and an order."""
+    for rows_of_batch in (1, 7, 64, 1024):
+        yield rows_of_batch, np.arange(number)
+    yield 64, np.random.default_rng(1).permutation(number)
+
+
+_reference: Reference
+
+
+def _start(reference: Reference) -> None:
+    global _reference
+    _reference = reference
+    torch.set_num_threads(1)
+
+
+def _greedy(task: tuple[list[int], DecodingConfig]) -> Written:
+    with torch.inference_mode():
+        return _reference.greedy(*task)
+
+
+def expected(reference: Reference, sources: Rows, options: DecodingConfig) -> list[list[int]]:
+    """What the reference writes for each source, row by row."""
+    lists = [sources.values[start:end].tolist() for start, end in zip(sources.offsets, sources.offsets[1:], strict=False)]
+    with get_context("fork").Pool(os.cpu_count(), _start, (reference,)) as pool:
+        return [row.tokens for row in pool.imap(_greedy, [(ids, options) for ids in lists], chunksize=50)]
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("arithmetic", [Compiled(torch.float32), Plain(CPU)], ids=["compiled", "plain"])
+def test_the_shipped_model_in_any_batch_and_order(arithmetic: Arithmetic, documents: list[str]) -> None:
+    bundle = load_bundle(str(SAMPLE / "model"), CPU)
+    sources = Rows(*Tokenizer(bundle.tokenizer_file).encode(documents))
+    by_reference = expected(Reference(bundle.model), sources, bundle.decoding)
+    engine = Engine(bundle.model, arithmetic)
+    for rows_of_batch, order in ways_to_batch(len(sources)):
+        assert written(engine, sources, bundle.decoding, rows_of_batch, order) == by_reference, rows_of_batch
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_every_shape_in_any_batch_and_order(shape: dict[str, Any], documents: list[str], tokenizer_file: bytes) -> None:
+    tokenizer = Tokenizer(tokenizer_file)
+    sources = Rows(*tokenizer.encode(documents))
+    model = random_model(shape, tokenizer.vocabulary_size)
+    by_reference = expected(Reference(model), sources, SHORT)
+    assert len({tuple(tokens) for tokens in by_reference}) > 400
+    engine = Engine(model, Compiled(torch.float32))
+    for rows_of_batch, order in ways_to_batch(len(sources)):
+        assert written(engine, sources, SHORT, rows_of_batch, order) == by_reference, rows_of_batch
