@@ -1,6 +1,7 @@
 """Measure: ``python -m jobs.benchmark NAME [--json FILE] [--section.option VALUE …]``; each prints a table.
 
 ``decode``    the decoder beside a textbook's loop and a sorted one, in each precision; --help lists its options
+``pipeline``  a whole run beside the bare engine: documents/s
 ``workers``   whether two DDP workers learn like one with twice the batch; the options are those of jobs.train
 """
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from jobs.decoders import decode
 from jobs.outputs import appearing
 from jobs.screen import new_console
+from jobs.throughput import pipeline
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.options import load_config
@@ -98,7 +100,7 @@ def _spans(steps: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(ends))
 
 
-_BENCHMARKS: dict[str, Callable[[Sequence[str]], Figures]] = {"decode": decode, "workers": workers}
+_BENCHMARKS: dict[str, Callable[[Sequence[str]], Figures]] = {"decode": decode, "pipeline": pipeline, "workers": workers}
 
 
 def _commit() -> str | None:

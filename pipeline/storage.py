@@ -6,7 +6,9 @@ option that sets it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -76,15 +78,26 @@ class Place:
 
     def write(self, content: bytes) -> None:
         """Write a file, which appears whole or stays as it was, and the folders above it. Raises UserError if it cannot."""
-        written = self.path + PART if self.renames else self.path  # an object store shows a file once it is closed
         try:
-            self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)
+            self.put(content)
+        except OSError as error:
+            raise self._error("write", error) from None
+
+    def put(self, content: bytes | pa.Buffer) -> None:
+        """As ``write``, for those who try again: raises OSError if it cannot."""
+        # An object store shows a file once it is closed. Elsewhere it has a name of its own until then: two may write it.
+        written = f"{self.path}.{uuid.uuid4().hex}{PART}" if self.renames else self.path
+        self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)
+        try:
             with self.filesystem.open_output_stream(written) as file:
                 file.write(content)
             if written != self.path:
                 self.filesystem.move(written, self.path)
-        except OSError as error:
-            raise self._error("write", error) from None
+        except OSError:
+            if written != self.path:
+                with contextlib.suppress(OSError):
+                    self.filesystem.delete_file(written)
+            raise
 
     def files(self) -> list[StoredFile]:
         """The files below a folder, or the file itself, sorted by path. Hidden ones (``.x``, ``_x``) are left out.

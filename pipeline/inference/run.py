@@ -1,8 +1,9 @@
 """One run: every document of a store to a summary or a reject, once.
 
-    plan ── read ── tokenize ── regroup into windows ── summarize (actors) ── write ── manifest, _SUCCESS
+    plan ── read and tokenize, a window at a time ── summarize (actors) ── write ── manifest, _SUCCESS
 
-What the stages do with a window stands in stages.py and summarizer.py. The driver sees a record per window, never a document.
+What makes a window stands in windows.py, what the stages do with it in stages.py and summarizer.py. The driver sees a record
+per window, never a document.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import ray
@@ -31,12 +32,13 @@ from pipeline.inference.stages import (
     RECORD,
     REJECT_COLUMNS,
     SUMMARY_COLUMNS,
-    TokenizeDocuments,
+    ReadWindows,
     WriteWindow,
 )
 from pipeline.inference.summarizer import SummarizeWindow
+from pipeline.inference.windows import units_of
 from pipeline.model.bundle import TOKENIZER
-from pipeline.storage import PARQUET_ENDINGS, Place, StoredFile, place
+from pipeline.storage import Place, StoredFile, place
 from pipeline.text.documents import DocumentStore, open_store
 from pipeline.versions import versions
 
@@ -230,8 +232,8 @@ def _actors(config: SummarizeConfig) -> _Actors:
 def _cpu_share(nodes: Sequence[float], actors: int) -> float:
     """CPUs that each actor asks for, in hundredths, one at most; 0 if there are too many actors.
 
-    They hold them to the end. Wherever Ray puts them, one node or another keeps a whole CPU free: Ray Data's task that lists
-    the input asks for it, and nothing would ever start without.
+    They hold them to the end. Wherever Ray puts them, one node or another keeps a whole CPU free: for the tasks that read and
+    write, without which nothing would ever start.
 
     Args:
         nodes: the CPUs of each.
@@ -248,25 +250,21 @@ def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
     cut = plan.decoding.max_source_tokens
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
-    columns = list(dict.fromkeys([config.input.id_column, config.input.text_column, *config.input.keep_columns]))
+    rows = config.resources.window_rows
+    units = [asdict(unit) for unit in units_of(plan.store.files, rows)]
+    if not units:
+        return
+    source = ray.data.from_items(units, override_num_blocks=len(units))
+    # A row is a window, and a block of its own: none waits until others fill a block with it.
+    source.context.target_max_block_size = 1
     windows = (
-        ray.data.read_parquet(
-            [file.file.path for file in plan.store.files],
-            filesystem=plan.store.root.filesystem,
-            file_extensions=PARQUET_ENDINGS,
-            partitioning=None,
-            num_cpus=_LIGHT_CPUS,
-        )
-        .select_columns(columns)
-        .map_batches(
-            TokenizeDocuments(tokenizer_file, config.input, cut),
+        source.map_batches(
+            ReadWindows(plan.store.root.filesystem, rows, tokenizer_file, config.input, cut),
             batch_format="pyarrow",
-            batch_size=config.resources.window_rows,
+            batch_size=None,
             num_cpus=_LIGHT_CPUS,
             concurrency=config.resources.tokenizers,
         )
-        # Ray Data fuses this into the stage before it: windows leave a tokenizer task one by one, and not all at its end.
-        .repartition(target_num_rows_per_block=config.resources.window_rows)
         .map_batches(
             SummarizeWindow,
             batch_format="pyarrow",

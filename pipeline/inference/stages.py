@@ -1,29 +1,31 @@
-"""The stages of a run, as Ray Data calls them: one table in, one table out, a window of documents at a time.
+"""The stages of a run, as Ray Data calls them, a window of documents at a time.
 
-    documents ── TokenizeDocuments ──> ids ── SummarizeWindow ──> summary ids ── WriteWindow ──> a record of the window
+    units ── ReadWindows ──> ids ── SummarizeWindow ──> summary ids ── WriteWindow ──> a record of the window
 
 Text stays out of the tables between them but for the openings of a few examples. Rejected rows travel along without
-ids, so that a window is written as a whole. Which stage runs where, and how often at a time, is run.py's business.
+ids, so that a window is written as a whole: it is one row of Ray Data's (columns.as_row), which cuts and joins blocks of rows
+as it sees fit. Which stage runs where, and how often at a time, is run.py's business.
 
 The stage in the middle is in summarizer.py: nothing here needs torch, whose import would take longer than many a task does.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from pipeline.config import DocumentsInput
 from pipeline.inference.manifest import Example, OutputFile, WindowRecord
+from pipeline.inference.windows import unit_of_row, windows_of
 from pipeline.storage import Place
-from pipeline.text.columns import encode_column, flat_rows
+from pipeline.text.columns import as_row, encode_column, flat_rows, from_row
 from pipeline.text.documents import NO_TOKEN, rejection, texts_of
 from pipeline.text.tokenizer import cached_tokenizer
 
@@ -31,6 +33,7 @@ from pipeline.text.tokenizer import cached_tokenizer
 PRIVATE = "nightshift."
 IDS, _SOURCE_TOKENS, _OPENING = PRIVATE + "ids", PRIVATE + "source_tokens", PRIVATE + "opening"
 _REASON, _DETAIL = PRIVATE + "reason", PRIVATE + "detail"
+WINDOW = PRIVATE + "window"
 SUMMARY_IDS, SCORE, FINISHED, SECONDS = (PRIVATE + name for name in ("summary_ids", "score", "finished", "seconds"))
 RECORD = "record"
 
@@ -40,18 +43,28 @@ EXAMPLES, _OPENING_CHARS = 5, 300
 
 
 @dataclass(frozen=True)
-class TokenizeDocuments:
-    """Validates documents and encodes those that are sound.
+class ReadWindows:
+    """Reads units of a store and encodes their documents, those that are sound.
 
     tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document.
     """
 
+    filesystem: fs.FileSystem
+    window_rows: int
     tokenizer_file: bytes
     input: DocumentsInput
     max_source_tokens: int
 
-    def __call__(self, documents: pa.Table) -> pa.Table:
-        """Table with the id and text columns and those to keep: the text gives way to ids and the reason of a reject."""
+    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
+        """Of units as rows, their windows as rows: without text, with ids, the reason of a reject, and the window's name."""
+        columns = list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
+        for unit in map(unit_of_row, units.to_pylist()):
+            for number, documents in enumerate(windows_of(unit, self.filesystem, columns, self.window_rows)):
+                encoded = self.encode(documents)
+                yield as_row(encoded).append_column(WINDOW, pa.array([[f"{unit.number:06}-{number:04}"]]))
+
+    def encode(self, documents: pa.Table) -> pa.Table:
+        """A window's documents: the text gives way to ids and the reason of a reject."""
         texts = texts_of(documents[self.input.text_column])
         has_id = documents[self.input.id_column].is_valid().to_pylist()
         rejections = [rejection(valid, text, self.input.max_chars) for valid, text in zip(has_id, texts, strict=True)]
@@ -81,8 +94,7 @@ class TokenizeDocuments:
 class WriteWindow:
     """Decodes summary ids to text and writes a window's summaries and rejects.
 
-    A file's name is new each time, and a run counts just those files whose records reached the driver: a window that
-    Ray computes twice, after a crash, leaves a file that no record names and that the run removes before it ends.
+    A file is named after its window and appears whole: one that Ray computes twice, after a crash, is written over.
 
     tokenizer_file: a SentencePiece model's bytes. output: the output folder. metadata: of each Parquet file.
     """
@@ -94,14 +106,16 @@ class WriteWindow:
     run_id: str
     metadata: Mapping[str, str]
 
-    def __call__(self, window: pa.Table) -> pa.Table:
+    def __call__(self, row: pa.Table) -> pa.Table:
         """Write the window; returns one row, its WindowRecord as JSON."""
+        window = from_row(row.drop_columns([WINDOW]))
+        [[name]] = row[WINDOW].to_pylist()
         sound = pc.is_null(window[_REASON])
         summarized, rejected = window.filter(sound), window.filter(pc.invert(sound))
         summaries = self._summaries(summarized)
         files = [
-            self._write("summaries", summaries),
-            self._write("rejects", self._rejects(rejected)),
+            self._write("summaries", name, summaries),
+            self._write("rejects", name, self._rejects(rejected)),
         ]
         record = WindowRecord(
             documents=len(window),
@@ -136,15 +150,16 @@ class WriteWindow:
     def _rejects(self, window: pa.Table) -> pa.Table:
         return window.select([self.input.id_column, _REASON, _DETAIL]).rename_columns([self.input.id_column, *REJECT_COLUMNS])
 
-    def _write(self, kind: str, table: pa.Table) -> OutputFile | None:
+    def _write(self, kind: str, name: str, table: pa.Table) -> OutputFile | None:
         if not len(table):
             return None
-        path = f"{kind}/run={self.run_id}/part-{uuid.uuid4().hex}.parquet"
-        place = self.output.child(path)
-        place.filesystem.create_dir(place.path.rpartition("/")[0], recursive=True)
+        path = f"{kind}/run={self.run_id}/part-{name}.parquet"
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self.metadata})
-        pq.write_table(table, place.path, filesystem=place.filesystem, compression="zstd")
-        return OutputFile(path=path, rows=len(table), bytes=place.filesystem.get_file_info(place.path).size)
+        file = pa.BufferOutputStream()
+        pq.write_table(table, file, compression="zstd")
+        content = file.getvalue()
+        self.output.child(path).put(content)
+        return OutputFile(path=path, rows=len(table), bytes=len(content))
 
     def _examples(self, window: pa.Table, summaries: pa.Table) -> list[Example]:
         shown = pc.is_valid(window[_OPENING])

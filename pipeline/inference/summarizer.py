@@ -13,13 +13,13 @@ import torch
 
 from pipeline.cluster import cpus_here
 from pipeline.config import DecodingConfig
-from pipeline.inference.stages import FINISHED, IDS, SCORE, SECONDS, SUMMARY_IDS
+from pipeline.inference.stages import FINISHED, IDS, SCORE, SECONDS, SUMMARY_IDS, WINDOW
 from pipeline.model.bundle import bundle_from_files
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
-from pipeline.text.columns import flat_rows, list_column
+from pipeline.text.columns import as_row, flat_rows, from_row, list_column
 
 
 class SummarizeWindow:
@@ -62,21 +62,22 @@ class SummarizeWindow:
             return Budget(self._token_budget)
         return Budget.by_memory(self._engine, self._options, self._memory_share, self._threads)
 
-    def __call__(self, window: pa.Table) -> pa.Table:
-        """Source ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` was reached.
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Of a window, as a row: ids give way to summary ids, mean log-probability of a token, and whether ``</s>`` came.
 
         Raises:
             UserError: the device does not compute in the precision asked for. (An actor that fails earlier, while it is
                 made, is tried again, and Ray shows each failure in full.)
         """
         started = time.monotonic()
-        engine = self._engine
+        engine, window = self._engine, from_row(row.drop_columns([WINDOW]))
         found = decode_window(engine, *flat_rows(window[IDS]), self._options, self._budget, self._threads)
         seconds = time.monotonic() - started
-        return (
+        decoded = (
             window.drop_columns([IDS])
             .append_column(SUMMARY_IDS, list_column(found.values, found.offsets))
             .append_column(SCORE, pa.array(found.scores, pa.float32()))
             .append_column(FINISHED, pa.array(found.finished))
             .append_column(SECONDS, pa.array(np.full(len(window), seconds / max(len(window), 1)), pa.float32()))
         )
+        return as_row(decoded).append_column(WINDOW, row[WINDOW])

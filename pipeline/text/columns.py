@@ -1,4 +1,7 @@
-"""Arrow columns of token ids: list<int32>, made from texts and read as flat arrays, without a Python loop over tokens."""
+"""Arrow columns of token ids: list<int32>, made from texts and read as flat arrays, without a Python loop over tokens.
+
+And tables as rows: what belongs together is then never cut, nor joined with something else, where rows travel.
+"""
 
 from __future__ import annotations
 
@@ -36,3 +39,17 @@ def flat_rows(column: pa.ChunkedArray | pa.ListArray) -> tuple[npt.NDArray[np.in
         return np.zeros(0, np.int32), np.zeros(1, np.int64)
     offsets = array.offsets.to_numpy().astype(np.int64)
     return array.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0]
+
+
+def as_row(table: pa.Table) -> pa.Table:
+    """A table of N rows as one whose only row has a list of N values in each column."""
+    ends = pa.array([0, len(table)], pa.int32())
+    columns = (column.combine_chunks() for column in table.columns)
+    arrays = (column if isinstance(column, pa.Array) else pa.array([], column.type) for column in columns)
+    return pa.table([pa.ListArray.from_arrays(ends, array) for array in arrays], table.column_names)
+
+
+def from_row(row: pa.Table) -> pa.Table:
+    """The table that ``as_row`` made a row of."""
+    lists = (column.combine_chunks() for column in row.columns)
+    return pa.table([column.flatten() for column in lists], row.column_names)

@@ -1,0 +1,94 @@
+"""Windows hold each document of a store once, in order, whatever the files' shape."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import DocumentsInput
+from pipeline.errors import UserError
+from pipeline.inference import windows
+from pipeline.inference.windows import Unit, unit_of_row, units_of, windows_of
+from pipeline.storage import place
+from pipeline.text.columns import as_row, from_row
+from pipeline.text.documents import open_store
+
+FILESYSTEM = place("/", "--x").filesystem
+
+
+def store_of(folder: Path, sizes: list[int], row_group: int) -> Path:
+    folder.mkdir()
+    start = 0
+    for number, size in enumerate(sizes):
+        ids = list(range(start, start + size))
+        text = pa.array([f"text {n}" for n in ids], pa.large_string() if number % 2 else pa.string())
+        table = pa.table({"more": [["x"]] * size, "text": text, "id": pa.array(ids, pa.int64())})
+        pq.write_table(table, folder / f"{number:04}.parquet", row_group_size=row_group)
+        start += size
+    return folder
+
+
+def read(folder: Path, window_rows: int) -> tuple[list[Unit], list[list[int]]]:
+    units = list(units_of(open_store(DocumentsInput(path=str(folder))).files, window_rows))
+    assert [unit.number for unit in units] == list(range(len(units)))
+    assert [unit_of_row(asdict(unit)) for unit in units] == units
+    return units, [
+        [window["id"].to_pylist() for window in windows_of(unit, FILESYSTEM, ["id", "text"], window_rows)] for unit in units
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=6), st.integers(1, 100), st.integers(1, 40), st.booleans(), st.data())
+def test_each_document_once_in_order_and_windows_full(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    row_group: int,
+    window_rows: int,
+    small: bool,
+    data: st.DataObject,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "_SMALL_ROWS", 50 if small else -1)
+        patch.setattr(windows, "_WINDOWS_OF_A_UNIT", data.draw(st.integers(1, 4)))
+        patch.setattr(windows, "_FILES_OF_A_UNIT", data.draw(st.integers(1, 4)))
+        folder = store_of(tmp_path_factory.mktemp("store") / "in", sizes, row_group)
+        units, found = read(folder, window_rows)
+    assert [n for unit in found for window in unit for n in window] == list(range(sum(sizes)))
+    for unit, of_unit in zip(units, found, strict=True):
+        assert unit.rows == sum(map(len, of_unit))
+        assert all(len(window) == window_rows for window in of_unit[:-1])
+
+
+def test_many_small_files_share_units_and_a_large_one_has_many(tmp_path: Path) -> None:
+    units, _ = read(store_of(tmp_path / "small", [3] * 300, 10), 10)
+    assert [len(unit.spans) for unit in units] == [107, 108, 87]  # 320 rows each: the last files of two are cut
+    units, found = read(store_of(tmp_path / "large", [2000], 2000), 10)
+    assert [unit.rows for unit in units] == [320] * 6 + [80]
+    assert {len(window) for of_unit in found for window in of_unit} == {10}
+
+
+def test_a_table_is_the_same_after_it_has_been_a_row() -> None:
+    table = pa.table({"a": pa.chunked_array([[1, 2], [None]]), "b": [["x"], None, []], "c": pa.nulls(3)})
+    for part in (table, table.slice(1), table.slice(3)):
+        row = as_row(part)
+        assert len(row) == 1
+        assert from_row(row).equals(part.combine_chunks())
+        twice = pa.concat_tables([as_row(table), row])
+        assert from_row(twice.slice(1)).equals(part.combine_chunks())
+
+
+def test_a_file_that_has_become_shorter_or_is_gone(tmp_path: Path) -> None:
+    folder = store_of(tmp_path / "in", [30], 10)
+    [unit] = units_of(open_store(DocumentsInput(path=str(folder))).files, 10)
+    pq.write_table(pq.read_table(folder / "0000.parquet").slice(0, 25), folder / "0000.parquet")
+    with pytest.raises(UserError, match=r"0000\.parquet has 5 rows fewer than when the run began"):
+        list(windows_of(unit, FILESYSTEM, ["id"], 10))
+    (folder / "0000.parquet").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*0000\.parquet: No such file"):
+        list(windows_of(unit, FILESYSTEM, ["id"], 10))
