@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 
 from rich.console import Console
 from rich.text import Text
@@ -11,16 +12,19 @@ from jobs.screen import new_console, progress
 from pipeline.config import SummarizeConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.inference.manifest import Example, Manifest
-from pipeline.inference.run import Finished, Plan, Progress, execute, plan_run
+from pipeline.inference.rehearsal import rehearse
+from pipeline.inference.run import Finished, Plan, Progress, execute, place_actors, plan_run
 from pipeline.options import load_config
 from pipeline.storage import from_here
 
 _OPENING_CHARS = 220
+_DRY_RUN = "--dry-run"
 
 
 def main() -> int:
     """Run the job; the exit status."""
-    config = load_config(SummarizeConfig, "summarize", sys.argv[1:])
+    options = sys.argv[1:]
+    config = load_config(SummarizeConfig, "summarize", [option for option in options if option != _DRY_RUN])
     console = new_console()
     plan = plan_run(config)
     console.print(
@@ -30,8 +34,25 @@ def main() -> int:
     if plan.is_finished():
         console.print(f"run {plan.run_id} is finished already: {plan.folder.uri}; set another --output.run_id to do it again")
         return 0
-    _report(console, plan, _execute(console, plan))
+    if _DRY_RUN in options:
+        _show_plan(console, plan)
+    else:
+        _report(console, plan, _execute(console, plan))
     return 0
+
+
+def _show_plan(console: Console, plan: Plan) -> None:
+    """The actors that the cluster has room for, and what the run will take."""
+    with progress(console, "decoding a few documents to see how long the run takes"):
+        actors = place_actors(plan)
+        estimate = rehearse(plan, actors)
+    console.print(
+        f"actors:    {actors.number}, each with {actors.gpus:g} GPU, {actors.cpus:g} CPU and {actors.threads} threads\n"
+        f"decoding:  {estimate.source_tokens:,} source tokens, {estimate.documents_per_s:,.0f} documents/s by a sample of "
+        f"{estimate.sample}\n"
+        f"it takes:  {timedelta(seconds=round(estimate.seconds))} after the start, {estimate.actor_hours:,.2f} actor hours\n"
+        f"writes to: {plan.output.uri} (nothing is written yet; without {_DRY_RUN} the run begins)"
+    )
 
 
 def _execute(console: Console, plan: Plan) -> Finished:
@@ -50,6 +71,7 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
         _show(console, example)
     manifest = finished.manifest
     console.print(_counts(manifest))
+    console.print(manifest.limits)
     kinds = ("summaries", "rejects") if manifest.counts.rejected else ("summaries",)
     for kind in kinds:
         console.print(f"{kind + ':':<11}{plan.output.child(kind).child(f'run={plan.run_id}').uri}/*.parquet")

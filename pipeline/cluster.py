@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import socket
+import time
 import warnings
+from collections.abc import Mapping
 
 import ray
 import ray.data
@@ -18,6 +20,7 @@ from pipeline.errors import Stopped, UserError
 from pipeline.storage import in_words
 
 _JOIN_TIMEOUT_S = 10.0
+_LOOK_EVERY_S = 0.5
 
 
 def connect() -> None:
@@ -72,6 +75,27 @@ def cpus_of_nodes() -> list[float]:
 def total(resource: str) -> float:
     """How much of a resource, such as ``CPU``, the cluster's nodes have together."""
     return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
+
+
+def wait_for_room(needed: Mapping[str, float], seconds: float) -> None:
+    """Wait until so much of each resource is free.
+
+    Raises:
+        UserError: it still is not after so many seconds, or will never be; says what is missing.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        missing = {name: amount for name, amount in needed.items() if free.get(name, 0.0) < amount - 1e-6}
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            told = ", ".join(f"{amount:g} {name} of which {free.get(name, 0.0):g} are free" for name, amount in missing.items())
+            raise UserError(
+                f"the actors need {told} after {seconds:g} s: other jobs hold the rest; wait for them, start more nodes, or "
+                "set --resources.actors lower, or --resources.wait_s higher"
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def explained(error: RayError) -> UserError | Stopped:

@@ -294,6 +294,9 @@ class Resources(EvaluateResources):
     actors: Positive | None = Field(None, description="model actors; unset: one per GPU, or without GPUs one per core")
     use_gpu: bool | None = Field(None, description="one GPU an actor; unset: if the cluster has any")
     threads: Positive | None = Field(None, description="CPU threads an actor computes with; unset: its share of the cores")
+    wait_s: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="seconds to wait until the cluster has room for the actors, before the run ends with what is missing"
+    )
     tokenizers: Positive | None = Field(None, description="most tokenizer tasks at a time; unset: as many as find room")
     window_rows: Positive = Field(512, description="documents sorted by length and written together")
     token_budget: Positive | Literal["auto"] = Field(
@@ -371,7 +374,7 @@ class EvaluateConfig(JobConfig):
 
 
 class SummarizeConfig(JobConfig):
-    """Summarize every document of a Parquet store."""
+    """Summarize every document of a Parquet store. With --dry-run: print the plan and what it will take, and stop there."""
 
     input: DocumentsInput = DocumentsInput()
     output: SummarizeOutput = SummarizeOutput()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from ray.exceptions import RayError
@@ -39,3 +40,14 @@ def test_the_error_of_a_task_is_told_as_what_began_it(text: str, kind: type[Exce
     error = cluster.explained(RayError(text))
     assert type(error) is kind
     assert str(error).strip() == message
+
+
+def test_room_that_the_cluster_has_not_got_is_named() -> None:
+    cluster.connect()
+    cluster.wait_for_room({"CPU": 1.0}, 0)
+    started = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"need 7000 CPU of which \d+ are free, 3 quantum of which 0 are free after 1 s: .* --resources\.actors"
+    ):
+        cluster.wait_for_room({"CPU": 7000.0, "quantum": 3.0}, 1)
+    assert 1 <= time.monotonic() - started < 5

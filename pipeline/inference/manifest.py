@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.inference.effort import Effort
+
 
 class OutputFile(BaseModel):
     """A Parquet file that a run wrote. path: within the output folder."""
@@ -37,7 +39,7 @@ class WindowRecord(BaseModel):
     reached_length_limit: int
     source_tokens: int
     summary_tokens: int
-    decode_s: float
+    effort: Effort
     files: list[OutputFile]
     examples: list[Example]
 
@@ -52,7 +54,6 @@ class Counts(BaseModel):
     reached_length_limit: int = 0
     source_tokens: int = 0
     summary_tokens: int = 0
-    decode_s: float = 0.0
 
     def with_window(self, window: WindowRecord) -> Counts:
         """The counts with a window's added."""
@@ -65,7 +66,6 @@ class Counts(BaseModel):
             reached_length_limit=self.reached_length_limit + window.reached_length_limit,
             source_tokens=self.source_tokens + window.source_tokens,
             summary_tokens=self.summary_tokens + window.summary_tokens,
-            decode_s=self.decode_s + window.decode_s,
         )
 
 
@@ -79,7 +79,10 @@ class InputFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """``runs/<run_id>/manifest.json``. startup_s: until the first window could be decoded; seconds: from there on."""
+    """``runs/<run_id>/manifest.json``. startup_s: until the first window could be decoded; seconds: from there on.
+
+    limits: what bounded the speed, in words.
+    """
 
     format: int = 1
     run_id: str
@@ -93,5 +96,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     actors: int
     counts: Counts
+    effort: Effort
+    limits: str
     input_files: list[InputFile]
     output_files: list[OutputFile]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import ray
 import ray.data
@@ -25,6 +26,7 @@ from pipeline import cluster
 from pipeline.config import DecodingConfig, SummarizeConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.inference.bundles import read_bundle
+from pipeline.inference.effort import Effort
 from pipeline.inference.manifest import Counts, Example, InputFile, Manifest, OutputFile, WindowRecord
 from pipeline.inference.stages import (
     EXAMPLES,
@@ -155,13 +157,12 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     """
     started_at, started = datetime.now(UTC), time.monotonic()
     _claim_output(plan)
-    cluster.connect()
-    actors = _actors(plan.config)
-    counts, files, examples = Counts(), list[OutputFile](), list[Example]()
+    actors = place_actors(plan)
+    counts, effort, files, examples = Counts(), Effort(), list[OutputFile](), list[Example]()
     first_window = None
     for window in _windows(plan, actors):
-        first_window = first_window or time.monotonic() - window.decode_s
-        counts = counts.with_window(window)
+        first_window = first_window or time.monotonic() - window.effort.decode_s
+        counts, effort = counts.with_window(window), effort + window.effort
         files += window.files
         examples += window.examples[: EXAMPLES - len(examples)]
         on_progress(Progress(counts, time.monotonic() - first_window))
@@ -171,18 +172,21 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         )
     _keep_recorded(plan, {file.path for file in files})
     startup_s = (first_window or time.monotonic()) - started
+    seconds = time.monotonic() - started - startup_s
     manifest = Manifest(
         run_id=plan.run_id,
         started_at=started_at,
         finished_at=datetime.now(UTC),
         startup_s=startup_s,
-        seconds=time.monotonic() - started - startup_s,
+        seconds=seconds,
         model_fingerprint=plan.model_fingerprint,
         config=_as_json(plan.config),
         decoding=plan.decoding.model_dump(),
         versions=versions(),
         actors=actors.number,
         counts=counts,
+        effort=effort,
+        limits=effort.summed_up(actors.number, seconds, counts.source_tokens),
         input_files=plan.input_files,
         output_files=sorted(files, key=lambda file: file.path),
     )
@@ -199,7 +203,7 @@ def _claim_output(plan: Plan) -> None:
 
 
 @dataclass(frozen=True)
-class _Actors:
+class Actors:
     """The pool that decodes: how many actors, and what each takes of the cluster."""
 
     number: int
@@ -208,7 +212,20 @@ class _Actors:
     threads: int
 
 
-def _actors(config: SummarizeConfig) -> _Actors:
+def place_actors(plan: Plan) -> Actors:
+    """Join the cluster and wait for room for the actors.
+
+    Raises:
+        UserError: there is none, for as many.
+    """
+    cluster.connect()
+    actors = _actors(plan.config)
+    needed = {"CPU": actors.number * actors.cpus + _LIGHT_CPUS, "GPU": actors.number * actors.gpus}
+    cluster.wait_for_room({name: amount for name, amount in needed.items() if amount}, plan.config.resources.wait_s)
+    return actors
+
+
+def _actors(config: SummarizeConfig) -> Actors:
     """The pool for the cluster as it is. Raises UserError if it has no room for it."""
     wanted, gpus, nodes = config.resources, int(cluster.total("GPU")), cluster.cpus_of_nodes()
     if not nodes:
@@ -226,7 +243,7 @@ def _actors(config: SummarizeConfig) -> _Actors:
         share = _cpu_share(nodes, number)
         if share == 0:
             raise UserError(f"{number} actors do not fit beside a free CPU on {sum(nodes):g} CPUs; set --resources.actors")
-    return _Actors(number, share, float(use_gpu), wanted.threads or max(1, int(sum(nodes)) // number))
+    return Actors(number, share, float(use_gpu), wanted.threads or max(1, int(sum(nodes)) // number))
 
 
 def _cpu_share(nodes: Sequence[float], actors: int) -> float:
@@ -245,13 +262,32 @@ def _cpu_share(nodes: Sequence[float], actors: int) -> float:
     return 0.0
 
 
-def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
+def reader(plan: Plan) -> ReadWindows:
+    """The stage that reads the plan's store."""
+    config = plan.config
+    filesystem, window_rows = plan.store.root.filesystem, config.resources.window_rows
+    return ReadWindows(filesystem, window_rows, plan.bundle_files[TOKENIZER], config.input, plan.decoding.max_source_tokens)
+
+
+def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
+    """What an actor of the plan is made with."""
+    resources = plan.config.resources
+    return {
+        "bundle_files": ray.put(plan.bundle_files),
+        "options": plan.decoding,
+        "use_gpu": actors.gpus > 0,
+        "token_budget": None if resources.token_budget == "auto" else resources.token_budget,
+        "memory_share": 1.0 if actors.gpus else 1 / actors.number,  # they may all be on one machine
+        "precision": resources.precision,
+        "threads": actors.threads,
+    }
+
+
+def _windows(plan: Plan, actors: Actors) -> Iterator[WindowRecord]:
     """The graph of the run; a record as each window is written. Raises UserError or Stopped if a stage fails."""
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
-    cut = plan.decoding.max_source_tokens
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
-    rows = config.resources.window_rows
-    units = [asdict(unit) for unit in units_of(plan.store.files, rows)]
+    units = [asdict(unit) for unit in units_of(plan.store.files, config.resources.window_rows)]
     if not units:
         return
     source = ray.data.from_items(units, override_num_blocks=len(units))
@@ -259,7 +295,7 @@ def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
     source.context.target_max_block_size = 1
     windows = (
         source.map_batches(
-            ReadWindows(plan.store.root.filesystem, rows, tokenizer_file, config.input, cut),
+            reader(plan),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=_LIGHT_CPUS,
@@ -272,18 +308,10 @@ def _windows(plan: Plan, actors: _Actors) -> Iterator[WindowRecord]:
             compute=ActorPoolStrategy(size=actors.number),
             num_cpus=actors.cpus,
             num_gpus=actors.gpus,
-            fn_constructor_kwargs={
-                "bundle_files": ray.put(plan.bundle_files),
-                "options": plan.decoding,
-                "use_gpu": actors.gpus > 0,
-                "token_budget": None if config.resources.token_budget == "auto" else config.resources.token_budget,
-                "memory_share": 1.0 if actors.gpus else 1 / actors.number,  # they may all be on one machine
-                "precision": config.resources.precision,
-                "threads": actors.threads,
-            },
+            fn_constructor_kwargs=summarizer_options(plan, actors),
         )
         .map_batches(
-            WriteWindow(tokenizer_file, config.input, cut, plan.output, plan.run_id, metadata),
+            WriteWindow(tokenizer_file, config.input, plan.decoding.max_source_tokens, plan.output, plan.run_id, metadata),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=_LIGHT_CPUS,

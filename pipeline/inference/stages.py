@@ -11,6 +11,7 @@ The stage in the middle is in summarizer.py: nothing here needs torch, whose imp
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.config import DocumentsInput
+from pipeline.inference.effort import Effort
 from pipeline.inference.manifest import Example, OutputFile, WindowRecord
 from pipeline.inference.windows import unit_of_row, windows_of
 from pipeline.storage import Place
@@ -33,13 +35,29 @@ from pipeline.text.tokenizer import cached_tokenizer
 PRIVATE = "nightshift."
 IDS, _SOURCE_TOKENS, _OPENING = PRIVATE + "ids", PRIVATE + "source_tokens", PRIVATE + "opening"
 _REASON, _DETAIL = PRIVATE + "reason", PRIVATE + "detail"
-WINDOW = PRIVATE + "window"
-SUMMARY_IDS, SCORE, FINISHED, SECONDS = (PRIVATE + name for name in ("summary_ids", "score", "finished", "seconds"))
+SUMMARY_IDS, SCORE, FINISHED = (PRIVATE + name for name in ("summary_ids", "score", "finished"))
+# Columns of a window's row that are not of its documents.
+NAME, EFFORT, DONE_AT = (PRIVATE + name for name in ("name", "effort", "done_at"))
 RECORD = "record"
 
 SUMMARY_COLUMNS = ("summary", "source_tokens", "summary_tokens", "source_truncated", "finish_reason", "score")
 REJECT_COLUMNS = ("reason", "detail")
 EXAMPLES, _OPENING_CHARS = 5, 300
+
+
+def windows_row(window: pa.Table, name: str, effort: Effort) -> pa.Table:
+    """A window as it travels; effort: so far."""
+    columns = {NAME: name, EFFORT: effort.model_dump_json(), DONE_AT: time.time()}
+    row = as_row(window)
+    for column, value in columns.items():
+        row = row.append_column(column, pa.array([value]))
+    return row
+
+
+def of_windows_row(row: pa.Table) -> tuple[pa.Table, str, Effort]:
+    """The window, its name, and the effort so far."""
+    effort = Effort.model_validate_json(row[EFFORT][0].as_py())
+    return from_row(row.drop_columns([NAME, EFFORT, DONE_AT])), row[NAME][0].as_py(), effort
 
 
 @dataclass(frozen=True)
@@ -59,9 +77,12 @@ class ReadWindows:
         """Of units as rows, their windows as rows: without text, with ids, the reason of a reject, and the window's name."""
         columns = list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
         for unit in map(unit_of_row, units.to_pylist()):
+            started = time.monotonic()
             for number, documents in enumerate(windows_of(unit, self.filesystem, columns, self.window_rows)):
                 encoded = self.encode(documents)
-                yield as_row(encoded).append_column(WINDOW, pa.array([[f"{unit.number:06}-{number:04}"]]))
+                effort = Effort(read_s=time.monotonic() - started)
+                yield windows_row(encoded, f"{unit.number:06}-{number:04}", effort)
+                started = time.monotonic()
 
     def encode(self, documents: pa.Table) -> pa.Table:
         """A window's documents: the text gives way to ids and the reason of a reject."""
@@ -108,8 +129,8 @@ class WriteWindow:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Write the window; returns one row, its WindowRecord as JSON."""
-        window = from_row(row.drop_columns([WINDOW]))
-        [[name]] = row[WINDOW].to_pylist()
+        started, unwritten_s = time.monotonic(), max(0.0, time.time() - row[DONE_AT][0].as_py())
+        window, name, effort = of_windows_row(row)
         sound = pc.is_null(window[_REASON])
         summarized, rejected = window.filter(sound), window.filter(pc.invert(sound))
         summaries = self._summaries(summarized)
@@ -124,7 +145,7 @@ class WriteWindow:
             reached_length_limit=_total(pc.equal(summaries["finish_reason"], "length")),
             source_tokens=_total(summaries["source_tokens"]),
             summary_tokens=_total(summaries["summary_tokens"]),
-            decode_s=_total(window[SECONDS]),
+            effort=effort + Effort(unwritten_s=unwritten_s, write_s=time.monotonic() - started),
             files=[file for file in files if file is not None],
             examples=self._examples(summarized, summaries),
         )

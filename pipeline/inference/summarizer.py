@@ -6,20 +6,20 @@ import functools
 import time
 from collections.abc import Mapping
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
 from pipeline.cluster import cpus_here
 from pipeline.config import DecodingConfig
-from pipeline.inference.stages import FINISHED, IDS, SCORE, SECONDS, SUMMARY_IDS, WINDOW
+from pipeline.inference.effort import Effort, peak_bytes
+from pipeline.inference.stages import FINISHED, IDS, SCORE, SUMMARY_IDS, of_windows_row, windows_row
 from pipeline.model.bundle import bundle_from_files
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
-from pipeline.text.columns import as_row, flat_rows, from_row, list_column
+from pipeline.text.columns import flat_rows, list_column
 
 
 class SummarizeWindow:
@@ -51,6 +51,7 @@ class SummarizeWindow:
         self._options = options
         self._token_budget, self._memory_share = token_budget, memory_share
         self._precision = precision
+        self._idle_since: float | None = None
 
     @functools.cached_property
     def _engine(self) -> Engine:
@@ -69,15 +70,17 @@ class SummarizeWindow:
             UserError: the device does not compute in the precision asked for. (An actor that fails earlier, while it is
                 made, is tried again, and Ray shows each failure in full.)
         """
+        engine, budget = self._engine, self._budget  # the first window makes them
         started = time.monotonic()
-        engine, window = self._engine, from_row(row.drop_columns([WINDOW]))
-        found = decode_window(engine, *flat_rows(window[IDS]), self._options, self._budget, self._threads)
-        seconds = time.monotonic() - started
+        waited_s, self._idle_since = started - (self._idle_since or started), started
+        window, name, effort = of_windows_row(row)
+        found = decode_window(engine, *flat_rows(window[IDS]), self._options, budget, self._threads)
         decoded = (
             window.drop_columns([IDS])
             .append_column(SUMMARY_IDS, list_column(found.values, found.offsets))
             .append_column(SCORE, pa.array(found.scores, pa.float32()))
             .append_column(FINISHED, pa.array(found.finished))
-            .append_column(SECONDS, pa.array(np.full(len(window), seconds / max(len(window), 1)), pa.float32()))
         )
-        return as_row(decoded).append_column(WINDOW, row[WINDOW])
+        self._idle_since = time.monotonic()
+        own = Effort(waited_s=waited_s, decode_s=self._idle_since - started, padding=found.padding, actor_bytes=peak_bytes())
+        return windows_row(decoded, name, effort + own)

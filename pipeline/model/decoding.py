@@ -28,12 +28,14 @@ class Hypotheses:
 
     values, offsets[N + 1]: token ids, flat, without ``</s>``. scores[N]: mean log-probability of a token (nat), with
     ``</s>`` where it was written. finished[N]: True if ``</s>`` was written, False if the maximum length cut the row.
+    padding: source positions that were computed beside real ones.
     """
 
     values: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     finished: npt.NDArray[np.bool_]
+    padding: int
 
 
 def decode_window(
@@ -66,6 +68,7 @@ def decode_window(
     counts = np.zeros(len(sources), np.int64)
     scores = np.zeros(len(sources), np.float32)
     finished = np.ones(len(sources), np.bool_)
+    padding = np.zeros(len(sources), np.int64)
 
     def decode(rows: Ints) -> None:
         source, source_lengths = sources.padded(rows, options.max_source_tokens)
@@ -75,6 +78,7 @@ def decode_window(
         counts[rows] = batch.lengths.cpu().numpy()
         scores[rows] = batch.scores.cpu().numpy()
         finished[rows] = batch.finished.cpu().numpy()
+        padding[rows] = 0 if engine.arithmetic.stepwise else source.shape[1] - lengths[rows]
 
     def decode_what_fits(rows: Ints) -> list[Ints]:
         """Decode rows, in parts if they find no room together; those that find none even alone."""
@@ -104,6 +108,7 @@ def decode_window(
         offsets=np.concatenate(([0], np.cumsum(counts))),
         scores=scores,
         finished=finished,
+        padding=int(padding.sum()),
     )
 
 

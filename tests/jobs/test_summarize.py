@@ -124,3 +124,14 @@ def test_the_job_from_the_shell(store: Path, tmp_path: Path, tiny_bundle: Path) 
     again = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert "finished already" in again.stdout
+
+
+def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(store: Path, tmp_path: Path, tiny_bundle: Path) -> None:
+    command = [sys.executable, "-m", "jobs.summarize", "--input.path", str(store), "--output.path", str(tmp_path / "out")]
+    command += ["--model.path", str(tiny_bundle), "--dry-run"]
+    done = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": ""}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 documents in 1 files" in done.stdout
+    for said in ("actors:    ", "source tokens, ", "documents/s by a sample of 2", "it takes:  0:00:0", "actor hours"):
+        assert said in done.stdout
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,73 @@
+"""A rehearsal: a few documents through one actor, from which follows what the whole run takes.
+
+documents from all over the store ── read and tokenize, here ── one actor, as the run would have it ── documents/s
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from pipeline import cluster
+from pipeline.errors import UserError
+from pipeline.inference.effort import Effort
+from pipeline.inference.run import Actors, Plan, reader, summarizer_options
+from pipeline.inference.stages import IDS, of_windows_row, windows_row
+from pipeline.inference.summarizer import SummarizeWindow
+from pipeline.inference.windows import Span, Unit, windows_of
+from pipeline.text.columns import flat_rows
+
+_FILES, _ROWS_OF_A_FILE = 8, 64
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, by a sample of so many documents.
+
+    source_tokens: that the model will read, of all documents. documents_per_s: of all actors. seconds: start-up apart.
+    actor_hours: of all actors together; one with a GPU holds it as long.
+    """
+
+    sample: int
+    source_tokens: int
+    documents_per_s: float
+    seconds: float
+    actor_hours: float
+
+
+def rehearse(plan: Plan, actors: Actors) -> Estimate:
+    """Decode a sample of the store, 512 documents at most, on one actor.
+
+    Raises:
+        UserError: the store is empty, or an actor cannot compute as asked.
+        Stopped: the actor failed.
+    """
+    files = [file for file in plan.store.files if file.rows]
+    if not files:
+        raise UserError(f"{plan.store.root.uri} holds no document; set --input.path")
+    chosen = files[:: -(-len(files) // _FILES)]
+    unit = Unit(0, tuple(Span(file.file.path, 0, min(file.rows, _ROWS_OF_A_FILE)) for file in chosen))
+    stage = reader(plan)
+    columns = list(dict.fromkeys([plan.config.input.id_column, plan.config.input.text_column, *plan.config.input.keep_columns]))
+    sample = stage.encode(next(windows_of(unit, stage.filesystem, columns, unit.rows)))
+    remote: Any = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(SummarizeWindow)
+    try:
+        actor = remote.remote(**summarizer_options(plan, actors))
+        for window in (sample.slice(0, 8), sample):  # the first compiles
+            row = ray.get(actor.__call__.remote(windows_row(window, "rehearsal", Effort())))
+        ray.kill(actor)
+    except ray.exceptions.RayError as error:
+        raise cluster.explained(error) from error
+    _, _, effort = of_windows_row(row)
+    rate = len(sample) / max(effort.decode_s, 1e-9) * actors.number
+    seconds = plan.store.rows / rate
+    return Estimate(
+        sample=len(sample),
+        source_tokens=round(len(flat_rows(sample[IDS])[0]) / len(sample) * plan.store.rows),
+        documents_per_s=rate,
+        seconds=seconds,
+        actor_hours=seconds * actors.number / 3600,
+    )
