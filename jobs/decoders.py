@@ -243,14 +243,10 @@ def _forbid(probs: Tensor, written: Tensor, options: DecodingConfig) -> None:
 def _engine(task: Task, engine: Engine, config: DecodeBenchmark) -> Decoded:
     found = _found(task, engine, config, task.options)
     tokens = [found.values[start:end].tolist() for start, end in zip(found.offsets, found.offsets[1:], strict=False)]
-    lengths, compute = task.sources.lengths(task.options.max_source_tokens), config.compute
-    padded = int(lengths.sum())
-    if not engine.arithmetic.stepwise:
-        batches = Budget(compute.token_budget).batches(lengths, longest_first(lengths), compute.threads)
-        padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    sources = int(task.sources.lengths(task.options.max_source_tokens).sum()) + found.padding
     looks = STEPS_BETWEEN_LOOKS[engine.device.type]
     computed = sum(min(-(-steps // looks) * looks, task.options.max_target_tokens) for steps in _target_steps(task, tokens))
-    return Decoded(tokens, _real_steps(task, tokens), padded + int(computed))
+    return Decoded(tokens, _real_steps(task, tokens), sources + int(computed))
 
 
 def _found(task: Task, engine: Engine, config: DecodeBenchmark, options: DecodingConfig) -> Hypotheses:

@@ -1,10 +1,7 @@
-"""The throughput benchmarks: a whole run beside the bare engine, and runs of growing size on more actors.
+"""The pipeline benchmark: a whole run beside the bare engine, on the same CPU cores.
 
-``pipeline``  documents/s from Parquet to Parquet, start-up apart, against the engine alone: the same documents as token ids in
-              memory, in windows of the same size, on as many threads as there are cores
-``scale``     the same run with other numbers of actors, and with more documents: documents/s, and the memory of each process
-
-Documents are those of the input over and over, with ids of their own, as many as ``--input.rows`` says.
+A run is from Parquet to Parquet, start-up apart. The engine has the same documents as token ids in memory, and as many threads
+as there are cores, with a window of documents for each. Documents are those of the input over and over, with ids of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ from rich.table import Table
 from jobs.screen import new_console
 from pipeline.cluster import cpus_here
 from pipeline.config import SAMPLE, ModelPath, Positive, Resources, SummarizeConfig
+from pipeline.errors import UserError
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.run import execute, plan_run
 from pipeline.model.bundle import load_bundle
@@ -60,7 +58,8 @@ class PipelineBenchmark(JobConfig):
 def pipeline(options: Sequence[str]) -> dict[str, Any]:
     """Time both; see PipelineBenchmark for the options."""
     config = load_config(PipelineBenchmark, "benchmark pipeline", options)
-    texts = _texts(config.input)
+    if not (texts := _texts(config.input)):
+        raise UserError(f"{config.input.path} holds no document; set --input.path")
     engine = _engine_alone(config, texts)
     with tempfile.TemporaryDirectory() as folder:
         store = _write_store(Path(folder) / "in", texts, config.input.rows, config.input.files)
@@ -108,7 +107,7 @@ def _run(config: PipelineBenchmark, store: Path, output: Path) -> Manifest:
         "input": {"path": str(store)},
         "output": {"path": str(output), "run_id": "benchmark"},
         "model": config.model.model_dump(),
-        "resources": config.resources.model_dump(),
+        "resources": {**config.resources.model_dump(), "use_gpu": False},
     }
     console.print(f"a run of {config.input.rows:,} documents")
     return execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None).manifest
@@ -126,7 +125,7 @@ def _write_store(folder: Path, texts: Sequence[str], rows: int, files: int) -> P
     for number, (start, end) in enumerate(_spans(rows, files)):
         schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
         with pq.ParquetWriter(folder / f"{number:05}.parquet", schema) as writer:
-            for part, last in _spans(end - start, math.ceil((end - start) / 10_000)):
+            for part, last in _spans(end - start, max(1, math.ceil((end - start) / 10_000))):
                 ids = range(start + part, start + last)
                 writer.write_table(pa.table([pa.array(ids, pa.int64()), [next(endless) for _ in ids]], schema=schema))
     return folder

@@ -18,7 +18,7 @@ from pyarrow import fs
 from pipeline.errors import UserError
 
 PARQUET_ENDINGS = [".parquet", ".pq"]
-"""Of the names of Parquet files. Ray Data reads no file of another name."""
+"""Of the names of Parquet files. Training's reader, Ray Data's own, takes no file of another name."""
 PART = ".part"
 """Ends the name of a file that is being written, where a rename then puts it in its place."""
 

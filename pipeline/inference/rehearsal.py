@@ -1,6 +1,6 @@
 """A rehearsal: a few documents through one actor, from which follows what the whole run takes.
 
-documents from all over the store ── read and tokenize, here ── one actor, as the run would have it ── documents/s
+the first documents of some files ── read and tokenize, here ── one actor, as the run would have it ── documents/s
 """
 
 from __future__ import annotations
@@ -42,23 +42,28 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
     """Decode a sample of the store, 512 documents at most, on one actor.
 
     Raises:
-        UserError: the store is empty, or an actor cannot compute as asked.
+        UserError: nothing of the sample can be summarized, or an actor cannot compute as asked.
         Stopped: the actor failed.
     """
     files = [file for file in plan.store.files if file.rows]
     if not files:
         raise UserError(f"{plan.store.root.uri} holds no document; set --input.path")
     chosen = files[:: -(-len(files) // _FILES)]
-    unit = Unit(0, tuple(Span(file.file.path, 0, min(file.rows, _ROWS_OF_A_FILE)) for file in chosen))
+    unit = Unit(0, tuple(Span(file.file.path, 0, min(file.rows, _ROWS_OF_A_FILE), file.rows) for file in chosen))
     stage = reader(plan)
     columns = list(dict.fromkeys([plan.config.input.id_column, plan.config.input.text_column, *plan.config.input.keep_columns]))
     sample = stage.encode(next(windows_of(unit, stage.filesystem, columns, unit.rows)))
+    tokens = len(flat_rows(sample[IDS])[0])
+    if not tokens:
+        raise UserError(f"none of the first documents of {plan.store.root.uri} can be summarized; look at --input.text_column")
     remote: Any = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(SummarizeWindow)
     try:
         actor = remote.remote(**summarizer_options(plan, actors))
-        for window in (sample.slice(0, 8), sample):  # the first compiles
-            row = ray.get(actor.__call__.remote(windows_row(window, "rehearsal", Effort())))
-        ray.kill(actor)
+        try:
+            for window in (sample.slice(0, 8), sample):  # the first compiles
+                row = ray.get(actor.__call__.remote(windows_row(window, "rehearsal", Effort())))
+        finally:
+            ray.kill(actor)
     except ray.exceptions.RayError as error:
         raise cluster.explained(error) from error
     _, _, effort = of_windows_row(row)
@@ -66,7 +71,7 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
     seconds = plan.store.rows / rate
     return Estimate(
         sample=len(sample),
-        source_tokens=round(len(flat_rows(sample[IDS])[0]) / len(sample) * plan.store.rows),
+        source_tokens=round(tokens / len(sample) * plan.store.rows),
         documents_per_s=rate,
         seconds=seconds,
         actor_hours=seconds * actors.number / 3600,

@@ -167,9 +167,9 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         examples += window.examples[: EXAMPLES - len(examples)]
         on_progress(Progress(counts, time.monotonic() - first_window))
     if counts.read != plan.store.rows:
-        raise Stopped(
-            f"read {counts.read} documents where there were {plan.store.rows} at the start: the input has changed; {_AGAIN}"
-        )
+        raise Stopped(f"{counts.read} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
+    if plan.store.root.parquet_files(recursive=True) != [file.file for file in plan.store.files]:
+        raise Stopped(f"files of {plan.store.root.uri} have changed since the run began; {_AGAIN}")
     _keep_recorded(plan, {file.path for file in files})
     startup_s = (first_window or time.monotonic()) - started
     seconds = time.monotonic() - started - startup_s
@@ -277,7 +277,7 @@ def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
         "options": plan.decoding,
         "use_gpu": actors.gpus > 0,
         "token_budget": None if resources.token_budget == "auto" else resources.token_budget,
-        "memory_share": 1.0 if actors.gpus else 1 / actors.number,  # they may all be on one machine
+        "cpus": actors.cpus,
         "precision": resources.precision,
         "threads": actors.threads,
     }
@@ -331,7 +331,7 @@ def _windows(plan: Plan, actors: Actors) -> Iterator[WindowRecord]:
 
 
 def _keep_recorded(plan: Plan, recorded: set[str]) -> None:
-    """Remove the run's files that no record names: a window was computed again after a crash. Stop if one is missing."""
+    """Remove the run's files that no record names: what a crash cut off. Stop if one that a record names is missing."""
     found: dict[str, StoredFile] = {}
     for kind in ("summaries", "rejects"):
         folder = plan.output.child(f"{kind}/run={plan.run_id}")

@@ -27,9 +27,9 @@ class SummarizeWindow:
 
     Args:
         bundle_files: the bundle's files by name, in Ray's object store. use_gpu: compute on the GPU that Ray assigned.
-        token_budget: padded source tokens of a batch; None for what memory has room for, of whose free part this actor may
-            take memory_share. precision: of matrix products. threads: CPU threads to compute with, no more of them than the
-            machine has cores.
+        token_budget: padded source tokens of a batch; None for what memory has room for, of whose free part an actor on a CPU
+            takes its share of the machine's cpus. precision: of matrix products. threads: CPU threads to compute with, no more
+            of them than the machine has cores.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SummarizeWindow:
         options: DecodingConfig,
         use_gpu: bool,
         token_budget: int | None,
-        memory_share: float,
+        cpus: float,
         precision: str,
         threads: int,
     ) -> None:
@@ -49,7 +49,7 @@ class SummarizeWindow:
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", self._device).model
         self._options = options
-        self._token_budget, self._memory_share = token_budget, memory_share
+        self._token_budget, self._memory_share = token_budget, 1.0 if use_gpu else min(1.0, cpus / cpus_here())
         self._precision = precision
         self._idle_since: float | None = None
 

@@ -10,9 +10,11 @@ Nothing here knows a tokenizer, a model or Ray.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -24,23 +26,28 @@ from pipeline.storage import in_words
 from pipeline.text.documents import DocumentFile
 
 _WINDOWS_OF_A_UNIT = 32
-"""A unit that starts inside a row group reads what lies before it too, so units are not small; nor so large that few are left
-to share among tasks."""
+_BYTES_OF_A_UNIT = 64 * 2**20
+"""Of files, that is, compressed. A unit is a window at least."""
 _FILES_OF_A_UNIT = 256
+_UNITS_OF_A_ROW_GROUP = 8
+"""At most: a unit that starts inside a row group reads what lies before it too."""
 _FILES_AHEAD = 8
 """Small files that are read ahead, since each takes a while to answer and little to read."""
-_SMALL_ROWS, _SMALL_BYTES = 10_000, 16 * 2**20
+_SMALL_BYTES = 2 * 2**20
 _BUFFER_BYTES = 2**20
 """Of a column that is read as a stream: a row group may be larger than memory."""
+_TRIES, _PAUSE_S = 4, 0.5
+"""Of reading a file; the pause doubles each time."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Rows ``start`` to ``start + rows`` of a file. small: the whole of a file that may be held in memory."""
+    """Rows ``start`` to ``start + rows`` of a file that has of_rows. small: the whole of a file that memory may hold."""
 
     path: str
     start: int
     rows: int
+    of_rows: int
     small: bool = False
 
 
@@ -64,27 +71,45 @@ def unit_of_row(row: dict[str, Any]) -> Unit:
 
 def units_of(files: Sequence[DocumentFile], window_rows: int) -> Iterator[Unit]:
     """Cut files, in their order, into units of whole windows; only a unit's last window may be smaller."""
-    most = _WINDOWS_OF_A_UNIT * window_rows
-    number, spans, room = 0, list[Span](), most
+    number, spans = 0, list[Span]()
     for file in files:
-        small = file.rows <= _SMALL_ROWS and file.file.size <= _SMALL_BYTES
         start = 0
-        while start < file.rows:
-            taken = min(room, file.rows - start)
-            spans.append(Span(file.file.path, start, taken, small and taken == file.rows))
-            start, room = start + taken, room - taken
-            if room == 0 or len(spans) == _FILES_OF_A_UNIT:
-                yield Unit(number, tuple(spans))
-                number, spans, room = number + 1, [], most
+        for in_group in file.row_groups:
+            most = _rows_of_a_unit(file, in_group, window_rows)
+            end = start + in_group
+            while start < end:
+                taken = min(end - start, max(1, most - sum(span.rows for span in spans)))
+                _add(spans, file, start, taken)
+                start += taken
+                if sum(span.rows for span in spans) >= most or len(spans) == _FILES_OF_A_UNIT:
+                    yield Unit(number, tuple(spans))
+                    number, spans = number + 1, []
     if spans:
         yield Unit(number, tuple(spans))
+
+
+def _rows_of_a_unit(file: DocumentFile, in_group: int, window_rows: int) -> int:
+    """A multiple of a window's."""
+    by_bytes = _BYTES_OF_A_UNIT * file.rows // max(file.file.size, 1) // window_rows
+    by_group = math.ceil(in_group / _UNITS_OF_A_ROW_GROUP / window_rows)
+    return window_rows * max(1, min(_WINDOWS_OF_A_UNIT, by_bytes), by_group)
+
+
+def _add(spans: list[Span], file: DocumentFile, start: int, rows: int) -> None:
+    """Rows of a file to a unit's spans; they may go on where the last span ends."""
+    path = file.file.path
+    if spans and spans[-1].path == path:
+        last = spans.pop()
+        start, rows = last.start, last.rows + rows
+    small = rows == file.rows and file.file.size <= _SMALL_BYTES
+    spans.append(Span(path, start, rows, file.rows, small))
 
 
 def windows_of(unit: Unit, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
     """Read a unit: tables of the columns, of ``window_rows`` rows each but for the last.
 
     Raises:
-        UserError: a file cannot be read, or has fewer rows than the unit says.
+        UserError: a file cannot be read, however often one tries, or has another number of rows than the plan says.
     """
     waiting: list[pa.Table] = []
     rows = 0
@@ -103,7 +128,7 @@ def _tables(unit: Unit, filesystem: fs.FileSystem, columns: Sequence[str], windo
     """A unit's rows in tables of a window's size at most; small files, a few ahead."""
 
     def whole(span: Span) -> list[pa.Table]:
-        return list(_tables_of(span, filesystem, columns, window_rows))
+        return list(_tried_again(span, filesystem, columns, window_rows))
 
     with ThreadPoolExecutor(_FILES_AHEAD) as pool:
         ahead = {}
@@ -111,32 +136,46 @@ def _tables(unit: Unit, filesystem: fs.FileSystem, columns: Sequence[str], windo
             for later in range(at, min(at + _FILES_AHEAD, len(unit.spans))):
                 if later not in ahead and unit.spans[later].small:
                     ahead[later] = pool.submit(whole, unit.spans[later])
-            yield from ahead.pop(at).result() if at in ahead else _tables_of(span, filesystem, columns, window_rows)
+            yield from ahead.pop(at).result() if at in ahead else _tried_again(span, filesystem, columns, window_rows)
+
+
+def _tried_again(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
+    """A span's rows. A storage that fails for a moment does not end a night's run: reading goes on where it was."""
+    for failures in range(_TRIES):
+        try:
+            for table in _tables_of(span, filesystem, columns, window_rows):
+                yield table
+                span = replace(span, start=span.start + len(table), rows=span.rows - len(table))
+            return
+        except (OSError, pa.ArrowException, KeyError) as error:
+            if isinstance(error, FileNotFoundError | KeyError) or failures == _TRIES - 1:
+                raise UserError(
+                    f"cannot read {span.path}: {in_words(error)}; mend it, or set --input.path to sound files"
+                ) from None
+        time.sleep(_PAUSE_S * 2**failures)
 
 
 def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
     skip, left = span.start, span.rows
-    try:
-        with pq.ParquetFile(span.path, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as parquet:
-            groups = list[int]()
-            for group in range(parquet.num_row_groups):
-                in_group = parquet.metadata.row_group(group).num_rows
-                if not groups and skip >= in_group:
-                    skip -= in_group
-                else:
-                    groups.append(group)
-            batches = parquet.iter_batches(window_rows, row_groups=groups, columns=list(columns), use_threads=False)
-            while left:
-                batch = next(batches, None)
-                if batch is None:
-                    raise UserError(f"{span.path} has {left} rows fewer than when the run began; {_BEGIN_ANEW}")
-                skipped = min(skip, len(batch))
-                kept = batch.slice(skipped, left)
-                skip, left = skip - skipped, left - len(kept)
-                if len(kept):
-                    yield pa.Table.from_batches([kept]).select(list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {span.path}: {in_words(error)}; mend it, or set --input.path to sound files") from None
-
-
-_BEGIN_ANEW = "begin anew, with another --output.run_id, once the input stays as it is"
+    # Buffering ahead is for files that memory may hold: it keeps all that it has read.
+    with pq.ParquetFile(span.path, filesystem=filesystem, buffer_size=_BUFFER_BYTES, pre_buffer=span.small) as parquet:
+        if parquet.metadata.num_rows != span.of_rows:
+            raise UserError(
+                f"{span.path} has {parquet.metadata.num_rows} rows where it had {span.of_rows} when the run began; "
+                "begin anew, with another --output.run_id, once the input stays as it is"
+            )
+        groups = list[int]()
+        for group in range(parquet.num_row_groups):
+            in_group = parquet.metadata.row_group(group).num_rows
+            if not groups and skip >= in_group:
+                skip -= in_group
+            else:
+                groups.append(group)
+        batches = parquet.iter_batches(window_rows, row_groups=groups, columns=list(columns), use_threads=False)
+        while left:
+            batch = next(batches)
+            skipped = min(skip, len(batch))
+            kept = batch.slice(skipped, left)
+            skip, left = skip - skipped, left - len(kept)
+            if len(kept):
+                yield pa.Table.from_batches([kept]).select(list(columns))

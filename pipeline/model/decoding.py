@@ -1,6 +1,7 @@
 """A window of sources to hypotheses: sorted by length into batches, each searched (search.py), back in order.
 
-Works on token ids alone. What a row becomes depends on that row, the weights and the options, not on its neighbours.
+Works on token ids alone. What a row becomes depends on that row, the weights and the options, not on its neighbours; in lower
+precision a tie may fall the other way in another batch.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def decode_window(
         Hypotheses in the order of the sources.
 
     Raises:
-        UserError: a source does not find room in memory on its own.
+        UserError: a source does not find room in memory on its own, or what the model computes is no number.
     """
     sources = Rows(values, offsets)
     lengths = sources.lengths(options.max_source_tokens)
@@ -103,6 +104,11 @@ def decode_window(
                     f"a source of {lengths[rows[0]]} tokens does not find room in memory ({error}); "
                     "set --decoding.max_source_tokens lower"
                 )
+    if np.isnan(scores).any():
+        raise UserError(
+            f"the model computes what is no number for {np.isnan(scores).sum()} of {len(sources)} sources; "
+            "set --resources.precision float32, or train it again"
+        )
     return Hypotheses(
         values=tokens[np.arange(tokens.shape[1]) < counts[:, None]],
         offsets=np.concatenate(([0], np.cumsum(counts))),

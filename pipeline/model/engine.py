@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import DecodingConfig
 from pipeline.model.arithmetic import Arithmetic, Product
 from pipeline.model.seq2seq import Decoder, Encoder, Seq2Seq
 
@@ -88,22 +89,25 @@ class Engine:
                 self._encoder = copy.deepcopy(model.encoder).to(arithmetic.dtype)
             self._build_decoder(model)
 
-    def footprint(self, beam_size: int) -> tuple[int, int]:
+    def footprint(self, options: DecodingConfig) -> tuple[int, int]:
         """Bytes that a batch takes for each padded source position, and for each row besides: more rather than less."""
         c, free, full = self.config, self.arithmetic.bytes, torch.float32.itemsize
         outputs = (2 if c.bidirectional else 1) * c.hidden_size
         position = 10 * torch.long.itemsize  # ids in their order and others
         if c.layers > 1 or c.attention != "none":
             position += 2 * outputs * full  # what a layer gives, by direction and together
-        if c.layers > 1 or not self.arithmetic.stepwise:
+        if c.layers > 1 or not self.arithmetic.stepwise or not self._source_inputs[0][0].is_table:
             position += (outputs + self._gates) * full  # what a layer is given, and what its gates make of it
         if c.attention != "none":
-            position += 2 * c.hidden_size * full + beam_size * 4 * full  # its states, twice while they are made; its weights
+            position += (
+                2 * c.hidden_size * full + options.beam_size * 4 * full
+            )  # its states, twice while they are made; its weights
         if c.attention == "additive":
             position += (1 if self.arithmetic.stepwise else 3) * c.hidden_size * free  # keys; their sum with a query, its tanh
         row = self.vocabulary_size * (2 if self.arithmetic.stepwise else 6) * full  # logits; what comes of them
         row += c.layers * 4 * (self._gates + 4 * c.hidden_size) * full
-        return position, beam_size * row
+        row += 5 * options.max_target_tokens * torch.long.itemsize  # what is written, and copies of it
+        return position, options.beam_size * row
 
     def _build_encoder(self, model: Seq2Seq) -> None:
         encoder, arithmetic = model.encoder, self.arithmetic
@@ -273,6 +277,11 @@ class _Inputs:
             self._table = arithmetic.free(embedding @ weight.t() + bias)
         else:
             self._product, self._embedding = arithmetic.free_product(weight, bias), arithmetic.free(embedding)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether all products there can be are in memory already."""
+        return self._table is not None
 
     def __call__(self, below: Tensor) -> tuple[Tensor, Tensor]:
         """Of ids[...], or of outputs[..., K]: gates[N, G], and index[...] into them."""

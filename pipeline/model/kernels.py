@@ -361,7 +361,7 @@ def likeliest_or_copied(
         source = row // per_source
         highest, total = _scan(logits[row], row_logits, tops)
         # P(w) = p_gen exp(logit - highest) / total + (1 - p_gen) copied: a logit of its own for each token of the source.
-        copy_logit = min(max(copy_logits[row], _F32(-80.0)), _F32(80.0))
+        copy_logit = min(max(copy_logits[row], _F32(-70.0)), _F32(70.0))
         share = total * _exp(copy_logit)
         copied[: lengths[source]] = _F32(0.0)
         for at in range(lengths[source]):
@@ -405,4 +405,4 @@ def _index_of_highest(logits: Any, tops: Any) -> Any:
         for at in range(start, end):
             if logits[at] == top:
                 return at
-        return start  # not a number
+        return start  # not a number, of which decode_window tells

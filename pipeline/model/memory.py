@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -19,15 +20,17 @@ from pipeline.model.engine import Engine
 _LOG = logging.getLogger(__name__)
 
 _ENOUGH = {"cpu": 32_768, "cuda": 1 << 20}
-"""Tokens beyond which a larger batch is no faster, whatever the memory. That of GPUs is a guess."""
+"""Tokens of the longest sources beyond which a larger batch is no faster, whatever the memory. That of GPUs is a guess."""
+_FEW = 2_000
 _ROOM_FOR_PADDING = 1.05
 """In batches of equal size, lest what is left over be a batch of its own."""
 _USED_SHARE = 0.5
 """Of the free memory: an estimate may be wrong, and others take memory too."""
 _CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+"""Of a control group, versions 2 and 1: its limit, what it uses, and how much of that is files read or written lately."""
 
 
 class Budget:
@@ -42,10 +45,15 @@ class Budget:
 
     @classmethod
     def by_memory(cls, engine: Engine, options: DecodingConfig, share: float, threads: int) -> Budget:
-        """For the memory that is free now, of which ``share`` is this process's and in which each thread has a batch."""
-        position, row = engine.footprint(options.beam_size)
-        tokens = _USED_SHARE * share / threads * free_bytes(engine.device) / position
-        return cls(int(max(1, min(tokens, _ENOUGH[engine.device.type]))), -(-row // position))
+        """For the memory that is free now, of which ``share`` is this process's; on a CPU each thread has a batch in it."""
+        position, row = engine.footprint(options)
+        batches = threads if engine.device.type == "cpu" else 1
+        tokens = _USED_SHARE * share / batches * free_bytes(engine.device) / position
+        row_tokens = -(-row // position)
+        enough = _ENOUGH[engine.device.type] * (1 + row_tokens / options.max_source_tokens)
+        if tokens < _FEW:
+            _LOG.warning("there is little memory free: decode batches hold %d tokens, and decoding is slow", tokens)
+        return cls(int(max(1, min(tokens, enough))), row_tokens)
 
     def needed(self, lengths: Ints) -> int:
         """Tokens of a batch of sources with lengths[B]."""
@@ -71,17 +79,33 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    free = [psutil.virtual_memory().available]
-    for limit, used in _CGROUP_FILES:
-        if Path(limit).exists() and (of_group := Path(limit).read_text().strip()) != "max":
-            free.append(int(of_group) - int(Path(used).read_text()))
+    free = [psutil.virtual_memory().available, *_free_of_groups()]
     process = psutil.Process()
     if hasattr(process, "rlimit") and (of_process := process.rlimit(psutil.RLIMIT_AS)[0]) != psutil.RLIM_INFINITY:
         free.append(of_process - process.memory_info().vms)
     return max(0, min(free))
 
 
+def _free_of_groups() -> Iterator[int]:
+    """Of this process's control group and those above it, the bytes left of a limit."""
+    groups = Path("/proc/self/cgroup")
+    lines = groups.read_text().splitlines() if groups.exists() else []
+    for _, controllers, own in (line.split(":", 2) for line in lines):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup", "memory" if controllers else "")
+        for folder in (root / own.strip("/"), *(root / own.strip("/")).parents):
+            if not folder.is_relative_to(root):
+                break
+            for limit, used, files in _CGROUP_FILES:
+                with contextlib.suppress(OSError, ValueError):  # not this version's, or no limit
+                    bound, taken = (int((folder / name).read_text()) for name in (limit, used))
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield bound - taken + int(stat.get(files, 0))
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a batch found no room, of which torch's allocator on CPUs and oneDNN tell in words alone."""
-    told = ("can't allocate memory", "not enough memory", "could not create a memory", "bad_alloc", "out_of_memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in told)
+    """Whether a batch found no room, of which all but torch's allocator on GPUs tell in words alone."""
+    told = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed", "could not create a ")
+    said = str(error).casefold()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in told)

@@ -44,9 +44,7 @@ def flat_rows(column: pa.ChunkedArray | pa.ListArray) -> tuple[npt.NDArray[np.in
 def as_row(table: pa.Table) -> pa.Table:
     """A table of N rows as one whose only row has a list of N values in each column."""
     ends = pa.array([0, len(table)], pa.int32())
-    columns = (column.combine_chunks() for column in table.columns)
-    arrays = (column if isinstance(column, pa.Array) else pa.array([], column.type) for column in columns)
-    return pa.table([pa.ListArray.from_arrays(ends, array) for array in arrays], table.column_names)
+    return pa.table([pa.ListArray.from_arrays(ends, column.combine_chunks()) for column in table.columns], table.column_names)
 
 
 def from_row(row: pa.Table) -> pa.Table:

@@ -24,11 +24,16 @@ NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
 
 @dataclass(frozen=True)
 class DocumentFile:
-    """One Parquet file of a store."""
+    """One Parquet file of a store. row_groups: rows of each."""
 
     file: StoredFile
-    rows: int
+    row_groups: tuple[int, ...]
     schema: pa.Schema
+
+    @property
+    def rows(self) -> int:
+        """Documents in it."""
+        return sum(self.row_groups)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ def open_store(config: DocumentsInput) -> DocumentStore:
 def _read_footer(root: Place, file: StoredFile) -> DocumentFile:
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
-            return DocumentFile(file, parquet.metadata.num_rows, parquet.schema_arrow)
+            groups = (parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+            return DocumentFile(file, tuple(groups), parquet.schema_arrow)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it or set {root.option}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +57,9 @@ def test_each_document_once_in_order_and_windows_full(
     data: st.DataObject,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "_SMALL_ROWS", 50 if small else -1)
+        patch.setattr(windows, "_SMALL_BYTES", 2**20 if small else -1)
+        patch.setattr(windows, "_BYTES_OF_A_UNIT", data.draw(st.sampled_from([1, 2000, 2**30])))
+        patch.setattr(windows, "_UNITS_OF_A_ROW_GROUP", data.draw(st.integers(1, 4)))
         patch.setattr(windows, "_WINDOWS_OF_A_UNIT", data.draw(st.integers(1, 4)))
         patch.setattr(windows, "_FILES_OF_A_UNIT", data.draw(st.integers(1, 4)))
         folder = store_of(tmp_path_factory.mktemp("store") / "in", sizes, row_group)
@@ -83,12 +88,46 @@ def test_a_table_is_the_same_after_it_has_been_a_row() -> None:
         assert from_row(twice.slice(1)).equals(part.combine_chunks())
 
 
-def test_a_file_that_has_become_shorter_or_is_gone(tmp_path: Path) -> None:
+def test_a_large_row_group_is_few_units(tmp_path: Path) -> None:
+    units, _ = read(store_of(tmp_path / "in", [20_000], 20_000), 10)
+    assert [unit.rows for unit in units] == [2500] * 8
+    units, _ = read(store_of(tmp_path / "groups", [20_000], 1_000), 10)
+    assert [unit.rows for unit in units] == [320] * 62 + [160]
+
+
+def test_a_file_that_has_changed_or_is_gone(tmp_path: Path) -> None:
     folder = store_of(tmp_path / "in", [30], 10)
     [unit] = units_of(open_store(DocumentsInput(path=str(folder))).files, 10)
+    with pytest.raises(UserError, match=r"cannot read .*0000\.parquet: .*body"):
+        list(windows_of(unit, FILESYSTEM, ["body"], 10))
     pq.write_table(pq.read_table(folder / "0000.parquet").slice(0, 25), folder / "0000.parquet")
-    with pytest.raises(UserError, match=r"0000\.parquet has 5 rows fewer than when the run began"):
+    with pytest.raises(UserError, match=r"0000\.parquet has 25 rows where it had 30 when the run began"):
         list(windows_of(unit, FILESYSTEM, ["id"], 10))
     (folder / "0000.parquet").unlink()
     with pytest.raises(UserError, match=r"cannot read .*0000\.parquet: No such file"):
+        list(windows_of(unit, FILESYSTEM, ["id"], 10))
+
+
+def test_a_storage_that_fails_for_a_moment_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store_of(tmp_path / "in", [35, 20], 10)
+    monkeypatch.setattr(windows, "_PAUSE_S", 0.0)
+    real, failures = windows._tables_of, 0
+
+    def failing(*given: Any) -> Iterator[pa.Table]:
+        nonlocal failures
+        for table in real(*given):
+            yield table
+            failures += 1
+            if failures in broken:
+                raise OSError(errno.EIO, "the storage does not answer")
+
+    monkeypatch.setattr(windows, "_tables_of", failing)
+    for small in (2**20, -1):
+        broken, failures = {1, 2, 5}, 0
+        monkeypatch.setattr(windows, "_SMALL_BYTES", small)
+        [unit] = units_of(open_store(DocumentsInput(path=str(folder))).files, 10)
+        found = [window["id"].to_pylist() for window in windows_of(unit, FILESYSTEM, ["id"], 10)]
+        assert [n for window in found for n in window] == list(range(55))
+    broken, failures = set(range(99)), 0
+    with pytest.raises(UserError, match=r"cannot read .*0000\.parquet: Input/output error; mend it"):
         list(windows_of(unit, FILESYSTEM, ["id"], 10))

@@ -65,12 +65,13 @@ def test_with_little_memory_every_source_is_decoded() -> None:
     assert "found no room in memory" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["cpu", "numpy", "cuda"])
+@pytest.mark.parametrize("kind", ["cpu", "numpy", "cublas", "cuda"])
 def test_what_finds_no_room_is_halved_and_in_the_end_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     search, sizes = decoding.search, list[tuple[int, int]]()
     errors: dict[str, Callable[[], Exception]] = {
         "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 5 bytes"),
         "numpy": MemoryError,
+        "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     }
 
@@ -97,6 +98,39 @@ def test_what_finds_no_room_is_halved_and_in_the_end_alone(kind: str, monkeypatc
         decode_window(engine, too_long.values, too_long.offsets, OPTIONS, budget)
 
 
+def test_where_attention_is_none_rows_and_not_sources_take_the_memory() -> None:
+    shape = {"attention": "none", "copy": False, "hidden_size": 256}
+    engine = Engine(random_model(shape, 8000), Compiled(torch.float32))
+    budget = Budget.by_memory(engine, OPTIONS.model_copy(update={"max_source_tokens": 128}), share=1.0, threads=1)
+    assert 200 < budget.tokens / (128 + budget.row_tokens) < 300  # rows of a batch
+
+
+def test_a_control_group_bounds_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    unbound = free_bytes(CPU)
+    files = {
+        "proc/self/cgroup": "0::/jobs/mine\n",
+        "sys/fs/cgroup/jobs/memory.max": f"{unbound // 2}\n",
+        "sys/fs/cgroup/jobs/memory.current": f"{unbound // 4}\n",
+        "sys/fs/cgroup/jobs/memory.stat": f"anon 5\ninactive_file {unbound // 8}\n",
+        "sys/fs/cgroup/jobs/mine/memory.max": "max\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr("pipeline.model.memory.Path", lambda *parts: tmp_path / "/".join(parts).lstrip("/"))
+    assert free_bytes(CPU) == pytest.approx(unbound * 3 / 8, rel=0.01)
+
+
+def test_numbers_that_are_none_are_not_taken_for_summaries() -> None:
+    rows = rows_of([[5, 6], [7]])
+    model = random_model({"hidden_size": 16}, VOCABULARY)
+    with torch.no_grad():
+        model.decoder.output.bias[7] = float("nan")
+    engine = Engine(model, Compiled(torch.float32))
+    with pytest.raises(UserError, match=r"no number for 2 of 2 sources; set --resources\.precision"):
+        decode_window(engine, rows.values, rows.offsets, OPTIONS, Budget(100))
+
+
 def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("size mismatch")
@@ -117,7 +151,8 @@ def test_less_memory_or_a_wider_beam_is_a_smaller_budget(arithmetic: Arithmetic,
         options = OPTIONS.model_copy(update={"beam_size": beam_size})
         return Budget.by_memory(engine, options, share=1.0, threads=threads).tokens
 
-    assert tokens(1e12) == 32_768
+    position, row = engine.footprint(OPTIONS)
+    assert tokens(1e12) == int(32_768 * (1 + -(-row // position) / OPTIONS.max_source_tokens))
     assert 1_000 < tokens(50e6) < 32_768
     assert tokens(50e6, threads=2) == pytest.approx(tokens(50e6) / 2, abs=1)
     assert tokens(50e6, beam_size=8) < tokens(50e6)
@@ -146,7 +181,7 @@ before = process.memory_info().rss
 threading.Thread(target=watch, daemon=True).start()
 decode(300, 150)
 done.set()
-position, row = engine.footprint(1)
+position, row = engine.footprint(OPTIONS)
 print((peak - before) / (300 * 150 * position + 300 * row))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
