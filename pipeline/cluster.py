@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -95,6 +96,7 @@ def wait_for_room(needed: Mapping[str, float], seconds: float) -> None:
                 f"the actors need {told} after {seconds:g} s: other jobs hold the rest; wait for them, start more nodes, or "
                 "set --resources.actors lower, or --resources.wait_s higher"
             )
+        gc.collect()  # a run that failed in this process may hold its actors in a cycle of objects
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -327,7 +327,10 @@ def _windows(plan: Plan, actors: Actors) -> Iterator[WindowRecord]:
         told = cluster.explained(error)
         if isinstance(told, Stopped):
             told = Stopped(f"{told}; the log files of Ray tell more; {_AGAIN}")
-        raise told from error
+    else:
+        return
+    # Not from the error itself, whose frames hold the actors, and these their room in the cluster.
+    raise told
 
 
 def _keep_recorded(plan: Plan, recorded: set[str]) -> None:
