@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.exceptions
 
@@ -38,6 +39,16 @@ class Estimate:
     actor_hours: float
 
 
+class _Actor:
+    """Hosts the stage. (Ray would fetch what its options refer to, were they an actor's own arguments.)"""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._stage = SummarizeWindow(**options)
+
+    def decode(self, row: pa.Table) -> pa.Table:
+        return self._stage(row)
+
+
 def rehearse(plan: Plan, actors: Actors) -> Estimate:
     """Decode a sample of the store, 512 documents at most, on one actor.
 
@@ -56,12 +67,12 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
     tokens = len(flat_rows(sample[IDS])[0])
     if not tokens:
         raise UserError(f"none of the first documents of {plan.store.root.uri} can be summarized; look at --input.text_column")
-    remote: Any = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(SummarizeWindow)
+    remote: Any = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(_Actor)
     try:
-        actor = remote.remote(**summarizer_options(plan, actors))
+        actor = remote.remote(summarizer_options(plan, actors))
         try:
             for window in (sample.slice(0, 8), sample):  # the first compiles
-                row = ray.get(actor.__call__.remote(windows_row(window, "rehearsal", Effort())))
+                row = ray.get(actor.decode.remote(windows_row(window, "rehearsal", Effort())))
         finally:
             ray.kill(actor)
     except ray.exceptions.RayError as error:
