@@ -53,8 +53,6 @@ def connect() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
-    # Ray Data has no named parameter yet for what a failed task retries on, and warns of the general one.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     # It says of a small input that there are more actors than windows.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     context = DataContext.get_current()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +20,8 @@ from pipeline.errors import UserError
 
 PARQUET_ENDINGS = [".parquet", ".pq"]
 """Of the names of Parquet files. Training's reader, Ray Data's own, takes no file of another name."""
+TRIES, PAUSE_S = 4, 0.5
+"""Of reading or writing a file during a run; the pause doubles each time."""
 PART = ".part"
 """Ends the name of a file that is being written, where a rename then puts it in its place."""
 
@@ -79,12 +82,22 @@ class Place:
     def write(self, content: bytes) -> None:
         """Write a file, which appears whole or stays as it was, and the folders above it. Raises UserError if it cannot."""
         try:
-            self.put(content)
+            self._put(content)
         except OSError as error:
             raise self._error("write", error) from None
 
-    def put(self, content: bytes | pa.Buffer) -> None:
-        """As ``write``, for those who try again: raises OSError if it cannot."""
+    def write_patiently(self, content: bytes | pa.Buffer) -> None:
+        """As ``write``, but a storage that fails for a moment does not end a night's run."""
+        for failures in range(TRIES):
+            try:
+                return self._put(content)
+            except OSError as error:
+                if failures == TRIES - 1:
+                    raise self._error("write", error) from None
+            time.sleep(PAUSE_S * 2**failures)
+        return None
+
+    def _put(self, content: bytes | pa.Buffer) -> None:
         # An object store shows a file once it is closed. Elsewhere it has a name of its own until then: two may write it.
         written = f"{self.path}.{uuid.uuid4().hex}{PART}" if self.renames else self.path
         self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
+from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.storage import Place, place
 
@@ -39,6 +40,26 @@ def test_a_write_replaces_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is a directory"):
         file.write(b"newer")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_storage_that_fails_for_a_moment_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
+    (tmp_path / "a").write_text("a file where a folder should be")
+    file = place(str(tmp_path / "a/b"), "--x")
+    slept: list[float] = []
+
+    def mend(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            (tmp_path / "a").unlink()
+
+    monkeypatch.setattr(storage.time, "sleep", mend)
+    file.write_patiently(b"in the end")
+    assert file.read() == b"in the end"
+    assert len(slept) == 2
+    with pytest.raises(UserError, match=r"cannot write .*a/b/c: .*; set --x"):
+        place(str(tmp_path / "a/b/c"), "--x").write_patiently(b"")
+    assert len(slept) == 5
 
 
 def test_a_place_below_or_beside_another_keeps_the_options_in_its_uri() -> None:

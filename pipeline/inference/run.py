@@ -47,7 +47,6 @@ from pipeline.versions import versions
 _LIGHT_CPUS = 0.25
 """CPUs asked for by a task that reads, tokenizes or writes: these mostly wait."""
 
-_WRITE_RETRIES = 5
 _AGAIN = "the same command, with this --output.run_id, does the run anew"
 
 SUCCESS, MANIFEST, CONFIG = "_SUCCESS", "manifest.json", "config.yaml"
@@ -315,9 +314,6 @@ def _windows(plan: Plan, actors: Actors) -> Iterator[WindowRecord]:
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=_LIGHT_CPUS,
-            # A storage that fails for a moment does not end a night's run: a window may be written twice, and counts once.
-            max_retries=_WRITE_RETRIES,
-            retry_exceptions=[OSError],
         )
     )
     try:

@@ -179,7 +179,7 @@ class WriteWindow:
         file = pa.BufferOutputStream()
         pq.write_table(table, file, compression="zstd")
         content = file.getvalue()
-        self.output.child(path).put(content)
+        self.output.child(path).write_patiently(content)
         return OutputFile(path=path, rows=len(table), bytes=len(content))
 
     def _examples(self, window: pa.Table, summaries: pa.Table) -> list[Example]:

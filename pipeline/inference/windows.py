@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.errors import UserError
-from pipeline.storage import in_words
+from pipeline.storage import PAUSE_S, TRIES, in_words
 from pipeline.text.documents import DocumentFile
 
 _WINDOWS_OF_A_UNIT = 32
@@ -36,8 +36,6 @@ _FILES_AHEAD = 8
 _SMALL_BYTES = 2 * 2**20
 _BUFFER_BYTES = 2**20
 """Of a column that is read as a stream: a row group may be larger than memory."""
-_TRIES, _PAUSE_S = 4, 0.5
-"""Of reading a file; the pause doubles each time."""
 
 
 @dataclass(frozen=True)
@@ -141,18 +139,18 @@ def _tables(unit: Unit, filesystem: fs.FileSystem, columns: Sequence[str], windo
 
 def _tried_again(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
     """A span's rows. A storage that fails for a moment does not end a night's run: reading goes on where it was."""
-    for failures in range(_TRIES):
+    for failures in range(TRIES):
         try:
             for table in _tables_of(span, filesystem, columns, window_rows):
                 yield table
                 span = replace(span, start=span.start + len(table), rows=span.rows - len(table))
             return
         except (OSError, pa.ArrowException, KeyError) as error:
-            if isinstance(error, FileNotFoundError | KeyError) or failures == _TRIES - 1:
+            if isinstance(error, FileNotFoundError | KeyError) or failures == TRIES - 1:
                 raise UserError(
                     f"cannot read {span.path}: {in_words(error)}; mend it, or set --input.path to sound files"
                 ) from None
-        time.sleep(_PAUSE_S * 2**failures)
+        time.sleep(PAUSE_S * 2**failures)
 
 
 def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:

@@ -110,7 +110,7 @@ def test_a_file_that_has_changed_or_is_gone(tmp_path: Path) -> None:
 
 def test_a_storage_that_fails_for_a_moment_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store_of(tmp_path / "in", [35, 20], 10)
-    monkeypatch.setattr(windows, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(windows, "PAUSE_S", 0.0)
     real, failures = windows._tables_of, 0
 
     def failing(*given: Any) -> Iterator[pa.Table]:
