@@ -3,7 +3,7 @@
     files ── units, each read by one task ── windows, each decoded, and written, as a whole
 
 Files of any shape come to the same: small ones share a unit, a large one has many. A unit's windows are numbered from 0, so
-that a window has a name before anyone has read it, and what a crashed run has written is known to the next.
+that a window has a name before anyone has read it: one that is computed twice, after a crash, is written over.
 
 Nothing here knows a tokenizer, a model or Ray.
 """
