@@ -39,12 +39,11 @@ def connect() -> None:
         address = os.environ.get("RAY_ADDRESS") or "local"
         # Two CPUs at least, however few there are: tasks that read and write ask for some beside those who work.
         cpus = max(2, cpus_here()) if address == "local" else None
-        dashboard = False if address == "local" else None  # nobody would see it, and it opens a port
         host, _, port = address.rpartition("/")[2].rpartition(":")
         try:
             if port.isdigit():  # Ray itself would go on trying for a quarter of an hour
                 socket.create_connection((host.strip("[]"), int(port)), timeout=_JOIN_TIMEOUT_S).close()
-            ray.init(address, num_cpus=cpus, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address, num_cpus=cpus, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:  # which kinds there are hangs on the form of the address
             if address == "local":
                 raise

@@ -167,8 +167,9 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         on_progress(Progress(counts, time.monotonic() - first_window))
     if counts.read != plan.store.rows:
         raise Stopped(f"{counts.read} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
-    if plan.store.root.parquet_files(recursive=True) != [file.file for file in plan.store.files]:
-        raise Stopped(f"files of {plan.store.root.uri} have changed since the run began; {_AGAIN}")
+    unchanged = set(plan.store.root.parquet_files(recursive=True))  # new files are the next run's
+    if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
+        raise Stopped(f"{len(changed)} files have changed since the run began, {changed[0]} among them; {_AGAIN}")
     _keep_recorded(plan, {file.path for file in files})
     startup_s = (first_window or time.monotonic()) - started
     seconds = time.monotonic() - started - startup_s

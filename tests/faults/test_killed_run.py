@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+import ray
+from ray.util.state import list_actors
 
 from pipeline.config import SummarizeConfig
 from pipeline.inference.run import Progress, execute, plan_run
@@ -60,8 +61,8 @@ def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:
     later: set[int] = set()
 
     def kill_once(_: Progress) -> None:
-        below = psutil.Process().children(recursive=True)
-        pids = [process.pid for process in below if "SummarizeWindow" in " ".join(process.cmdline())]
+        actors = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
+        pids = [actor.pid for actor in actors if "Summarize" in actor.class_name]
         if killed:
             later.update(pids)
         else:

@@ -178,6 +178,20 @@ def test_a_written_file_that_is_gone_stops_the_run(tmp_path: Path, tiny_bundle: 
     assert not (tmp_path / "out/runs/r/_SUCCESS").exists()
 
 
+def test_a_file_that_changes_during_the_run_stops_it_and_a_new_one_does_not(tmp_path: Path, tiny_bundle: Path) -> None:
+    table = pa.table({"id": ["a"], "text": [TEXTS[0]]})
+    store = write_store(tmp_path / "in", table)
+    run(config(store, tmp_path / "out", tiny_bundle), lambda _: pq.write_table(table, store / "new.parquet"))
+    assert (tmp_path / "out/runs/r/_SUCCESS").exists()
+    other = pa.table({"id": ["b"], "text": [TEXTS[1]]})
+    with pytest.raises(Stopped, match=r"1 files have changed since the run began, .*0\.parquet among them"):
+        run(
+            config(store, tmp_path / "other", tiny_bundle),
+            lambda _: pq.write_table(other, store / "0.parquet"),
+        )
+    assert not (tmp_path / "other/runs/r/_SUCCESS").exists()
+
+
 def test_a_finished_run_is_not_taken_for_another(tmp_path: Path, tiny_bundle: Path) -> None:
     store = write_store(tmp_path / "in", pa.table({"id": ["a"], "text": [TEXTS[0]]}))
     values = config(store, tmp_path / "out", tiny_bundle)

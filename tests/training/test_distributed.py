@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.model.bundle import load_bundle
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
+from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.distributed import Trained, train
@@ -72,7 +73,7 @@ def test_the_loss_falls_and_the_bundle_decodes(finished: tuple[TrainConfig, list
     tokenizer = Tokenizer(bundle.tokenizer_file)
     dev = pq.read_table(settings.data.dev)
     engine = Engine(bundle.model, arithmetic_for("float32", torch.device("cpu")))
-    found = decode_window(engine, *tokenizer.encode(dev["source"].to_pylist()), bundle.decoding, 4096)
+    found = decode_window(engine, *tokenizer.encode(dev["source"].to_pylist()), bundle.decoding, Budget(4096))
     hypotheses = tokenizer.decode(found.values, found.offsets)
     exact = sum(a == b for a, b in zip(hypotheses, dev["target"].to_pylist(), strict=True))
     assert 100 * exact / DEV_PAIRS == records[-1]["exact_match"]
