@@ -15,20 +15,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow.dataset as pads
 import torch
 from pydantic import Field
 from rich.table import Table
-from torch import Tensor
 
+from jobs.loops import Decoded, Task, real_steps, sorted_loop, target_steps, textbook_loop
 from jobs.screen import new_console
-from pipeline.config import BOS, EOS, PAD, SAMPLE, UNK, DecodingConfig, ModelConfig, ModelPath, Positive
-from pipeline.model.batching import Ints, Rows, longest_first, within_budget
+from jobs.texts import BenchmarkTexts
+from pipeline.config import EOS, DecodingConfig, ModelConfig, ModelPath, Positive
+from pipeline.model.batching import Rows
 from pipeline.model.bundle import load_bundle
 from pipeline.model.decoding import Hypotheses, decode_window
 from pipeline.model.engine import Engine
@@ -42,18 +40,12 @@ from pipeline.text.tokenizer import Tokenizer
 
 console = new_console()
 _NEVER = -1e4
-_TEXTBOOK_BATCH = 32
 _BEAM = 5
-_LEAVING_SHARE = 1 / 8
-"""In the sorted loop rows leave once they are this share of the batch: a copy of the memory then costs less than it saves."""
 
 
-class BenchmarkInput(Section):
+class BenchmarkInput(BenchmarkTexts):
     """What to decode."""
 
-    path: str = Field(str(SAMPLE / "documents"), description="Parquet files of documents, on this machine")
-    text_column: str = Field("text", description="column of their texts")
-    rows: Positive = Field(1024, description="documents to decode")
     gnmt_rows: Annotated[int, Field(ge=0)] = Field(
         128, description="sentences to decode with a network of GNMT's shape; 0: none"
     )
@@ -74,29 +66,6 @@ class DecodeBenchmark(JobConfig):
     input: BenchmarkInput = BenchmarkInput()
     model: ModelPath = ModelPath()
     compute: BenchmarkCompute = BenchmarkCompute()
-
-
-@dataclass(frozen=True)
-class Task:
-    """Sources to decode with a model. limits[N]: most tokens of each; None where the model ends by itself."""
-
-    name: str
-    model: Seq2Seq
-    sources: Rows
-    options: DecodingConfig
-    limits: npt.NDArray[np.int64] | None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What a decoder wrote: tokens of each row; real source and target steps; those of the rectangles that it made of them.
-
-    On a CPU the engine makes no rectangles of its sources.
-    """
-
-    tokens: list[list[int]]
-    steps: int
-    padded_steps: int
 
 
 def decode(options: Sequence[str]) -> dict[str, Any]:
@@ -125,12 +94,7 @@ def decode(options: Sequence[str]) -> dict[str, Any]:
 def _tasks(config: DecodeBenchmark, device: torch.device) -> Iterator[Task]:
     bundle = load_bundle(config.model.path, device)
     tokenizer = Tokenizer(bundle.tokenizer_file)
-    texts = (
-        pads.dataset(config.input.path)
-        .head(config.input.rows, columns=[config.input.text_column])[config.input.text_column]
-        .to_pylist()
-    )
-    sources = Rows(*tokenizer.encode([text or "-" for text in texts]))
+    sources = Rows(*tokenizer.encode(config.input.read()))
     yield Task("arxiv, shipped bundle", bundle.model, sources, bundle.decoding, None)
 
     rng = np.random.default_rng(1)
@@ -169,84 +133,13 @@ def _random(shape: ModelConfig, vocabulary_size: int, device: torch.device) -> S
     return model.to(device).eval()
 
 
-# The decoders
-
-
-def _textbook(task: Task) -> Decoded:
-    tokens: list[list[int]] = []
-    padded = 0
-    lengths = task.sources.lengths(task.options.max_source_tokens)
-    for start in range(0, len(task.sources), _TEXTBOOK_BATCH):
-        rows = np.arange(start, min(start + _TEXTBOOK_BATCH, len(task.sources)))
-        batch, steps = _loop(task, rows, leave=False)
-        tokens += batch
-        padded += len(rows) * int(lengths[rows].max()) + steps
-    return Decoded(tokens, _real_steps(task, tokens), padded)
-
-
-def _sorted(task: Task, token_budget: int) -> Decoded:
-    tokens: list[list[int]] = [[] for _ in range(len(task.sources))]
-    padded = 0
-    lengths = task.sources.lengths(task.options.max_source_tokens)
-    for rows in within_budget((lengths,), longest_first(lengths), token_budget):
-        batch, steps = _loop(task, rows, leave=True)
-        for row, written in zip(rows, batch, strict=True):
-            tokens[row] = written
-        padded += len(rows) * int(lengths[rows].max()) + steps
-    return Decoded(tokens, _real_steps(task, tokens), padded)
-
-
-@torch.inference_mode()
-def _loop(task: Task, rows: Ints, leave: bool) -> tuple[list[list[int]], int]:
-    """One batch: the tokens of each row, and how many row-steps were computed."""
-    model, options = task.model, task.options
-    device = next(model.parameters()).device
-    source, lengths = (part.to(device) for part in task.sources.padded(rows, options.max_source_tokens))
-    limits = torch.full((len(rows),), options.max_target_tokens) if task.limits is None else torch.from_numpy(task.limits[rows])
-    limits = limits.to(device)
-    memory, state = model.encode(source, lengths)
-    live = torch.arange(len(rows), device=device)
-    tokens = torch.full((len(rows), options.max_target_tokens), PAD, device=device)
-    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    last = torch.full((len(rows),), BOS, device=device)
-    steps = 0
-    for step in range(options.max_target_tokens):
-        probs, state = model.step(last, state, memory)
-        steps += len(live)
-        _forbid(probs, tokens[live, :step], options)
-        last = probs.argmax(-1)
-        writes = ~done[live] & (last != EOS)
-        tokens[live, step] = torch.where(writes, last, PAD)
-        done[live] |= (last == EOS) | (step + 1 >= limits[live])
-        left = int((~done[live]).sum())
-        if leave and left == 0:
-            break
-        if leave and left <= (1 - _LEAVING_SHARE) * len(live):
-            keep = (~done[live]).nonzero()[:, 0]
-            live, last = live[keep], last[keep]
-            state = tuple(part[:, keep] for part in state)
-            memory = memory.select(keep, int(lengths[live].max()))
-    return [[token for token in row if token != PAD] for row in tokens.tolist()], steps
-
-
-def _forbid(probs: Tensor, written: Tensor, options: DecodingConfig) -> None:
-    """What may not follow written[B, T] gets probability -1, in probs[B, V]."""
-    step, n = written.shape[1], options.no_repeat_ngram
-    for token in (PAD, UNK, BOS, EOS) if step < options.min_target_tokens else (PAD, UNK, BOS):
-        probs[:, token] = -1.0
-    if 0 < n <= step:
-        ngrams = written.unfold(1, n, 1)
-        repeats = (ngrams[:, :, : n - 1] == written[:, None, step - n + 1 :]).all(-1)
-        probs.scatter_add_(1, ngrams[:, :, n - 1], repeats.float().mul_(-9.0))
-
-
 def _engine(task: Task, engine: Engine, config: DecodeBenchmark) -> Decoded:
     found = _found(task, engine, config, task.options)
     tokens = [found.values[start:end].tolist() for start, end in zip(found.offsets, found.offsets[1:], strict=False)]
     sources = int(task.sources.lengths(task.options.max_source_tokens).sum()) + found.padding
     looks = STEPS_BETWEEN_LOOKS[engine.device.type]
-    computed = sum(min(-(-steps // looks) * looks, task.options.max_target_tokens) for steps in _target_steps(task, tokens))
-    return Decoded(tokens, _real_steps(task, tokens), sources + int(computed))
+    computed = sum(min(-(-steps // looks) * looks, task.options.max_target_tokens) for steps in target_steps(task, tokens))
+    return Decoded(tokens, real_steps(task, tokens), sources + int(computed))
 
 
 def _found(task: Task, engine: Engine, config: DecodeBenchmark, options: DecodingConfig) -> Hypotheses:
@@ -287,8 +180,8 @@ def _measure(task: Task, config: DecodeBenchmark, precisions: Sequence[str]) -> 
     device = next(task.model.parameters()).device
     rates = dict.fromkeys(precisions, 0.0)  # as they are now: a machine's rate changes within minutes
     decoders: dict[tuple[str, str], Callable[[], Decoded]] = {
-        ("textbook", "float32"): lambda: _textbook(task),
-        ("sorted", "float32"): lambda: _sorted(task, config.compute.token_budget),
+        ("textbook", "float32"): lambda: textbook_loop(task),
+        ("sorted", "float32"): lambda: sorted_loop(task, config.compute.token_budget),
     }
     for precision in precisions:
         engine = Engine(task.model, arithmetic_for(precision, device))
@@ -339,17 +232,6 @@ def _measure(task: Task, config: DecodeBenchmark, precisions: Sequence[str]) -> 
     return rows
 
 
-def _target_steps(task: Task, tokens: list[list[int]]) -> npt.NDArray[np.int64]:
-    """Of each row, with the one that writes ``</s>``."""
-    lengths = np.array([len(row) for row in tokens])
-    return lengths + (lengths < (task.options.max_target_tokens if task.limits is None else task.limits))
-
-
-def _real_steps(task: Task, tokens: list[list[int]]) -> int:
-    """Source tokens and target steps."""
-    return int(task.sources.lengths(task.options.max_source_tokens).sum() + _target_steps(task, tokens).sum())
-
-
 def _flops(task: Task, tokens: list[list[int]], tables: bool) -> float:
     """Of the matrix products for real tokens: two for each weight and vector. tables: as the engine arranges them."""
     c, v = task.model.config, task.model.vocabulary_size
@@ -370,7 +252,7 @@ def _flops(task: Task, tokens: list[list[int]], tables: bool) -> float:
         target += h * width
     target += width * v
     lengths = task.sources.lengths(task.options.max_source_tokens)
-    steps = _target_steps(task, tokens)
+    steps = target_steps(task, tokens)
     return 2.0 * float(source * lengths.sum() + target * steps.sum() + of_position * (lengths * steps).sum())
 
 

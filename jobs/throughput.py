@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 from rich.table import Table
 
 from jobs.screen import new_console
+from jobs.texts import BenchmarkTexts
 from pipeline.cluster import cpus_here
-from pipeline.config import SAMPLE, ModelPath, Positive, Resources, SummarizeConfig
-from pipeline.errors import UserError
+from pipeline.config import ModelPath, Positive, Resources, SummarizeConfig
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.run import execute, plan_run
 from pipeline.model.bundle import load_bundle
@@ -32,17 +31,15 @@ from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
-from pipeline.options import JobConfig, Section, load_config
+from pipeline.options import JobConfig, load_config
 from pipeline.text.tokenizer import Tokenizer
 
 console = new_console()
 
 
-class ThroughputInput(Section):
+class ThroughputInput(BenchmarkTexts):
     """What to summarize."""
 
-    path: str = Field(str(SAMPLE / "documents"), description="Parquet files of documents, on this machine")
-    text_column: str = Field("text", description="column of their texts")
     rows: Positive = Field(20_000, description="documents of a run, the input's over and over")
     files: Positive = Field(8, description="files that these come in")
 
@@ -58,8 +55,7 @@ class PipelineBenchmark(JobConfig):
 def pipeline(options: Sequence[str]) -> dict[str, Any]:
     """Time both; see PipelineBenchmark for the options."""
     config = load_config(PipelineBenchmark, "benchmark pipeline", options)
-    if not (texts := _texts(config.input)):
-        raise UserError(f"{config.input.path} holds no document; set --input.path")
+    texts = config.input.read()
     engine = _engine_alone(config, texts)
     with tempfile.TemporaryDirectory() as folder:
         store = _write_store(Path(folder) / "in", texts, config.input.rows, config.input.files)
@@ -111,11 +107,6 @@ def _run(config: PipelineBenchmark, store: Path, output: Path) -> Manifest:
     }
     console.print(f"a run of {config.input.rows:,} documents")
     return execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None).manifest
-
-
-def _texts(given: ThroughputInput) -> list[str]:
-    table = pads.dataset(given.path).head(given.rows, columns=[given.text_column])
-    return [text or "-" for text in table[given.text_column].to_pylist()]
 
 
 def _write_store(folder: Path, texts: Sequence[str], rows: int, files: int) -> Path:

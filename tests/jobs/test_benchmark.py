@@ -34,6 +34,22 @@ def test_one_step_has_no_speed(benchmark: Callable[..., int], tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_an_input_that_is_not_there_or_has_no_such_column(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    for name in ("decode", "pipeline"):
+        with pytest.raises(UserError, match=r"cannot read 'text' of .*none: .*; set --input\.path"):
+            benchmark(name, "--input.path", str(tmp_path / "none"))
+        with pytest.raises(UserError, match=r"cannot read 'body' of .*: .*body.*; set --input\.path"):
+            benchmark(name, "--input.text_column", "body")
+
+
+def test_a_whole_run_beside_the_engine(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    options = ("--input.rows", "60", "--input.files", "2", "--resources.window_rows", "20", "--resources.actors", "1")
+    assert benchmark("pipeline", "--json", str(tmp_path / "figures.json"), *options) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["ratio_to_engine"] == figures["documents_per_s"] / figures["engine_documents_per_s"] > 0
+    assert figures["actors"] == 1
+
+
 def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ("--input.rows", "40", "--input.gnmt_rows", "0", "--compute.repeats", "1", "--compute.threads", "1")
     assert benchmark("decode", "--json", str(tmp_path / "figures.json"), *options) == 0
