@@ -42,12 +42,15 @@ def flat_rows(column: pa.ChunkedArray | pa.ListArray) -> tuple[npt.NDArray[np.in
 
 
 def as_row(table: pa.Table) -> pa.Table:
-    """A table of N rows as one whose only row has a list of N values in each column."""
+    """A table of N rows as one whose only row has a list of N values in each column; fields keep what is said of them."""
     ends = pa.array([0, len(table)], pa.int32())
-    return pa.table([pa.ListArray.from_arrays(ends, column.combine_chunks()) for column in table.columns], table.column_names)
+    kinds = [pa.list_(field.with_name("item")) for field in table.schema]
+    columns = zip(table.columns, kinds, strict=True)
+    lists = [pa.ListArray.from_arrays(ends, column.combine_chunks(), kind) for column, kind in columns]
+    return pa.table(lists, pa.schema(zip(table.column_names, kinds, strict=True)))
 
 
 def from_row(row: pa.Table) -> pa.Table:
     """The table that ``as_row`` made a row of."""
-    lists = (column.combine_chunks() for column in row.columns)
-    return pa.table([column.flatten() for column in lists], row.column_names)
+    fields = [field.type.value_field.with_name(field.name) for field in row.schema]
+    return pa.table([column.combine_chunks().flatten() for column in row.columns], pa.schema(fields))

@@ -85,6 +85,7 @@ def test_every_id_ends_in_summaries_or_rejects_once(tmp_path: Path, tiny_bundle:
 
 def test_a_summaries_row_keeps_the_contract(tmp_path: Path, tiny_bundle: Path) -> None:
     table = pa.table({"key": pa.array([7, 8], pa.int16()), "body": TEXTS[:2], "tags": [["a"], ["b", "c"]], "date": ["x", None]})
+    table = table.cast(table.schema.set(3, pa.field("date", pa.string(), metadata={"calendar": "julian"})))
     options = {"id_column": "key", "text_column": "body", "keep_columns": ["tags", "date"]}
     finished = run(config(write_store(tmp_path / "in", table), tmp_path / "out", tiny_bundle, input=options))
     [file] = (tmp_path / "out/summaries/run=r").glob("*.parquet")
@@ -102,6 +103,7 @@ def test_a_summaries_row_keeps_the_contract(tmp_path: Path, tiny_bundle: Path) -
             ("date", pa.string()),
         ]
     )
+    assert schema.field("date").metadata[b"calendar"] == b"julian"
     assert schema.metadata[b"nightshift.run_id"] == b"r"
     assert schema.metadata[b"nightshift.model_fingerprint"].decode() == finished.manifest.model_fingerprint
     kept = {row["key"]: (row["tags"], row["date"]) for row in rows(tmp_path / "out", "summaries")}

@@ -79,11 +79,25 @@ def test_many_small_files_share_units_and_a_large_one_has_many(tmp_path: Path) -
 
 
 def test_a_table_is_the_same_after_it_has_been_a_row() -> None:
-    table = pa.table({"a": pa.chunked_array([[1, 2], [None]]), "b": [["x"], None, []], "c": pa.nulls(3)})
+    fields = [
+        pa.field("a", pa.int64(), metadata={"unit": "m"}),
+        pa.field("b", pa.list_(pa.string())),
+        pa.field("c", pa.null()),
+        pa.field("d", pa.int8(), nullable=False),
+        pa.field("e", pa.dictionary(pa.int32(), pa.string())),
+    ]
+    columns = [pa.chunked_array([[1, 2], [None]]), [["x"], None, []], pa.nulls(3), [1, 2, 3], ["y", "z", "y"]]
+    table = pa.table(
+        [
+            pa.array(column, field.type) if isinstance(column, list) else column
+            for column, field in zip(columns, fields, strict=True)
+        ],
+        schema=pa.schema(fields),
+    )
     for part in (table, table.slice(1), table.slice(3)):
         row = as_row(part)
         assert len(row) == 1
-        assert from_row(row).equals(part.combine_chunks())
+        assert from_row(row).equals(part.combine_chunks(), check_metadata=True)
         twice = pa.concat_tables([as_row(table), row])
         assert from_row(twice.slice(1)).equals(part.combine_chunks())
 
