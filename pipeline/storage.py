@@ -79,7 +79,7 @@ class Place:
         except (OSError, pa.ArrowInvalid) as error:
             raise self._error("read", error) from None
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | pa.Buffer) -> None:
         """Write a file, which appears whole or stays as it was, and the folders above it. Raises UserError if it cannot."""
         try:
             self._put(content)
@@ -88,14 +88,11 @@ class Place:
 
     def write_patiently(self, content: bytes | pa.Buffer) -> None:
         """As ``write``, but a storage that fails for a moment does not end a night's run."""
-        for failures in range(TRIES):
-            try:
+        for failures in range(TRIES - 1):
+            with contextlib.suppress(OSError):
                 return self._put(content)
-            except OSError as error:
-                if failures == TRIES - 1:
-                    raise self._error("write", error) from None
             time.sleep(PAUSE_S * 2**failures)
-        return None
+        return self.write(content)
 
     def _put(self, content: bytes | pa.Buffer) -> None:
         # An object store shows a file once it is closed. Elsewhere it has a name of its own until then: two may write it.

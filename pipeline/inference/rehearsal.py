@@ -5,7 +5,7 @@ the first documents of some files ── read and tokenize, here ── one acto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from pipeline.inference.effort import Effort
 from pipeline.inference.run import Actors, Plan, reader, summarizer_options
 from pipeline.inference.stages import IDS, of_windows_row, windows_row
 from pipeline.inference.summarizer import SummarizeWindow
-from pipeline.inference.windows import Span, Unit, windows_of
+from pipeline.inference.windows import Span, Unit
 from pipeline.text.columns import flat_rows
 
 _FILES, _ROWS_OF_A_FILE = 8, 64
@@ -61,9 +61,7 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
         raise UserError(f"{plan.store.root.uri} holds no document; set --input.path")
     chosen = files[:: -(-len(files) // _FILES)]
     unit = Unit(0, tuple(Span(file.file.path, 0, min(file.rows, _ROWS_OF_A_FILE), file.rows) for file in chosen))
-    stage = reader(plan)
-    columns = list(dict.fromkeys([plan.config.input.id_column, plan.config.input.text_column, *plan.config.input.keep_columns]))
-    sample = stage.encode(next(windows_of(unit, stage.filesystem, columns, unit.rows)))
+    sample = next(replace(reader(plan), window_rows=unit.rows).read(unit))
     tokens = len(flat_rows(sample[IDS])[0])
     if not tokens:
         raise UserError(f"none of the first documents of {plan.store.root.uri} can be summarized; look at --input.text_column")

@@ -25,7 +25,7 @@ from pyarrow import fs
 from pipeline.config import DocumentsInput
 from pipeline.inference.effort import Effort
 from pipeline.inference.manifest import Example, OutputFile, WindowRecord
-from pipeline.inference.windows import unit_of_row, windows_of
+from pipeline.inference.windows import Unit, unit_of_row, windows_of
 from pipeline.storage import Place
 from pipeline.text.columns import as_row, encode_column, flat_rows, from_row
 from pipeline.text.documents import NO_TOKEN, rejection, texts_of
@@ -74,18 +74,20 @@ class ReadWindows:
     max_source_tokens: int
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
-        """Of units as rows, their windows as rows: without text, with ids, the reason of a reject, and the window's name."""
-        columns = list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
+        """Of units as rows, their windows as rows, each with its name."""
         for unit in map(unit_of_row, units.to_pylist()):
             started = time.monotonic()
-            for number, documents in enumerate(windows_of(unit, self.filesystem, columns, self.window_rows)):
-                encoded = self.encode(documents)
+            for number, window in enumerate(self.read(unit)):
                 effort = Effort(read_s=time.monotonic() - started)
-                yield windows_row(encoded, f"{unit.number:06}-{number:04}", effort)
+                yield windows_row(window, f"{unit.number:06}-{number:04}", effort)
                 started = time.monotonic()
 
-    def encode(self, documents: pa.Table) -> pa.Table:
-        """A window's documents: the text gives way to ids and the reason of a reject."""
+    def read(self, unit: Unit) -> Iterator[pa.Table]:
+        """A unit's windows: documents without text, with ids and the reason of a reject."""
+        columns = list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
+        return map(self._encode, windows_of(unit, self.filesystem, columns, self.window_rows))
+
+    def _encode(self, documents: pa.Table) -> pa.Table:
         texts = texts_of(documents[self.input.text_column])
         has_id = documents[self.input.id_column].is_valid().to_pylist()
         rejections = [rejection(valid, text, self.input.max_chars) for valid, text in zip(has_id, texts, strict=True)]
@@ -175,7 +177,7 @@ class WriteWindow:
         if not len(table):
             return None
         path = f"{kind}/run={self.run_id}/part-{name}.parquet"
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **self.metadata})
+        table = table.replace_schema_metadata(dict(self.metadata))
         file = pa.BufferOutputStream()
         pq.write_table(table, file, compression="zstd")
         content = file.getvalue()

@@ -3,7 +3,7 @@
 Between products a step does a little arithmetic on many numbers. As tensor operations, each bit of it reads and writes
 whole arrays; here a row goes through all of it while it is in the cache, at its true length, so that padding is never
 seen. Numba compiles these functions on first use and keeps the machine code on disk. They hold no lock, so that threads
-run side by side.
+run side by side. All are in this file, since a function's machine code on disk is known to be stale by its own file alone.
 
 Numbers are float32 while they are worked on. They lie in arrays as float32, as bfloat16 (its bits, in uint16), or as a
 byte, ``round(127 x) + 128``, for an x that a sigmoid or a tanh has kept within ±1.
