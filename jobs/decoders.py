@@ -32,7 +32,6 @@ from pipeline.model.decoding import Hypotheses, decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for, precisions_of
-from pipeline.model.search import STEPS_BETWEEN_LOOKS
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.options import JobConfig, Section, load_config
 from pipeline.storage import from_here
@@ -137,9 +136,7 @@ def _engine(task: Task, engine: Engine, config: DecodeBenchmark) -> Decoded:
     found = _found(task, engine, config, task.options)
     tokens = [found.values[start:end].tolist() for start, end in zip(found.offsets, found.offsets[1:], strict=False)]
     sources = int(task.sources.lengths(task.options.max_source_tokens).sum()) + found.padding
-    looks = STEPS_BETWEEN_LOOKS[engine.device.type]
-    computed = sum(min(-(-steps // looks) * looks, task.options.max_target_tokens) for steps in target_steps(task, tokens))
-    return Decoded(tokens, real_steps(task, tokens), sources + int(computed))
+    return Decoded(tokens, real_steps(task, tokens), sources + found.row_steps)
 
 
 def _found(task: Task, engine: Engine, config: DecodeBenchmark, options: DecodingConfig) -> Hypotheses:

@@ -132,7 +132,7 @@ class Reference:
         return Written(tokens, total / len(tokens), False)
 
     def beam(self, source: list[int], options: DecodingConfig) -> Written:
-        """Beam search (Wu et al. 2016, section 7); what a hypothesis is worth and when it stops: pipeline/model/search.py."""
+        """Beam search (Wu et al. 2016, section 7); what a hypothesis is worth and when it stops: pipeline/model/beam.py."""
         source, beam = source[: options.max_source_tokens], options.beam_size
         if not source:
             return Written([], 0.0, True)

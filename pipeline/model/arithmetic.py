@@ -22,6 +22,9 @@ from torch.nn import functional as F
 from pipeline.config import BOS, EOS, PAD, UNK
 from pipeline.model import kernels
 
+_CUDNN_BFLOAT16 = 91_300
+"""The first cuDNN whose recurrences torch gives bfloat16 to (pytorch/pytorch#164411); before it torch's own may know none."""
+
 Product = Callable[[Tensor], Tensor]
 """x[N, K] to x times a weight[M, K] transposed, plus a bias[M]."""
 
@@ -29,13 +32,15 @@ Product = Callable[[Tensor], Tensor]
 class Arithmetic(Protocol):
     """What engine.py and search.py compute with.
 
-    dtype, bytes: of a free number. stepwise: sources are read a step at a time, by ``cell``, not by the network's modules.
+    dtype, bytes: of a free number. stepwise: sources are read a step at a time, by ``cell``, not by the network's modules;
+    module_dtype: what these compute in.
     """
 
     device: torch.device
     dtype: torch.dtype
     bytes: int
     stepwise: bool
+    module_dtype: torch.dtype
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Reads stored numbers, gives free ones (or float32)."""
@@ -70,12 +75,14 @@ class Arithmetic(Protocol):
         """
 
     def likeliest(
-        self, number: int, logits: Tensor, written: Tensor, ngram: int, may_end: bool, copying: Copying | None
+        self, number: int, logits: Tensor, written: Tensor, ngram: int, may_end: Tensor, copying: Copying | None
     ) -> tuple[Tensor, Tensor]:
         """A number K of the likeliest allowed tokens[R, K] after written[R, T], by logits[R, V]; log-probabilities[R, K] (nat).
 
-        Never allowed: ``<pad>``, ``<unk>``, ``<s>``; ``</s>`` unless may_end; a token that would end an n-gram which is in
-        written, for ngram > 0.
+        Logits are used up: other numbers may stand there afterwards.
+
+        Never allowed: ``<pad>``, ``<unk>``, ``<s>``; ``</s>`` unless may_end, a truth without dimensions; a token that would
+        end an n-gram which is in written, for ngram > 0. Any ``<pad>`` in written is before the tokens.
         """
 
 
@@ -101,6 +108,9 @@ class Plain:
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype, self.bytes, self.stepwise = device, dtype, dtype.itemsize, False
+        self.module_dtype = dtype
+        if device.type == "cuda" and dtype == torch.bfloat16 and (torch.backends.cudnn.version() or 0) < _CUDNN_BFLOAT16:  # type: ignore[no-untyped-call]
+            self.module_dtype = torch.float32
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Reads and gives numbers of the type."""
@@ -154,17 +164,20 @@ class Plain:
         return weights.flatten(0, 1), (weights.to(self.dtype) @ states).flatten(0, 1)
 
     def likeliest(
-        self, number: int, logits: Tensor, written: Tensor, ngram: int, may_end: bool, copying: Copying | None
+        self, number: int, logits: Tensor, written: Tensor, ngram: int, may_end: Tensor, copying: Copying | None
     ) -> tuple[Tensor, Tensor]:
         """By the logarithms, so that float16 has room for what is unlikely."""
-        log_probs = logits.float().log_softmax(-1)
+        worth = logits.float()
+        log_total = worth.logsumexp(-1, keepdim=True)
         if copying is not None:
             ids = copying.ids.repeat_interleave(len(logits) // len(copying.ids), 0)
-            copied = torch.zeros_like(log_probs).scatter_add_(1, ids, copying.weights).log_()
-            log_probs += F.logsigmoid(-copying.logits)[:, None]
-            log_probs = torch.logaddexp(log_probs, copied.add_(F.logsigmoid(copying.logits)[:, None]))
-        for token in (PAD, UNK, BOS) if may_end else (PAD, UNK, BOS, EOS):
-            log_probs[:, token] = -math.inf
+            copied = torch.zeros_like(worth).scatter_add_(1, ids, copying.weights).log_()
+            generated = worth - (log_total - F.logsigmoid(-copying.logits)[:, None])
+            worth = torch.logaddexp(generated, copied.add_(F.logsigmoid(copying.logits)[:, None]))
+            log_total = torch.zeros_like(log_total)
+        for token in (PAD, UNK, BOS):
+            worth[:, token] = -math.inf
+        worth[:, EOS].masked_fill_(~may_end, -math.inf)
         steps = written.shape[1]
         if 0 < ngram <= steps:
             # Every n-gram so far, against the n - 1 tokens just written: where its first n - 1 match, its last is forbidden.
@@ -172,9 +185,9 @@ class Plain:
             repeats = (ngrams[:, :, : ngram - 1] == written[:, None, steps - ngram + 1 :]).all(-1)
             # Added, since one token may end a matching and another n-gram, and a plain scatter would keep either.
             bans = torch.zeros(repeats.shape, device=self.device).masked_fill_(repeats, -math.inf)
-            log_probs.scatter_add_(1, ngrams[:, :, ngram - 1], bans)
-        best = log_probs.topk(number, dim=-1) if number > 1 else log_probs.max(-1, keepdim=True)
-        return best.indices, best.values
+            worth.scatter_add_(1, ngrams[:, :, ngram - 1], bans)
+        best = worth.topk(number, dim=-1) if number > 1 else worth.max(-1, keepdim=True)
+        return best.indices, best.values - log_total
 
 
 class Compiled:
@@ -189,6 +202,7 @@ class Compiled:
 
     def __init__(self, dtype: torch.dtype, multiply_bytes: bool = False) -> None:
         self.device, self.dtype, self.bytes, self.stepwise = torch.device("cpu"), dtype, dtype.itemsize, True
+        self.module_dtype = dtype
         self._stored = torch.uint8 if multiply_bytes else dtype
         capabilities = torch.cpu.get_capabilities()
         self.weight_levels = 127 if capabilities.get("avx512_vnni") or capabilities.get("amx_int8") else 64
@@ -251,12 +265,12 @@ class Compiled:
         return weights, context
 
     def likeliest(
-        self, number: int, logits: Tensor, written: Tensor, ngram: int, may_end: bool, copying: Copying | None
+        self, number: int, logits: Tensor, written: Tensor, ngram: int, may_end: Tensor, copying: Copying | None
     ) -> tuple[Tensor, Tensor]:
         """One kernel."""
         tokens = torch.empty(len(logits), number, dtype=torch.long)
         log_probs = torch.empty(len(logits), number)
-        rest = (_array(written), ngram, may_end, _array(tokens), _array(log_probs))
+        rest = (_array(written), ngram, bool(may_end), _array(tokens), _array(log_probs))
         if copying is None:
             kernels.likeliest(_array(logits), *rest)
         else:

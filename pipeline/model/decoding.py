@@ -29,7 +29,7 @@ class Hypotheses:
 
     values, offsets[N + 1]: token ids, flat, without ``</s>``. scores[N]: mean log-probability of a token (nat), with
     ``</s>`` where it was written. finished[N]: True if ``</s>`` was written, False if the maximum length cut the row.
-    padding: source positions that were computed beside real ones.
+    padding: source positions that were computed beside real ones. row_steps: of the decoder, with those beyond a row's end.
     """
 
     values: npt.NDArray[np.int32]
@@ -37,6 +37,7 @@ class Hypotheses:
     scores: npt.NDArray[np.float32]
     finished: npt.NDArray[np.bool_]
     padding: int
+    row_steps: int
 
 
 def decode_window(
@@ -70,6 +71,7 @@ def decode_window(
     scores = np.zeros(len(sources), np.float32)
     finished = np.ones(len(sources), np.bool_)
     padding = np.zeros(len(sources), np.int64)
+    row_steps: list[int] = []
 
     def decode(rows: Ints) -> None:
         source, source_lengths = sources.padded(rows, options.max_source_tokens)
@@ -79,6 +81,7 @@ def decode_window(
         counts[rows] = batch.lengths.cpu().numpy()
         scores[rows] = batch.scores.cpu().numpy()
         finished[rows] = batch.finished.cpu().numpy()
+        row_steps.append(batch.row_steps)
         padding[rows] = 0 if engine.arithmetic.stepwise else source.shape[1] - lengths[rows]
 
     def decode_what_fits(rows: Ints) -> list[Ints]:
@@ -115,6 +118,7 @@ def decode_window(
         scores=scores,
         finished=finished,
         padding=int(padding.sum()),
+        row_steps=sum(row_steps),
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pipeline.config import DecodingConfig
 from pipeline.model.arithmetic import Arithmetic, Product
+from pipeline.model.graphs import Graphs
 from pipeline.model.seq2seq import Decoder, Encoder, Seq2Seq
 
 _TABLE_BYTES = 512 * 2**20
@@ -80,13 +81,14 @@ class Engine:
     def __init__(self, model: Seq2Seq, arithmetic: Arithmetic) -> None:
         self.config, self.vocabulary_size = model.config, model.vocabulary_size
         self.device, self.arithmetic = arithmetic.device, arithmetic
+        self.graphs = Graphs(self.device) if self.device.type == "cuda" else None
         self._gates = (4 if self.config.cell == "lstm" else 3) * self.config.hidden_size
         self._encoder: Encoder | None = None
         with torch.inference_mode():
             if arithmetic.stepwise:
                 self._build_encoder(model)
             else:
-                self._encoder = copy.deepcopy(model.encoder).to(arithmetic.dtype)
+                self._encoder = copy.deepcopy(model.encoder).to(arithmetic.module_dtype)
             self._build_decoder(model)
 
     def footprint(self, options: DecodingConfig) -> tuple[int, int]:
@@ -185,6 +187,7 @@ class Engine:
             states, keys, carry = self._read_stepwise(ids, inside)
             return Sources(ids, lengths, states, keys), carry
         states, state = self._encoder(ids, lengths, ~inside)
+        states = self.arithmetic.free(states)
         carry = Carry([after(h) for after, h in zip(self._after, state[0], strict=True)], [*state[-1].float()])
         if self._of_context is None:
             return Sources(ids, lengths), carry

@@ -33,7 +33,7 @@ def test_exp_sigmoid_and_tanh_over_the_whole_range() -> None:
 def likeliest(number: int, logits: torch.Tensor, written: torch.Tensor, ngram: int = 0, may_end: bool = True) -> torch.Tensor:
     """From both arithmetics, which must agree."""
     plain, compiled = (
-        arithmetic.likeliest(number, logits, written, ngram, may_end, None)
+        arithmetic.likeliest(number, logits.clone(), written, ngram, torch.tensor(may_end), None)
         for arithmetic in (Plain(CPU), Compiled(torch.float32))
     )
     torch.testing.assert_close(compiled[1], plain[1], rtol=1e-5, atol=1e-5)
@@ -85,5 +85,5 @@ def test_numbers_are_stored_to_the_nearest() -> None:
 def test_logits_that_are_no_numbers_come_to_an_end(logit: float) -> None:
     logits = torch.full((2, 600), logit)
     logits[1, :300] = 0.0
-    tokens, _ = Compiled(torch.float32).likeliest(3, logits, torch.empty(2, 0, dtype=torch.long), 0, True, None)
+    tokens, _ = Compiled(torch.float32).likeliest(3, logits, torch.empty(2, 0, dtype=torch.long), 0, torch.tensor(True), None)
     assert ((tokens >= 0) & (tokens < 600)).all()
