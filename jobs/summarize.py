@@ -12,8 +12,9 @@ from jobs.screen import new_console, progress
 from pipeline.config import SummarizeConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.inference.manifest import Example, Manifest
+from pipeline.inference.pool import place_actors
 from pipeline.inference.rehearsal import rehearse
-from pipeline.inference.run import Finished, Plan, Progress, execute, place_actors, plan_run
+from pipeline.inference.run import Finished, Plan, Progress, execute, plan_run
 from pipeline.options import load_config
 from pipeline.storage import from_here
 
@@ -44,10 +45,11 @@ def main() -> int:
 def _show_plan(console: Console, plan: Plan) -> None:
     """The actors that the cluster has room for, and what the run will take."""
     with progress(console, "decoding a few documents to see how long the run takes"):
-        actors = place_actors(plan)
+        actors = place_actors(plan.config.resources)
         estimate = rehearse(plan, actors)
+    number = f"{actors.fewest} to {actors.number}" if actors.fewest < actors.number else f"{actors.number}"
     console.print(
-        f"actors:    {actors.number}, each with {actors.gpus:g} GPU, {actors.cpus:g} CPU and {actors.threads} threads\n"
+        f"actors:    {number}, each with {actors.gpus:g} GPU, {actors.cpus:g} CPU and {actors.threads} threads\n"
         f"decoding:  {estimate.source_tokens:,} source tokens, {estimate.documents_per_s:,.0f} documents/s by a sample of "
         f"{estimate.sample}\n"
         f"it takes:  {timedelta(seconds=round(estimate.seconds))} after the start, {estimate.actor_hours:,.2f} actor hours\n"

@@ -7,25 +7,21 @@ as there are cores, with a window of documents for each. Documents are those of 
 from __future__ import annotations
 
 import itertools
-import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 from rich.table import Table
 
 from jobs.screen import new_console
+from jobs.stores import whole_run, write_store
 from jobs.texts import BenchmarkTexts
 from pipeline.cluster import cpus_here
-from pipeline.config import ModelPath, Positive, Resources, SummarizeConfig
-from pipeline.inference.manifest import Manifest
-from pipeline.inference.run import execute, plan_run
+from pipeline.config import ModelPath, Positive, Resources
 from pipeline.model.bundle import load_bundle
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
@@ -58,8 +54,9 @@ def pipeline(options: Sequence[str]) -> dict[str, Any]:
     texts = config.input.read()
     engine = _engine_alone(config, texts)
     with tempfile.TemporaryDirectory() as folder:
-        store = _write_store(Path(folder) / "in", texts, config.input.rows, config.input.files)
-        graph = _run(config, store, Path(folder) / "out")
+        store = write_store(Path(folder) / "in", texts, config.input.rows, config.input.files)
+        console.print(f"a run of {config.input.rows:,} documents")
+        graph = whole_run(store, Path(folder) / "out", config.model, config.resources)
     rate = graph.counts.read / graph.seconds
     table = Table("", "documents/s", "of the engine's", title=f"{config.input.rows:,} documents")
     table.add_row("engine alone", f"{engine:,.0f}", "")
@@ -96,32 +93,3 @@ def _engine_alone(config: PipelineBenchmark, texts: Sequence[str]) -> float:
         if done >= config.input.rows:
             break
     return done / (time.perf_counter() - started)
-
-
-def _run(config: PipelineBenchmark, store: Path, output: Path) -> Manifest:
-    values = {
-        "input": {"path": str(store)},
-        "output": {"path": str(output), "run_id": "benchmark"},
-        "model": config.model.model_dump(),
-        "resources": {**config.resources.model_dump(), "use_gpu": False},
-    }
-    console.print(f"a run of {config.input.rows:,} documents")
-    return execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None).manifest
-
-
-def _write_store(folder: Path, texts: Sequence[str], rows: int, files: int) -> Path:
-    """Documents in files of equal size, a part at a time."""
-    folder.mkdir(parents=True)
-    endless = itertools.cycle(texts)
-    for number, (start, end) in enumerate(_spans(rows, files)):
-        schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
-        with pq.ParquetWriter(folder / f"{number:05}.parquet", schema) as writer:
-            for part, last in _spans(end - start, max(1, math.ceil((end - start) / 10_000))):
-                ids = range(start + part, start + last)
-                writer.write_table(pa.table([pa.array(ids, pa.int64()), [next(endless) for _ in ids]], schema=schema))
-    return folder
-
-
-def _spans(total: int, parts: int) -> Iterator[tuple[int, int]]:
-    ends = [total * part // parts for part in range(parts + 1)]
-    return itertools.pairwise(ends)

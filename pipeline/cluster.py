@@ -20,6 +20,9 @@ from ray.exceptions import RayError
 from pipeline.errors import Stopped, UserError
 from pipeline.storage import in_words
 
+ACCELERATOR = "accelerator_type:"
+"""Begins the resource that a node with accelerators has, by Ray's name for their kind."""
+
 _JOIN_TIMEOUT_S = 10.0
 _LOOK_EVERY_S = 0.5
 
@@ -65,10 +68,9 @@ def cpus_here() -> int:
     return int(get_num_cpus(override_docker_cpu_warning=True))
 
 
-def cpus_of_nodes() -> list[float]:
-    """The CPUs of each node that is alive and has any, fewest first."""
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return sorted(float(cpus) for cpus in nodes if cpus)
+def nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive, by name."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def total(resource: str) -> float:

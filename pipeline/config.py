@@ -291,14 +291,31 @@ class SummarizeOutput(Section):
 class Resources(EvaluateResources):
     """What the run computes with."""
 
-    actors: Positive | None = Field(None, description="model actors; unset: one per GPU, or without GPUs one per core")
-    use_gpu: bool | None = Field(None, description="one GPU an actor; unset: if the cluster has any")
+    actors: Positive | None = Field(
+        None, description="model actors, at most; unset: as many as find room on the GPUs, or without GPUs one per core"
+    )
+    min_actors: Positive | None = Field(
+        None, description="actors to begin with, where the pool may grow as nodes become free; unset: all of them"
+    )
+    use_gpu: bool | None = Field(None, description="compute on GPUs; unset: if the cluster has any")
+    gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="part of a GPU that an actor takes; with 0.5, two share one, and its memory"
+    )
+    accelerator_type: str | None = Field(
+        None, description="only nodes with this accelerator, by Ray's name, such as H100; unset: any"
+    )
+    custom_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="other resources of Ray's that each actor takes, by name, such as '{\"nightly\": 1}'"
+    )
     threads: Positive | None = Field(None, description="CPU threads an actor computes with; unset: its share of the cores")
     wait_s: Annotated[float, Field(ge=0)] = Field(
         60.0, description="seconds to wait until the cluster has room for the actors, before the run ends with what is missing"
     )
     tokenizers: Positive | None = Field(None, description="most tokenizer tasks at a time; unset: as many as find room")
     window_rows: Positive = Field(512, description="documents sorted by length and written together")
+    window_tokens: Positive | None = Field(
+        None, description="also end a window before its sources have more subwords than this together; unset: no bound"
+    )
     token_budget: Positive | Literal["auto"] = Field(
         "auto", description="padded source tokens of a decode batch; auto: what the free memory has room for"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from importlib import metadata
 
@@ -11,9 +12,9 @@ _PACKAGES = ("torch", "ray", "pyarrow", "sentencepiece", "rouge-score", "sacrebl
 
 
 def versions() -> dict[str, str]:
-    """Of this package (which need not be installed: a job may run from its source), Python, and the packages it rests on."""
-    return {
-        "nightshift": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _PACKAGES},
-    }
+    """Of this package (which need not be installed: a job may run from its source), Python, and what of these is there."""
+    found = {"nightshift": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

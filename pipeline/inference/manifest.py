@@ -31,8 +31,9 @@ class Example(BaseModel):
 
 
 class WindowRecord(BaseModel):
-    """What became of one window of documents."""
+    """What became of one window of documents. actor: the one that decoded it, by Ray's id."""
 
+    actor: str
     documents: int
     rejected: dict[str, int]
     truncated: int
@@ -81,7 +82,7 @@ class InputFile(BaseModel):
 class Manifest(BaseModel):
     """``runs/<run_id>/manifest.json``. startup_s: until the first window could be decoded; seconds: from there on.
 
-    limits: what bounded the speed, in words.
+    actors: that decoded any. limits: what bounded the speed, in words.
     """
 
     format: int = 1

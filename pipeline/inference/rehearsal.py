@@ -14,9 +14,9 @@ import ray.exceptions
 
 from pipeline import cluster
 from pipeline.errors import UserError
-from pipeline.inference.effort import Effort
-from pipeline.inference.run import Actors, Plan, reader, summarizer_options
-from pipeline.inference.stages import IDS, of_windows_row, windows_row
+from pipeline.inference.pool import Actors
+from pipeline.inference.run import Plan, reader, summarizer_options
+from pipeline.inference.stages import IDS, Passport, of_windows_row, windows_row
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.windows import Span, Unit
 from pipeline.text.columns import flat_rows
@@ -61,22 +61,22 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
         raise UserError(f"{plan.store.root.uri} holds no document; set --input.path")
     chosen = files[:: -(-len(files) // _FILES)]
     unit = Unit(0, tuple(Span(file.file.path, 0, min(file.rows, _ROWS_OF_A_FILE), file.rows) for file in chosen))
-    sample = next(replace(reader(plan), window_rows=unit.rows).read(unit))
+    sample = next(replace(reader(plan), window_rows=unit.rows, window_tokens=None).read(unit))
     tokens = len(flat_rows(sample[IDS])[0])
     if not tokens:
         raise UserError(f"none of the first documents of {plan.store.root.uri} can be summarized; look at --input.text_column")
-    remote: Any = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(_Actor)
+    remote: Any = ray.remote(**actors.ray_options)(_Actor)
     try:
         actor = remote.remote(summarizer_options(plan, actors))
         try:
             for window in (sample.slice(0, 8), sample):  # the first compiles
-                row = ray.get(actor.decode.remote(windows_row(window, "rehearsal", Effort())))
+                row = ray.get(actor.decode.remote(windows_row(window, Passport("rehearsal"))))
         finally:
             ray.kill(actor)
     except ray.exceptions.RayError as error:
         raise cluster.explained(error) from error
-    _, _, effort = of_windows_row(row)
-    rate = len(sample) / max(effort.decode_s, 1e-9) * actors.number
+    _, passport = of_windows_row(row)
+    rate = len(sample) / max(passport.effort.decode_s, 1e-9) * actors.number
     seconds = plan.store.rows / rate
     return Estimate(
         sample=len(sample),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +28,7 @@ from pipeline.errors import Stopped, UserError
 from pipeline.inference.bundles import read_bundle
 from pipeline.inference.effort import Effort
 from pipeline.inference.manifest import Counts, Example, InputFile, Manifest, OutputFile, WindowRecord
+from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.stages import (
     EXAMPLES,
     PRIVATE,
@@ -43,9 +44,6 @@ from pipeline.model.bundle import TOKENIZER
 from pipeline.storage import Place, StoredFile, place
 from pipeline.text.documents import DocumentStore, open_store
 from pipeline.versions import versions
-
-_LIGHT_CPUS = 0.25
-"""CPUs asked for by a task that reads, tokenizes or writes: these mostly wait."""
 
 _AGAIN = "the same command, with this --output.run_id, does the run anew"
 
@@ -156,12 +154,14 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     """
     started_at, started = datetime.now(UTC), time.monotonic()
     _claim_output(plan)
-    actors = place_actors(plan)
+    actors = place_actors(plan.config.resources)
     counts, effort, files, examples = Counts(), Effort(), list[OutputFile](), list[Example]()
+    decoded_on = set[str]()
     first_window = None
     for window in _windows(plan, actors):
         first_window = first_window or time.monotonic() - window.effort.decode_s
         counts, effort = counts.with_window(window), effort + window.effort
+        decoded_on.add(window.actor)
         files += window.files
         examples += window.examples[: EXAMPLES - len(examples)]
         on_progress(Progress(counts, time.monotonic() - first_window))
@@ -183,10 +183,10 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         config=_as_json(plan.config),
         decoding=plan.decoding.model_dump(),
         versions=versions(),
-        actors=actors.number,
+        actors=len(decoded_on),
         counts=counts,
         effort=effort,
-        limits=effort.summed_up(actors.number, seconds, counts.source_tokens),
+        limits=effort.summed_up(len(decoded_on), seconds, counts.source_tokens),
         input_files=plan.input_files,
         output_files=sorted(files, key=lambda file: file.path),
     )
@@ -202,71 +202,17 @@ def _claim_output(plan: Plan) -> None:
     plan.folder.child(CONFIG).write(yaml.safe_dump(_as_json(plan.config), sort_keys=False).encode())
 
 
-@dataclass(frozen=True)
-class Actors:
-    """The pool that decodes: how many actors, and what each takes of the cluster."""
-
-    number: int
-    cpus: float
-    gpus: float
-    threads: int
-
-
-def place_actors(plan: Plan) -> Actors:
-    """Join the cluster and wait for room for the actors.
-
-    Raises:
-        UserError: there is none, for as many.
-    """
-    cluster.connect()
-    actors = _actors(plan.config)
-    needed = {"CPU": actors.number * actors.cpus + _LIGHT_CPUS, "GPU": actors.number * actors.gpus}
-    cluster.wait_for_room({name: amount for name, amount in needed.items() if amount}, plan.config.resources.wait_s)
-    return actors
-
-
-def _actors(config: SummarizeConfig) -> Actors:
-    """The pool for the cluster as it is. Raises UserError if it has no room for it."""
-    wanted, gpus, nodes = config.resources, int(cluster.total("GPU")), cluster.cpus_of_nodes()
-    if not nodes:
-        raise UserError("no node of the cluster has a CPU; wait for one, or start it")
-    use_gpu = gpus > 0 if wanted.use_gpu is None else wanted.use_gpu
-    if use_gpu:
-        number = wanted.actors or gpus
-        if not gpus or number > gpus:
-            raise UserError(
-                f"{number or 'the'} actors need a GPU each and the cluster has {gpus}; set --resources.actors or use_gpu"
-            )
-        share = 0.0  # of the CPUs: it is the GPUs that bound how many there are
-    else:
-        number = wanted.actors or (int(sum(nodes)) if nodes[-1] > 1 else max(1, len(nodes) - 1))
-        share = _cpu_share(nodes, number)
-        if share == 0:
-            raise UserError(f"{number} actors do not fit beside a free CPU on {sum(nodes):g} CPUs; set --resources.actors")
-    return Actors(number, share, float(use_gpu), wanted.threads or max(1, int(sum(nodes)) // number))
-
-
-def _cpu_share(nodes: Sequence[float], actors: int) -> float:
-    """CPUs that each actor asks for, in hundredths, one at most; 0 if there are too many actors.
-
-    They hold them to the end. Wherever Ray puts them, one node or another keeps a whole CPU free: for the tasks that read and
-    write, without which nothing would ever start.
-
-    Args:
-        nodes: the CPUs of each.
-    """
-    for percent in range(100, 0, -1):
-        fewest_that_leave_none = sum(int(100 * (cpus - 1)) // percent + 1 for cpus in nodes)
-        if actors < fewest_that_leave_none:
-            return percent / 100
-    return 0.0
-
-
 def reader(plan: Plan) -> ReadWindows:
     """The stage that reads the plan's store."""
     config = plan.config
-    filesystem, window_rows = plan.store.root.filesystem, config.resources.window_rows
-    return ReadWindows(filesystem, window_rows, plan.bundle_files[TOKENIZER], config.input, plan.decoding.max_source_tokens)
+    return ReadWindows(
+        filesystem=plan.store.root.filesystem,
+        window_rows=config.resources.window_rows,
+        window_tokens=config.resources.window_tokens,
+        tokenizer_file=plan.bundle_files[TOKENIZER],
+        input=config.input,
+        max_source_tokens=plan.decoding.max_source_tokens,
+    )
 
 
 def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
@@ -275,9 +221,9 @@ def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
     return {
         "bundle_files": ray.put(plan.bundle_files),
         "options": plan.decoding,
-        "use_gpu": actors.gpus > 0,
-        "token_budget": None if resources.token_budget == "auto" else resources.token_budget,
+        "gpus": actors.gpus,
         "cpus": actors.cpus,
+        "token_budget": None if resources.token_budget == "auto" else resources.token_budget,
         "precision": resources.precision,
         "threads": actors.threads,
     }
@@ -298,23 +244,22 @@ def _windows(plan: Plan, actors: Actors) -> Iterator[WindowRecord]:
             reader(plan),
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=_LIGHT_CPUS,
+            num_cpus=LIGHT_CPUS,
             concurrency=config.resources.tokenizers,
         )
         .map_batches(
             SummarizeWindow,
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=actors.number),
-            num_cpus=actors.cpus,
-            num_gpus=actors.gpus,
+            compute=ActorPoolStrategy(min_size=actors.fewest, max_size=actors.number),
+            **actors.ray_options,
             fn_constructor_kwargs=summarizer_options(plan, actors),
         )
         .map_batches(
             WriteWindow(tokenizer_file, config.input, plan.decoding.max_source_tokens, plan.output, plan.run_id, metadata),
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=_LIGHT_CPUS,
+            num_cpus=LIGHT_CPUS,
         )
     )
     try:

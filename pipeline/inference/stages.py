@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ IDS, _SOURCE_TOKENS, _OPENING = PRIVATE + "ids", PRIVATE + "source_tokens", PRIV
 _REASON, _DETAIL = PRIVATE + "reason", PRIVATE + "detail"
 SUMMARY_IDS, SCORE, FINISHED = (PRIVATE + name for name in ("summary_ids", "score", "finished"))
 # Columns of a window's row that are not of its documents.
-NAME, EFFORT, DONE_AT = (PRIVATE + name for name in ("name", "effort", "done_at"))
+NAME, EFFORT, ACTOR, DONE_AT = (PRIVATE + name for name in ("name", "effort", "actor", "done_at"))
 RECORD = "record"
 
 SUMMARY_COLUMNS = ("summary", "source_tokens", "summary_tokens", "source_truncated", "finish_reason", "score")
@@ -45,30 +45,47 @@ REJECT_COLUMNS = ("reason", "detail")
 EXAMPLES, _OPENING_CHARS = 5, 300
 
 
-def windows_row(window: pa.Table, name: str, effort: Effort) -> pa.Table:
-    """A window as it travels; effort: so far."""
-    columns = {NAME: name, EFFORT: effort.model_dump_json(), DONE_AT: time.time()}
+@dataclass(frozen=True)
+class Passport:
+    """What travels with a window: its name, what it has taken so far, and the actor that decoded it, by Ray's id."""
+
+    name: str
+    effort: Effort = field(default_factory=Effort)
+    actor: str = ""
+
+
+def windows_row(window: pa.Table, passport: Passport) -> pa.Table:
+    """A window as it travels."""
+    columns = {
+        NAME: passport.name,
+        EFFORT: passport.effort.model_dump_json(),
+        ACTOR: passport.actor,
+        DONE_AT: time.time(),
+    }
     row = as_row(window)
     for column, value in columns.items():
         row = row.append_column(column, pa.array([value]))
     return row
 
 
-def of_windows_row(row: pa.Table) -> tuple[pa.Table, str, Effort]:
-    """The window, its name, and the effort so far."""
-    effort = Effort.model_validate_json(row[EFFORT][0].as_py())
-    return from_row(row.drop_columns([NAME, EFFORT, DONE_AT])), row[NAME][0].as_py(), effort
+def of_windows_row(row: pa.Table) -> tuple[pa.Table, Passport]:
+    """The window, and what travels with it."""
+    name, effort, actor = (row[column][0].as_py() for column in (NAME, EFFORT, ACTOR))
+    window = from_row(row.drop_columns([NAME, EFFORT, ACTOR, DONE_AT]))
+    return window, Passport(name, Effort.model_validate_json(effort), actor)
 
 
 @dataclass(frozen=True)
 class ReadWindows:
     """Reads units of a store and encodes their documents, those that are sound.
 
+    window_rows, window_tokens: most documents of a window, and most subwords of their sources together, if that is bounded.
     tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document.
     """
 
     filesystem: fs.FileSystem
     window_rows: int
+    window_tokens: int | None
     tokenizer_file: bytes
     input: DocumentsInput
     max_source_tokens: int
@@ -79,13 +96,15 @@ class ReadWindows:
             started = time.monotonic()
             for number, window in enumerate(self.read(unit)):
                 effort = Effort(read_s=time.monotonic() - started)
-                yield windows_row(window, f"{unit.number:06}-{number:04}", effort)
+                yield windows_row(window, Passport(f"{unit.number:06}-{number:04}", effort))
                 started = time.monotonic()
 
     def read(self, unit: Unit) -> Iterator[pa.Table]:
         """A unit's windows: documents without text, with ids and the reason of a reject."""
         columns = list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
-        return map(self._encode, windows_of(unit, self.filesystem, columns, self.window_rows))
+        for documents in windows_of(unit, self.filesystem, columns, self.window_rows):
+            window = self._encode(documents)
+            yield from [window] if self.window_tokens is None else cut_by_tokens(window, self.window_tokens)
 
     def _encode(self, documents: pa.Table) -> pa.Table:
         texts = texts_of(documents[self.input.text_column])
@@ -113,6 +132,15 @@ class ReadWindows:
         )
 
 
+def cut_by_tokens(window: pa.Table, most: int) -> Iterator[pa.Table]:
+    """Parts of a window, in order, whose sources have so many subwords together at most, or which are one document."""
+    ends, start = flat_rows(window[IDS])[1], 0
+    while start < len(window):
+        end = max(start + 1, int(np.searchsorted(ends, ends[start] + most, side="right")) - 1)
+        yield window.slice(start, end - start)
+        start = end
+
+
 @dataclass(frozen=True)
 class WriteWindow:
     """Decodes summary ids to text and writes a window's summaries and rejects.
@@ -132,22 +160,23 @@ class WriteWindow:
     def __call__(self, row: pa.Table) -> pa.Table:
         """Write the window; returns one row, its WindowRecord as JSON."""
         started, unwritten_s = time.monotonic(), max(0.0, time.time() - row[DONE_AT][0].as_py())
-        window, name, effort = of_windows_row(row)
+        window, passport = of_windows_row(row)
         sound = pc.is_null(window[_REASON])
         summarized, rejected = window.filter(sound), window.filter(pc.invert(sound))
         summaries = self._summaries(summarized)
         files = [
-            self._write("summaries", name, summaries),
-            self._write("rejects", name, self._rejects(rejected)),
+            self._write("summaries", passport.name, summaries),
+            self._write("rejects", passport.name, self._rejects(rejected)),
         ]
         record = WindowRecord(
+            actor=passport.actor,
             documents=len(window),
             rejected=Counter(rejected[_REASON].to_pylist()),
             truncated=_total(summaries["source_truncated"]),
             reached_length_limit=_total(pc.equal(summaries["finish_reason"], "length")),
             source_tokens=_total(summaries["source_tokens"]),
             summary_tokens=_total(summaries["summary_tokens"]),
-            effort=effort + Effort(unwritten_s=unwritten_s, write_s=time.monotonic() - started),
+            effort=passport.effort + Effort(unwritten_s=unwritten_s, write_s=time.monotonic() - started),
             files=[file for file in files if file is not None],
             examples=self._examples(summarized, summaries),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 import ray
@@ -26,19 +27,19 @@ class SummarizeWindow:
     """Hosts the model and decodes windows.
 
     Args:
-        bundle_files: the bundle's files by name, in Ray's object store. use_gpu: compute on the GPU that Ray assigned.
-        token_budget: padded source tokens of a batch; None for what memory has room for, of whose free part an actor on a CPU
-            takes its share of the machine's cpus. precision: of matrix products. threads: CPU threads to compute with, no more
-            of them than the machine has cores.
+        bundle_files: the bundle's files by name, in Ray's object store. gpus: this actor's part of the GPU that Ray assigned;
+            0 to compute on CPUs. cpus: its part of the machine's. token_budget: padded source tokens of a batch; None for what
+            memory has room for, of whose free part an actor takes as large a part as of the device. precision: of matrix
+            products. threads: CPU threads to compute with, no more of them than the machine has cores.
     """
 
     def __init__(
         self,
         bundle_files: ray.ObjectRef[Mapping[str, bytes]],
         options: DecodingConfig,
-        use_gpu: bool,
-        token_budget: int | None,
+        gpus: float,
         cpus: float,
+        token_budget: int | None,
         precision: str,
         threads: int,
     ) -> None:
@@ -46,10 +47,10 @@ class SummarizeWindow:
         torch.set_num_threads(self._threads)
         # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
         torch.backends.cudnn.allow_tf32 = precision != "float32"
-        self._device = torch.device("cuda" if use_gpu else "cpu")
+        self._device = torch.device("cuda" if gpus else "cpu")
         self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", self._device).model
         self._options = options
-        self._token_budget, self._memory_share = token_budget, 1.0 if use_gpu else min(1.0, cpus / cpus_here())
+        self._token_budget, self._memory_share = token_budget, gpus or min(1.0, cpus / cpus_here())
         self._precision = precision
         self._idle_since: float | None = None
 
@@ -73,7 +74,7 @@ class SummarizeWindow:
         engine, budget = self._engine, self._budget  # the first window makes them
         started = time.monotonic()
         waited_s, self._idle_since = started - (self._idle_since or started), started
-        window, name, effort = of_windows_row(row)
+        window, passport = of_windows_row(row)
         found = decode_window(engine, *flat_rows(window[IDS]), self._options, budget, self._threads)
         decoded = (
             window.drop_columns([IDS])
@@ -83,4 +84,5 @@ class SummarizeWindow:
         )
         self._idle_since = time.monotonic()
         own = Effort(waited_s=waited_s, decode_s=self._idle_since - started, padding=found.padding, actor_bytes=peak_bytes())
-        return windows_row(decoded, name, effort + own)
+        actor = ray.get_runtime_context().get_actor_id() or ""
+        return windows_row(decoded, replace(passport, actor=actor, effort=passport.effort + own))

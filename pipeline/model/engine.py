@@ -100,8 +100,8 @@ class Engine:
             position += 2 * outputs * full  # what a layer gives, by direction and together
         if c.layers > 1 or not self.arithmetic.stepwise or not self._source_inputs[0][0].is_table:
             position += (outputs + self._gates) * full  # what a layer is given, and what its gates make of it
-        if c.attention != "none":  # its states, twice while they are made; its weights
-            position += 2 * c.hidden_size * full + options.beam_size * 4 * full
+        if c.attention != "none":  # its states, twice while they are made, and those that graphs read; its weights
+            position += (2 if self.graphs is None else 3) * c.hidden_size * full + options.beam_size * 4 * full
         if c.attention == "additive":
             position += (1 if self.arithmetic.stepwise else 3) * c.hidden_size * free  # keys; their sum with a query, its tanh
         row = self.vocabulary_size * (2 if self.arithmetic.stepwise else 6) * full  # logits; what comes of them

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from pipeline.config import SummarizeConfig
 from pipeline.errors import Stopped, UserError
-from pipeline.inference.run import Finished, Progress, _cpu_share, execute, plan_run
+from pipeline.inference.run import Finished, Progress, execute, plan_run
 
 TEXTS = [
     "We study the spectral gap of random graphs.",
@@ -122,7 +121,7 @@ def test_a_summary_depends_on_its_document_alone(tmp_path: Path, tiny_bundle: Pa
     texts = [" ".join(TEXTS[:1] * (1 + n % 7)) + f" {n}" for n in range(60)]
     tables = [pa.table({"id": list(range(start, start + 20)), "text": texts[start : start + 20]}) for start in (0, 20, 40)]
     store = write_store(tmp_path / "in", *tables)
-    shapes = ({"window_rows": 512}, {"window_rows": 7, "token_budget": 50, "actors": 2})
+    shapes = ({"window_rows": 512}, {"window_rows": 7, "window_tokens": 60, "token_budget": 50, "actors": 2, "min_actors": 1})
     found = []
     for number, shape in enumerate(shapes):
         run(config(store, tmp_path / f"out{number}", tiny_bundle, resources=shape))
@@ -228,34 +227,6 @@ def test_actors_that_the_machine_cannot_hold(tmp_path: Path, tiny_bundle: Path) 
     for options in ({"actors": 10_000}, {"use_gpu": True}):
         with pytest.raises(UserError, match=r"--resources\.actors"):
             run(config(store, tmp_path / "out", tiny_bundle, resources=options))
-
-
-@pytest.mark.parametrize(
-    ("nodes", "actors", "share"),
-    [
-        ([2], 2, 0.5),
-        ([2], 1, 1.0),
-        ([1, 16], 17, 0.93),
-        ([1, 1, 1], 2, 1.0),
-        ([1, 2, 2], 5, 0.5),
-        ([4, 4, 4], 12, 0.75),
-        ([1], 1, 0.0),
-        ([1, 1], 2, 0.0),
-    ],
-)
-def test_wherever_actors_are_placed_a_cpu_stays_free(nodes: list[float], actors: int, share: float) -> None:
-    assert _cpu_share(nodes, actors) == share
-    assert all(free >= 1 for free in most_free(nodes, actors, share))
-    # And they ask for as much as they can.
-    assert share == 1.0 or not all(free >= 1 for free in most_free(nodes, actors, share + 0.01))
-
-
-def most_free(nodes: list[float], actors: int, share: float) -> Iterator[float]:
-    """The CPUs left on the emptiest node, for each way to place the actors."""
-    for placed in itertools.product(range(actors + 1), repeat=len(nodes)):
-        free = [round(cpus - share * number, 6) for cpus, number in zip(nodes, placed, strict=True)]
-        if sum(placed) == actors and min(free) >= 0:
-            yield max(free)
 
 
 def test_a_precision_that_the_actors_cannot_compute_in(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline.config import DocumentsInput
 from pipeline.errors import UserError
 from pipeline.inference import windows
+from pipeline.inference.stages import IDS, cut_by_tokens
 from pipeline.inference.windows import Unit, unit_of_row, units_of, windows_of
 from pipeline.storage import place
 from pipeline.text.columns import as_row, from_row
@@ -100,6 +102,16 @@ def test_a_table_is_the_same_after_it_has_been_a_row() -> None:
         assert from_row(row).equals(part.combine_chunks(), check_metadata=True)
         twice = pa.concat_tables([as_row(table), row])
         assert from_row(twice.slice(1)).equals(part.combine_chunks())
+
+
+@given(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 60))
+def test_windows_end_before_they_have_too_many_tokens(lengths: list[int], most: int) -> None:
+    ids = pa.array([[7] * length for length in lengths], pa.list_(pa.int32()))
+    parts = list(cut_by_tokens(pa.table({"row": range(len(lengths)), IDS: ids}), most))
+    assert [row for part in parts for row in part["row"].to_pylist()] == list(range(len(lengths)))
+    tokens = [[len(row) for row in part[IDS].to_pylist()] for part in parts]
+    assert all(part and (sum(part) <= most or len(part) == 1) for part in tokens)
+    assert all(sum(part) + after[0] > most for part, after in pairwise(tokens))
 
 
 def test_a_large_row_group_is_few_units(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_one_step_has_no_speed(benchmark: Callable[..., int], tmp_path: Path) ->
 
 
 def test_an_input_that_is_not_there_or_has_no_such_column(benchmark: Callable[..., int], tmp_path: Path) -> None:
-    for name in ("decode", "pipeline"):
+    for name in ("decode", "pipeline", "scale"):
         with pytest.raises(UserError, match=r"cannot read 'text' of .*none: .*; set --input\.path"):
             benchmark(name, "--input.path", str(tmp_path / "none"))
         with pytest.raises(UserError, match=r"cannot read 'body' of .*: .*body.*; set --input\.path"):
@@ -48,6 +48,16 @@ def test_a_whole_run_beside_the_engine(benchmark: Callable[..., int], tmp_path: 
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["ratio_to_engine"] == figures["documents_per_s"] / figures["engine_documents_per_s"] > 0
     assert figures["actors"] == 1
+
+
+def test_more_actors_and_larger_inputs(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    short = ("--decoding.max_source_tokens", "8", "--decoding.max_target_tokens", "4", "--decoding.min_target_tokens", "0")
+    scales = ("--scale.actors", "1", "--scale.actors_rows", "40", "--scale.rows", "40", "--scale.tiny_files", "0")
+    assert benchmark("scale", "--json", str(tmp_path / "figures.json"), "--input.rows", "20", *scales, *short) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [run["actors"] for run in figures["actors"]] == [1]
+    assert figures["rows"][0]["peak_bytes"].keys() >= {"driver", "actor"}
+    assert figures["shapes"] == []
 
 
 def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable[..., int], tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""``python -m jobs.benchmark scale``: what more actors give, what larger inputs cost, and what their shape does.
+
+Rates are of whole runs, from Parquet to Parquet, start-up apart. Memory is what a process holds for itself, by role, the
+most that was seen of any one: Ray's store of objects, which all processes map, is bounded by Ray.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import Field
+from rich.table import Table
+
+from jobs.screen import new_console
+from jobs.stores import whole_run, write_store
+from jobs.texts import BenchmarkTexts
+from pipeline.config import DecodingOverrides, ModelPath, Positive, Resources
+from pipeline.inference.manifest import Manifest
+from pipeline.options import JobConfig, Section, load_config
+
+console = new_console()
+_FILES = 8
+_LOOK_EVERY_S = 0.5
+_DRIVER = "driver"
+
+
+class ScaleInput(BenchmarkTexts):
+    """What to summarize; its rows come over and over where a run has more."""
+
+    rows: Positive = Field(2000, description="different documents")
+
+
+class Scales(Section):
+    """What to compare. An empty list leaves a comparison out."""
+
+    actors: list[Positive] = Field([1, 2, 4], description="actors of one thread each, each number over the same documents")
+    actors_rows: Positive = Field(4000, description="documents of each of these runs")
+    rows: list[Positive] = Field([1000, 10_000, 100_000], description="documents of runs whose memory is compared, by size")
+    tiny_files: int = Field(10_000, ge=0, description="files of ten documents, beside one of one row group, and eight; 0: none")
+
+
+class ScaleBenchmark(JobConfig):
+    """Time runs with more actors, over larger inputs, and over files of other shapes.
+
+    The options of decoding hold for the two latter: with short sources and summaries it is the graph around the decoder
+    whose limits show.
+    """
+
+    input: ScaleInput = ScaleInput()
+    scale: Scales = Scales()
+    model: ModelPath = ModelPath()
+    decoding: DecodingOverrides = DecodingOverrides()
+    resources: Resources = Resources()
+
+
+def scale(options: Sequence[str]) -> dict[str, Any]:
+    """Run all that is asked for; see ScaleBenchmark for the options."""
+    config = load_config(ScaleBenchmark, "benchmark scale", options)
+    texts = config.input.read()
+    return {
+        "actors": _more_actors(config, texts),
+        "rows": _more_rows(config, texts),
+        "shapes": _shapes(config, texts),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _more_actors(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
+    table = Table("actors", "documents/s", "of the first's", title=f"{config.scale.actors_rows:,} documents")
+    found: list[dict[str, Any]] = []
+    for actors in config.scale.actors:
+        resources = config.resources.model_copy(update={"actors": actors, "threads": 1})
+        with _store(texts, config.scale.actors_rows, _FILES) as (store, output):
+            rate = _rate(whole_run(store, output, config.model, resources))
+        ratio = rate / found[0]["documents_per_s"] if found else 1.0
+        found.append({"actors": actors, "documents_per_s": rate, "ratio_to_first": ratio})
+        table.add_row(f"{actors}", f"{rate:,.0f}", f"{ratio:.2f}")
+    if found:
+        console.print(table)
+    return found
+
+
+def _more_rows(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for rows in sorted(config.scale.rows):
+        with _store(texts, rows, _FILES) as (store, output), _watched() as peaks:
+            run = whole_run(store, output, config.model, config.resources, config.decoding)
+        found.append({"rows": rows, "documents_per_s": _rate(run), "startup_s": run.startup_s, "peak_bytes": dict(peaks)})
+    if found:
+        roles = sorted({role for row in found for role in row["peak_bytes"]})
+        table = Table("documents", "documents/s", "start-up (s)", *(f"{role} (MiB)" for role in roles), title="Most memory")
+        for row in found:
+            memory = [f"{row['peak_bytes'].get(role, 0) / 2**20:,.0f}" for role in roles]
+            table.add_row(f"{row['rows']:,}", f"{row['documents_per_s']:,.0f}", f"{row['startup_s']:.1f}", *memory)
+        console.print(table)
+    return found
+
+
+def _shapes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
+    rows, found = 10 * config.scale.tiny_files, list[dict[str, Any]]()
+    shapes = {f"{_FILES} files": (_FILES, None), "files of ten": (rows // 10, None), "one file, one row group": (1, rows)}
+    table = Table("", "documents/s", "of the first's", "start-up (s)", title=f"{rows:,} documents")
+    for name, (files, group) in shapes.items() if rows else ():
+        with _store(texts, rows, files, group) as (store, output):
+            run = whole_run(store, output, config.model, config.resources, config.decoding)
+        ratio = _rate(run) / found[0]["documents_per_s"] if found else 1.0
+        found.append({"shape": name, "documents_per_s": _rate(run), "ratio_to_first": ratio, "startup_s": run.startup_s})
+        table.add_row(name, f"{_rate(run):,.0f}", f"{ratio:.2f}", f"{run.startup_s:.1f}")
+    if found:
+        console.print(table)
+    return found
+
+
+def _rate(run: Manifest) -> float:
+    return run.counts.read / run.seconds
+
+
+@contextmanager
+def _store(texts: Sequence[str], rows: int, files: int, rows_of_a_group: int | None = None) -> Iterator[tuple[Path, Path]]:
+    """A store of the texts, and where a run over it may write."""
+    console.print(f"a run of {rows:,} documents in {files:,} files")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        more = {} if rows_of_a_group is None else {"rows_of_a_group": rows_of_a_group}
+        yield write_store(folder / "in", texts, rows, files, **more), folder / "out"
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _watched() -> Iterator[dict[str, int]]:
+    """The most bytes of its own that a process of each role held while the block ran, filled in as it runs."""
+    peaks: dict[str, int] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_EVERY_S):
+            for role, held in _held():
+                peaks[role] = max(peaks.get(role, 0), held)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _held() -> Iterator[tuple[str, int]]:
+    """Role and bytes of this process and of each of Ray's that works; a worker is named after what it does."""
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            memory, title = process.memory_info(), " ".join(process.cmdline())
+        except psutil.Error:  # it has ended
+            continue
+        role = _DRIVER if process.pid == psutil.Process().pid else title.partition("::")[2].partition("(")[0]
+        if "SummarizeWindow" in title:
+            role = "actor"
+        if role and "IDLE" not in title:
+            yield role, memory.rss - getattr(memory, "shared", 0)

@@ -1,0 +1,138 @@
+"""The actors of a run: how many, and what each takes of which nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import cluster
+from pipeline.config import Resources
+from pipeline.errors import UserError
+
+LIGHT_CPUS = 0.25
+"""CPUs asked for by a task that reads, tokenizes or writes: these mostly wait."""
+
+_MARK = 0.001
+"""Of a resource that says what a node is, which every actor there may take some of."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """A pool: fewest actors to begin with, and the number that it may grow to. Each takes of the cluster what is said here."""
+
+    number: int
+    fewest: int
+    cpus: float
+    gpus: float
+    threads: int
+    custom: Mapping[str, float]
+
+    @property
+    def ray_options(self) -> dict[str, Any]:
+        """What one asks Ray for."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom)}
+
+    @property
+    def needed(self) -> dict[str, float]:
+        """What must be free for the run to begin."""
+        each = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        needed = {name: self.fewest * amount for name, amount in each.items()}
+        needed["CPU"] += LIGHT_CPUS
+        return {name: amount for name, amount in needed.items() if amount}
+
+
+def place_actors(wanted: Resources) -> Actors:
+    """Join the cluster and wait for room for the actors.
+
+    Raises:
+        UserError: there is none, for as many.
+    """
+    cluster.connect()
+    actors = pool_for(wanted, cluster.nodes())
+    cluster.wait_for_room(actors.needed, wanted.wait_s)
+    return actors
+
+
+def pool_for(wanted: Resources, nodes: Sequence[Mapping[str, float]]) -> Actors:
+    """The pool for a cluster of nodes, each with its resources by name.
+
+    Raises:
+        UserError: they have no room for it.
+    """
+    if not any(node.get("CPU") for node in nodes):
+        raise UserError("no node of the cluster has a CPU; wait for one, or start it")
+    custom = dict(wanted.custom_resources)
+    if wanted.accelerator_type:
+        custom[f"{cluster.ACCELERATOR}{wanted.accelerator_type}"] = _MARK
+    fit = [node for node in nodes if all(node.get(name, 0.0) >= amount for name, amount in custom.items())]
+    if not fit:
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in custom.items())
+        there = ", ".join(sorted({name for node in nodes for name in node if _is_custom(name)})) or "none of that kind"
+        raise UserError(
+            f"no node of the cluster has {asked}: they have {there}; set --resources.accelerator_type or custom_resources"
+        )
+    has_gpus = any(node.get("GPU") for node in fit)
+    use_gpu = has_gpus if wanted.use_gpu is None else wanted.use_gpu
+    number, cpus = (_on_gpus if use_gpu else _on_cpus)(wanted, fit, custom)
+    fewest = wanted.min_actors or number
+    if fewest > number:
+        raise UserError(f"the pool begins with {fewest} actors and has {number} at most; set --resources.min_actors lower")
+    all_cpus = sum(node.get("CPU", 0.0) for node in fit)
+    threads = wanted.threads or max(1, int(all_cpus) // number)
+    return Actors(number, fewest, cpus, wanted.gpus_per_actor if use_gpu else 0.0, threads, custom)
+
+
+def _on_gpus(wanted: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
+    """How many actors, and the CPUs of each: none, since it is the GPUs that bound how many there are."""
+    on_one = int(1 / wanted.gpus_per_actor + 1e-9)
+    room = sum(min(int(node.get("GPU", 0.0)) * on_one, _room(node, custom)) for node in nodes)
+    number = wanted.actors or room
+    if not room or (wanted.min_actors or number) > room:
+        fewest = wanted.min_actors or number or "the"
+        raise UserError(
+            f"{fewest} actors need {wanted.gpus_per_actor:g} GPU each and the cluster has room for {room}; "
+            "set --resources.actors, min_actors, gpus_per_actor or use_gpu"
+        )
+    return number, 0.0
+
+
+def _on_cpus(wanted: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
+    """How many actors, and the CPUs of each."""
+    cpus = sorted(node["CPU"] for node in nodes if node.get("CPU"))
+    number = wanted.actors
+    if number is None:
+        number = int(sum(cpus)) if cpus[-1] > 1 else max(1, len(cpus) - 1)
+        number = max(1, min(number, sum(_room(node, custom) for node in nodes)))
+    share = cpu_share(cpus, number)
+    if share == 0:
+        raise UserError(f"{number} actors do not fit beside a free CPU on {sum(cpus):g} CPUs; set --resources.actors")
+    return number, share
+
+
+def _room(node: Mapping[str, float], custom: Mapping[str, float]) -> int:
+    """Actors that find their custom resources on a node."""
+    return int(min((node[name] / amount + 1e-9 for name, amount in custom.items()), default=1e6))
+
+
+def _is_custom(name: str) -> bool:
+    return name.startswith(cluster.ACCELERATOR) or (
+        ":" not in name and name not in ("CPU", "GPU", "memory", "object_store_memory")
+    )
+
+
+def cpu_share(nodes: Sequence[float], actors: int) -> float:
+    """CPUs that each actor asks for, in hundredths, one at most; 0 if there are too many actors.
+
+    They hold them to the end. Wherever Ray puts them, one node or another keeps a whole CPU free: for the tasks that read and
+    write, without which nothing would ever start.
+
+    Args:
+        nodes: the CPUs of each.
+    """
+    for percent in range(100, 0, -1):
+        fewest_that_leave_none = sum(math.floor(100 * (cpus - 1)) // percent + 1 for cpus in nodes)
+        if actors < fewest_that_leave_none:
+            return percent / 100
+    return 0.0
