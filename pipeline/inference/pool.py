@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import cluster
 from pipeline.config import Resources
 from pipeline.errors import UserError
+from pipeline.model.memory import KEEP_FREED_MEMORY
 
 LIGHT_CPUS = 0.25
 """CPUs asked for by a task that reads, tokenizes or writes: these mostly wait."""
@@ -32,7 +33,8 @@ class Actors:
     @property
     def ray_options(self) -> dict[str, Any]:
         """What one asks Ray for."""
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom)}
+        environment = {"env_vars": KEEP_FREED_MEMORY}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom), "runtime_env": environment}
 
     @property
     def needed(self) -> dict[str, float]:

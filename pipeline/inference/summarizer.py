@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
 from pipeline.cluster import cpus_here
-from pipeline.config import DecodingConfig
+from pipeline.config import EOS, DecodingConfig
 from pipeline.inference.effort import Effort, peak_bytes
 from pipeline.inference.stages import FINISHED, IDS, SCORE, SUMMARY_IDS, of_windows_row, windows_row
 from pipeline.model.bundle import bundle_from_files
@@ -21,6 +22,9 @@ from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
 from pipeline.text.columns import flat_rows, list_column
+
+_WARM_UP_TOKENS = 8
+_WARM_UP = np.full(_WARM_UP_TOKENS, EOS, np.int32), np.array([0, _WARM_UP_TOKENS], np.int64)
 
 
 class SummarizeWindow:
@@ -56,7 +60,10 @@ class SummarizeWindow:
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        return Engine(self._model, arithmetic_for(self._precision, self._device))
+        engine = Engine(self._model, arithmetic_for(self._precision, self._device))
+        # Loads what is compiled, or compiles it, before a window's time is taken.
+        decode_window(engine, *_WARM_UP, self._options, Budget(_WARM_UP_TOKENS))
+        return engine
 
     @functools.cached_property
     def _budget(self) -> Budget:

@@ -33,6 +33,17 @@ _CGROUP_FILES = (
 """Of a control group, versions 2 and 1: its limit, what it uses, and how much of that is files read or written lately."""
 
 
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": f"{2**40}",
+    "MALLOC_TOP_PAD_": f"{64 * 2**20}",
+    "MALLOC_ARENA_MAX": "1",
+}
+"""Environment of a process that decodes on a CPU. glibc gives a large array back to the kernel when it is freed, which then
+clears every page of the next step's, a fifth of the time; these have it kept, in one pool for all threads, lest each keep as
+much."""
+
+
 class Budget:
     """What the decode batches of a process may hold, which threads may share.
 
