@@ -1,6 +1,7 @@
 """Measure: ``python -m jobs.benchmark NAME [--json FILE] [--section.option VALUE …]``; each prints a table.
 
 ``decode``    the decoder beside a textbook's loop and a sorted one, in each precision; --help lists its options
+``driver``    what a run of millions of files and windows asks of its driver, without the run
 ``pipeline``  a whole run beside the bare engine: documents/s
 ``scale``     what more actors give, what larger inputs cost, and what the shape of their files does
 ``workers``   whether two DDP workers learn like one with twice the batch; the options are those of jobs.train
@@ -21,7 +22,13 @@ from jobs.outputs import appearing
 from pipeline.errors import exit_on_user_error
 from pipeline.versions import versions
 
-_BENCHMARKS = {"decode": "jobs.decoders", "pipeline": "jobs.throughput", "scale": "jobs.scale", "workers": "jobs.workers"}
+_BENCHMARKS = {
+    "decode": "jobs.decoders",
+    "driver": "jobs.driver",
+    "pipeline": "jobs.throughput",
+    "scale": "jobs.scale",
+    "workers": "jobs.workers",
+}
 """Where each is, as a function of its name: the decoder is timed on machines without Ray, too."""
 
 

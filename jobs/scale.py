@@ -23,12 +23,12 @@ from jobs.stores import whole_run, write_store
 from jobs.texts import BenchmarkTexts
 from pipeline.config import DecodingOverrides, ModelPath, Positive, Resources
 from pipeline.inference.manifest import Manifest
+from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.options import JobConfig, Section, load_config
 
 console = new_console()
 _FILES = 8
 _LOOK_EVERY_S = 0.5
-_DRIVER = "driver"
 
 
 class ScaleInput(BenchmarkTexts):
@@ -155,14 +155,19 @@ def _watched() -> Iterator[dict[str, int]]:
 
 
 def _held() -> Iterator[tuple[str, int]]:
-    """Role and bytes of this process and of each of Ray's that works; a worker is named after what it does."""
+    """Role and bytes of this process and of each of Ray's."""
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
             memory, title = process.memory_info(), " ".join(process.cmdline())
         except psutil.Error:  # it has ended
             continue
-        role = _DRIVER if process.pid == psutil.Process().pid else title.partition("::")[2].partition("(")[0]
-        if "SummarizeWindow" in title:
-            role = "actor"
-        if role and "IDLE" not in title:
-            yield role, memory.rss - getattr(memory, "shared", 0)
+        yield _role(process, title), memory.rss - getattr(memory, "shared", 0)
+
+
+def _role(process: psutil.Process, title: str) -> str:
+    """By the title that Ray gives a process: what it does now, or has done if it waits."""
+    if process.pid == psutil.Process().pid:
+        return "driver"
+    if SummarizeWindow.__name__ in title:
+        return "actor"
+    return "task" if title.startswith(("ray::MapBatches", "ray::IDLE")) else "of Ray's own"

@@ -10,6 +10,7 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 import ray.data
@@ -40,13 +41,14 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"
-        # Two CPUs at least, however few there are: tasks that read and write ask for some beside those who work.
-        cpus = max(2, cpus_here()) if address == "local" else None
+        # Two CPUs at least, however few there are: tasks that read and write ask for some beside those who work. A cluster that
+        # lives as long as the job has no use for a dashboard, whose ten processes start for seconds.
+        own: dict[str, Any] = {"num_cpus": max(2, cpus_here()), "include_dashboard": False} if address == "local" else {}
         host, _, port = address.rpartition("/")[2].rpartition(":")
         try:
             if port.isdigit():  # Ray itself would go on trying for a quarter of an hour
                 socket.create_connection((host.strip("[]"), int(port)), timeout=_JOIN_TIMEOUT_S).close()
-            ray.init(address, num_cpus=cpus, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
         except Exception as error:  # which kinds there are hangs on the form of the address
             if address == "local":
                 raise

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -109,6 +109,24 @@ class Progress:
     seconds: float
 
 
+@dataclass
+class Tally:
+    """What the driver keeps of the windows that are written: it grows with the files, not with the documents."""
+
+    counts: Counts = field(default_factory=Counts)
+    effort: Effort = field(default_factory=Effort)
+    files: list[OutputFile] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    actors: set[str] = field(default_factory=set)
+
+    def add(self, window: WindowRecord) -> None:
+        """One more."""
+        self.counts, self.effort = self.counts.with_window(window), self.effort + window.effort
+        self.files += window.files
+        self.examples += window.examples[: EXAMPLES - len(self.examples)]
+        self.actors.add(window.actor)
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run that ended well."""
@@ -155,22 +173,17 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     started_at, started = datetime.now(UTC), time.monotonic()
     _claim_output(plan)
     actors = place_actors(plan.config.resources)
-    counts, effort, files, examples = Counts(), Effort(), list[OutputFile](), list[Example]()
-    decoded_on = set[str]()
-    first_window = None
+    tally, first_window = Tally(), None
     for window in _windows(plan, actors):
         first_window = first_window or time.monotonic() - window.effort.decode_s
-        counts, effort = counts.with_window(window), effort + window.effort
-        decoded_on.add(window.actor)
-        files += window.files
-        examples += window.examples[: EXAMPLES - len(examples)]
-        on_progress(Progress(counts, time.monotonic() - first_window))
-    if counts.read != plan.store.rows:
-        raise Stopped(f"{counts.read} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
+        tally.add(window)
+        on_progress(Progress(tally.counts, time.monotonic() - first_window))
+    if tally.counts.read != plan.store.rows:
+        raise Stopped(f"{tally.counts.read} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
     unchanged = set(plan.store.root.parquet_files(recursive=True))  # new files are the next run's
     if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
         raise Stopped(f"{len(changed)} files have changed since the run began, {changed[0]} among them; {_AGAIN}")
-    _keep_recorded(plan, {file.path for file in files})
+    _keep_recorded(plan, {file.path for file in tally.files})
     startup_s = (first_window or time.monotonic()) - started
     seconds = time.monotonic() - started - startup_s
     manifest = Manifest(
@@ -183,16 +196,16 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         config=_as_json(plan.config),
         decoding=plan.decoding.model_dump(),
         versions=versions(),
-        actors=len(decoded_on),
-        counts=counts,
-        effort=effort,
-        limits=effort.summed_up(len(decoded_on), seconds, counts.source_tokens),
+        actors=len(tally.actors),
+        counts=tally.counts,
+        effort=tally.effort,
+        limits=tally.effort.summed_up(len(tally.actors), seconds, tally.counts.source_tokens),
         input_files=plan.input_files,
-        output_files=sorted(files, key=lambda file: file.path),
+        output_files=sorted(tally.files, key=lambda file: file.path),
     )
     plan.folder.child(MANIFEST).write(manifest.model_dump_json(indent=2).encode() + b"\n")
     plan.folder.child(SUCCESS).write(b"")
-    return Finished(manifest, examples)
+    return Finished(manifest, tally.examples)
 
 
 def _claim_output(plan: Plan) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-import ray
-from ray.util.state import list_actors
+from processes import processes_titled
 
 from pipeline.config import SummarizeConfig
 from pipeline.inference.run import Progress, execute, plan_run
@@ -61,8 +60,7 @@ def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:
     later: set[int] = set()
 
     def kill_once(_: Progress) -> None:
-        actors = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
-        pids = [actor.pid for actor in actors if "Summarize" in actor.class_name]
+        pids = processes_titled("SummarizeWindow")
         if killed:
             later.update(pids)
         else:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
-from ray.util.state import list_actors
+from processes import processes_titled
 from safetensors.torch import load_file
 
 from pipeline.config import TrainConfig
@@ -64,9 +63,8 @@ def test_kill_the_driver_then_a_worker_and_run_again(
         if record["kind"] == "start":
             starts.append(record["step"])
         if record["kind"] == "validation" and record["step"] > starts[0] + 5:
-            alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
-            [worker, _] = list_actors(ray.get_runtime_context().gcs_address, filters=alive)
-            os.kill(worker.pid, signal.SIGKILL)
+            [worker, _] = processes_titled("RayTrainWorker")
+            os.kill(worker, signal.SIGKILL)
 
     with pytest.raises(Stopped, match=r"worker \d was lost: its worker process has died\nRun the same command again"):
         train(TrainConfig.model_validate(killed), kill_a_worker)

@@ -60,6 +60,12 @@ def test_more_actors_and_larger_inputs(benchmark: Callable[..., int], tmp_path: 
     assert figures["shapes"] == []
 
 
+def test_the_drivers_own_work(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    assert benchmark("driver", "--json", str(tmp_path / "figures.json"), "--run.files", "2000", "--run.windows", "1000") == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["files_planned"]["per_s"] > 0 < figures["windows_tallied"]["per_s"]
+
+
 def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ("--input.rows", "40", "--input.gnmt_rows", "0", "--compute.repeats", "1", "--compute.threads", "1")
     assert benchmark("decode", "--json", str(tmp_path / "figures.json"), *options) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from pipeline.model import decoding
 from pipeline.model.arithmetic import Arithmetic, Compiled, Plain
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
-from pipeline.model.memory import Budget, free_bytes, is_out_of_memory
+from pipeline.model.memory import KEEP_FREED_MEMORY, Budget, free_bytes, is_out_of_memory
 
 CPU = torch.device("cpu")
 VOCABULARY = 300
@@ -186,3 +188,25 @@ print((peak - before) / (300 * 150 * position + 300 * row))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.2 < float(done.stdout) < 1.0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps its memory in its own way")
+def test_memory_that_is_kept_is_not_cleared_again() -> None:
+    code = """
+import resource, threading, torch
+def steps():
+    for _ in range(10):
+        torch.ones(10_000_000) + torch.ones(10_000_000)
+steps_in_a_thread = threading.Thread(target=steps)
+steps_in_a_thread.start()
+steps_in_a_thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+    def page_faults(environment: dict[str, str]) -> int:
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        )
+        return int(ran.stdout)
+
+    assert page_faults({}) > page_faults(KEEP_FREED_MEMORY) + 100_000

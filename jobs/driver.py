@@ -1,0 +1,94 @@
+"""``python -m jobs.benchmark driver``: what a run of any size asks of its one driver, without the run.
+
+The driver plans over all files of a store and keeps a record of every window that is written. Here both come from nowhere: a
+store of so many files, and the records of as many windows as a thousand actors would send.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import pyarrow as pa
+from pydantic import Field
+from rich.table import Table
+
+from jobs.screen import new_console
+from pipeline.config import Positive
+from pipeline.inference.effort import Effort
+from pipeline.inference.manifest import OutputFile, WindowRecord
+from pipeline.inference.run import Tally
+from pipeline.inference.windows import units_of
+from pipeline.options import JobConfig, Section, load_config
+from pipeline.storage import StoredFile
+from pipeline.text.documents import DocumentFile
+
+console = new_console()
+_ACTORS = 1000
+_ROWS = 512
+
+
+class Sizes(Section):
+    """Of the run that is pretended."""
+
+    files: Positive = Field(1_000_000, description="input files, of 512 documents each")
+    windows: Positive = Field(1_000_000, description="windows, of 512 documents each")
+
+
+class DriverBenchmark(JobConfig):
+    """Time the driver's own work, and weigh what it keeps."""
+
+    run: Sizes = Sizes()
+
+
+def driver(options: Sequence[str]) -> dict[str, Any]:
+    """Do both; see DriverBenchmark for the options."""
+    config = load_config(DriverBenchmark, "benchmark driver", options)
+    table = Table("", "number", "a second", "bytes of each", title="What one driver does")
+    figures: dict[str, Any] = {}
+    for name, number, work in (
+        ("files planned", config.run.files, _plan),
+        ("windows tallied", config.run.windows, _tally),
+    ):
+        before, started = psutil.Process().memory_info().rss, time.perf_counter()
+        kept = work(number)
+        rate = number / (time.perf_counter() - started)
+        held = (psutil.Process().memory_info().rss - before) / number
+        del kept
+        table.add_row(name, f"{number:,}", f"{rate:,.0f}", f"{held:,.0f}")
+        figures[name.replace(" ", "_")] = {"number": number, "per_s": rate, "bytes_each": held}
+    console.print(table)
+    return figures
+
+
+def _plan(number: int) -> Any:
+    """The files of a store, and the units that they are read in."""
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    files = [
+        DocumentFile(StoredFile(f"bucket/documents/part-{at:09}.parquet", 250_000, None), (_ROWS,), schema)
+        for at in range(number)
+    ]
+    return files, list(units_of(files, _ROWS))
+
+
+def _tally(number: int) -> Tally:
+    """Records as they come from the writing stage, as JSON."""
+    tally = Tally()
+    for at in range(number):
+        file = OutputFile(path=f"summaries/run=20260131T230000Z/part-{at:06}-0000.parquet", rows=_ROWS, bytes=21_000)
+        record = WindowRecord(
+            actor=f"{at % _ACTORS:032x}",
+            documents=_ROWS,
+            rejected={},
+            truncated=400,
+            reached_length_limit=1,
+            source_tokens=100_000,
+            summary_tokens=5_000,
+            effort=Effort(read_s=0.1, waited_s=0.01, decode_s=3.0, write_s=0.02, actor_bytes=2**30),
+            files=[file],
+            examples=[],
+        )
+        tally.add(WindowRecord.model_validate_json(record.model_dump_json()))
+    return tally
