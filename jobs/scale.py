@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipeline.options import JobConfig, Section, load_config
 console = new_console()
 _FILES = 8
 _LOOK_EVERY_S = 0.5
+_PATIENCE_S = 30.0
 
 
 class ScaleInput(BenchmarkTexts):
@@ -76,7 +78,7 @@ def _more_actors(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str,
     table = Table("actors", "documents/s", "of the first's", title=f"{config.scale.actors_rows:,} documents")
     found: list[dict[str, Any]] = []
     for actors in config.scale.actors:
-        resources = config.resources.model_copy(update={"actors": actors, "threads": 1})
+        resources = config.resources.model_copy(update={"actors": actors, "min_actors": None, "threads": 1})
         with _store(texts, config.scale.actors_rows, _FILES) as (store, output):
             rate = _rate(whole_run(store, output, config.model, resources))
         ratio = rate / found[0]["documents_per_s"] if found else 1.0
@@ -137,6 +139,9 @@ def _store(texts: Sequence[str], rows: int, files: int, rows_of_a_group: int | N
 @contextmanager
 def _watched() -> Iterator[dict[str, int]]:
     """The most bytes of its own that a process of each role held while the block ran, filled in as it runs."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while any(role == "actor" for role, _ in _held()) and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)  # those of the run before
     peaks: dict[str, int] = {}
     ended = threading.Event()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private.state import available_resources_per_node
 from ray._private.utils import get_num_cpus
 from ray.data import DataContext
 from ray.exceptions import RayError
@@ -80,23 +81,30 @@ def total(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
 
 
-def wait_for_room(needed: Mapping[str, float], seconds: float) -> None:
-    """Wait until so much of each resource is free.
+def places(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many find room on a node that has, or has free, so much of each resource; each takes what is said of it."""
+    return int(min((node.get(name, 0.0) / amount + 1e-6 for name, amount in each.items()), default=1e6))
+
+
+def wait_for_room(each: Mapping[str, float], number: int, beside: float, seconds: float) -> None:
+    """Wait until a number of actors, which take so much each, find room, and some CPU is free beside them.
 
     Raises:
-        UserError: it still is not after so many seconds, or will never be; says what is missing.
+        UserError: they still do not after so many seconds, or never will; says how many do.
     """
     deadline = time.monotonic() + seconds
     while True:
-        free = ray.available_resources()  # type: ignore[no-untyped-call]
-        missing = {name: amount for name, amount in needed.items() if free.get(name, 0.0) < amount - 1e-6}
-        if not missing:
+        free = list(available_resources_per_node().values())  # type: ignore[no-untyped-call]
+        room = min(number, sum(places(node, each) for node in free))
+        cpus = sum(node.get("CPU", 0.0) for node in free)
+        if room == number and cpus >= number * each.get("CPU", 0.0) + beside - 1e-6:
             return
         if time.monotonic() > deadline:
-            told = ", ".join(f"{amount:g} {name} of which {free.get(name, 0.0):g} are free" for name, amount in missing.items())
+            told = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
             raise UserError(
-                f"the actors need {told} after {seconds:g} s: other jobs hold the rest; wait for them, start more nodes, or "
-                "set --resources.actors lower, or --resources.wait_s higher"
+                f"the run needs {number} actors of {told} each, and {beside:g} CPU beside them; after {seconds:g} s there is "
+                f"room for {room} of them, with {cpus:g} CPUs free in all: other jobs hold the rest; wait for them, start more "
+                "nodes, or set --resources.actors lower, or --resources.wait_s higher"
             )
         gc.collect()  # a run that failed in this process may hold its actors in a cycle of objects
         time.sleep(_LOOK_EVERY_S)

@@ -295,7 +295,7 @@ class Resources(EvaluateResources):
         None, description="model actors, at most; unset: as many as find room on the GPUs, or without GPUs one per core"
     )
     min_actors: Positive | None = Field(
-        None, description="actors to begin with, where the pool may grow as nodes become free; unset: all of them"
+        None, description="actors to begin with, where the pool may grow as GPUs, or cores, become free; unset: all of them"
     )
     use_gpu: bool | None = Field(None, description="compute on GPUs; unset: if the cluster has any")
     gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = Field(

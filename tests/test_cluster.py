@@ -44,10 +44,21 @@ def test_the_error_of_a_task_is_told_as_what_began_it(text: str, kind: type[Exce
 
 def test_room_that_the_cluster_has_not_got_is_named() -> None:
     cluster.connect()
-    cluster.wait_for_room({"CPU": 1.0}, 0)
-    started = time.monotonic()
-    with pytest.raises(
-        UserError, match=r"need 7000 CPU of which \d+ are free, 3 quantum of which 0 are free after 1 s: .* --resources\.actors"
+    cluster.wait_for_room({"CPU": 0.5}, 2, 0.25, 0)
+    for each, number, told in (
+        ({"CPU": 1.0, "quantum": 3.0}, 2, "2 actors of 1 CPU and 3 quantum each, .* for 0 of them, .* --resources.actors"),
+        ({"CPU": 0.5}, 7000, r"7000 actors of 0.5 CPU each, .* for \d+ of them"),
+        ({"CPU": 7000.0}, 1, "1 actors of 7000 CPU"),
     ):
-        cluster.wait_for_room({"CPU": 7000.0, "quantum": 3.0}, 1)
-    assert 1 <= time.monotonic() - started < 5
+        started = time.monotonic()
+        with pytest.raises(UserError, match=told):
+            cluster.wait_for_room(each, number, 0.25, 1)
+        assert 1 <= time.monotonic() - started < 5
+
+
+def test_as_many_find_room_as_the_scarcest_resource_allows() -> None:
+    node = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
+    assert cluster.places(node, {"CPU": 0.5, "GPU": 0.25}) == 4
+    assert cluster.places(node, {"CPU": 3.0}) == 1
+    assert cluster.places(node, {"GPU": 0.3, "accelerator_type:T4": 0.001}) == 3
+    assert cluster.places(node, {"CPU": 0.5, "quantum": 1.0}) == 0

@@ -34,9 +34,12 @@ class Effort(BaseModel):
         sums = {name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
         return Effort(**{**sums, "actor_bytes": max(self.actor_bytes, other.actor_bytes)})
 
-    def summed_up(self, actors: int, seconds: float, source_tokens: int) -> str:
-        """What limited a run of so many seconds with so many actors, which read so many source tokens, in a line."""
-        busy = min(1.0, self.decode_s / max(actors * seconds, 1e-9))
+    def summed_up(self, actor_seconds: float, seconds: float, source_tokens: int) -> str:
+        """What limited a run of so many seconds, in a line.
+
+        actor_seconds: of each actor, from its first window to the end. source_tokens: that they read.
+        """
+        busy = min(1.0, self.decode_s / max(actor_seconds, 1e-9))
         padding = self.padding / max(self.padding + source_tokens, 1)
         if busy >= _BUSY:
             gain = "more actors, or faster ones"

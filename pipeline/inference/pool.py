@@ -33,16 +33,14 @@ class Actors:
     @property
     def ray_options(self) -> dict[str, Any]:
         """What one asks Ray for."""
-        environment = {"env_vars": KEEP_FREED_MEMORY}
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom), "runtime_env": environment}
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom)}
+        return options if self.gpus else {**options, "runtime_env": {"env_vars": KEEP_FREED_MEMORY}}
 
     @property
-    def needed(self) -> dict[str, float]:
-        """What must be free for the run to begin."""
-        each = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
-        needed = {name: self.fewest * amount for name, amount in each.items()}
-        needed["CPU"] += LIGHT_CPUS
-        return {name: amount for name, amount in needed.items() if amount}
+    def each(self) -> dict[str, float]:
+        """What one takes, by resource."""
+        taken = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        return {name: amount for name, amount in taken.items() if amount}
 
 
 def place_actors(wanted: Resources) -> Actors:
@@ -53,7 +51,7 @@ def place_actors(wanted: Resources) -> Actors:
     """
     cluster.connect()
     actors = pool_for(wanted, cluster.nodes())
-    cluster.wait_for_room(actors.needed, wanted.wait_s)
+    cluster.wait_for_room(actors.each, actors.fewest, LIGHT_CPUS, wanted.wait_s)
     return actors
 
 
@@ -63,8 +61,6 @@ def pool_for(wanted: Resources, nodes: Sequence[Mapping[str, float]]) -> Actors:
     Raises:
         UserError: they have no room for it.
     """
-    if not any(node.get("CPU") for node in nodes):
-        raise UserError("no node of the cluster has a CPU; wait for one, or start it")
     custom = dict(wanted.custom_resources)
     if wanted.accelerator_type:
         custom[f"{cluster.ACCELERATOR}{wanted.accelerator_type}"] = _MARK
@@ -74,6 +70,10 @@ def pool_for(wanted: Resources, nodes: Sequence[Mapping[str, float]]) -> Actors:
         there = ", ".join(sorted({name for node in nodes for name in node if _is_custom(name)})) or "none of that kind"
         raise UserError(
             f"no node of the cluster has {asked}: they have {there}; set --resources.accelerator_type or custom_resources"
+        )
+    if not any(node.get("CPU") for node in fit):
+        raise UserError(
+            f"no node of the cluster has a CPU{' and what the actors need' if custom else ''}; wait for one, or start it"
         )
     has_gpus = any(node.get("GPU") for node in fit)
     use_gpu = has_gpus if wanted.use_gpu is None else wanted.use_gpu
@@ -89,7 +89,7 @@ def pool_for(wanted: Resources, nodes: Sequence[Mapping[str, float]]) -> Actors:
 def _on_gpus(wanted: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
     """How many actors, and the CPUs of each: none, since it is the GPUs that bound how many there are."""
     on_one = int(1 / wanted.gpus_per_actor + 1e-9)
-    room = sum(min(int(node.get("GPU", 0.0)) * on_one, _room(node, custom)) for node in nodes)
+    room = sum(min(int(node.get("GPU", 0.0)) * on_one, cluster.places(node, custom)) for node in nodes)
     number = wanted.actors or room
     if not room or (wanted.min_actors or number) > room:
         fewest = wanted.min_actors or number or "the"
@@ -102,20 +102,18 @@ def _on_gpus(wanted: Resources, nodes: Sequence[Mapping[str, float]], custom: Ma
 
 def _on_cpus(wanted: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
     """How many actors, and the CPUs of each."""
-    cpus = sorted(node["CPU"] for node in nodes if node.get("CPU"))
-    number = wanted.actors
-    if number is None:
-        number = int(sum(cpus)) if cpus[-1] > 1 else max(1, len(cpus) - 1)
-        number = max(1, min(number, sum(_room(node, custom) for node in nodes)))
+    nodes = [node for node in nodes if node.get("CPU")]
+    cpus, room = sorted(node["CPU"] for node in nodes), sum(cluster.places(node, custom) for node in nodes)
+    number = wanted.actors or min(int(sum(cpus)) if cpus[-1] > 1 else max(1, len(cpus) - 1), room)
+    if wanted.min_actors and number > sum(cpus):
+        # Nothing would keep Ray from placing them all on the cores that there are.
+        raise UserError(
+            f"a pool on CPUs grows no further than the {sum(cpus):g} cores there are; set --resources.actors to that"
+        )
     share = cpu_share(cpus, number)
-    if share == 0:
+    if share == 0 or number > room:
         raise UserError(f"{number} actors do not fit beside a free CPU on {sum(cpus):g} CPUs; set --resources.actors")
     return number, share
-
-
-def _room(node: Mapping[str, float], custom: Mapping[str, float]) -> int:
-    """Actors that find their custom resources on a node."""
-    return int(min((node[name] / amount + 1e-9 for name, amount in custom.items()), default=1e6))
 
 
 def _is_custom(name: str) -> bool:

@@ -28,8 +28,8 @@ _FILES, _ROWS_OF_A_FILE = 8, 64
 class Estimate:
     """What a run will take, by a sample of so many documents.
 
-    source_tokens: that the model will read, of all documents. documents_per_s: of all actors. seconds: start-up apart.
-    actor_hours: of all actors together; one with a GPU holds it as long.
+    source_tokens: that the model will read, of all documents. documents_per_s: of the actors that it begins with.
+    seconds: start-up apart. actor_hours: of these actors together; one with a GPU holds it as long.
     """
 
     sample: int
@@ -69,19 +69,20 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
     try:
         actor = remote.remote(summarizer_options(plan, actors))
         try:
-            for window in (sample.slice(0, 8), sample):  # the first compiles
+            # The first compiles; a GPU captures what it has seen before.
+            for window in (sample.slice(0, 8), *[sample] * (3 if actors.gpus else 1)):
                 row = ray.get(actor.decode.remote(windows_row(window, Passport("rehearsal"))))
         finally:
             ray.kill(actor)
     except ray.exceptions.RayError as error:
         raise cluster.explained(error) from error
     _, passport = of_windows_row(row)
-    rate = len(sample) / max(passport.effort.decode_s, 1e-9) * actors.number
+    rate = len(sample) / max(passport.effort.decode_s, 1e-9) * actors.fewest
     seconds = plan.store.rows / rate
     return Estimate(
         sample=len(sample),
         source_tokens=round(tokens / len(sample) * plan.store.rows),
         documents_per_s=rate,
         seconds=seconds,
-        actor_hours=seconds * actors.number / 3600,
+        actor_hours=seconds * actors.fewest / 3600,
     )

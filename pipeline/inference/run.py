@@ -117,14 +117,15 @@ class Tally:
     effort: Effort = field(default_factory=Effort)
     files: list[OutputFile] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
-    actors: set[str] = field(default_factory=set)
+    actors: dict[str, float] = field(default_factory=dict)
+    """When each began with its first window."""
 
-    def add(self, window: WindowRecord) -> None:
-        """One more."""
+    def add(self, window: WindowRecord, at: float) -> None:
+        """One more, that was written at this time (s)."""
         self.counts, self.effort = self.counts.with_window(window), self.effort + window.effort
         self.files += window.files
         self.examples += window.examples[: EXAMPLES - len(self.examples)]
-        self.actors.add(window.actor)
+        self.actors.setdefault(window.actor, at - window.effort.decode_s)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     tally, first_window = Tally(), None
     for window in _windows(plan, actors):
         first_window = first_window or time.monotonic() - window.effort.decode_s
-        tally.add(window)
+        tally.add(window, time.monotonic())
         on_progress(Progress(tally.counts, time.monotonic() - first_window))
     if tally.counts.read != plan.store.rows:
         raise Stopped(f"{tally.counts.read} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
@@ -184,8 +185,10 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
         raise Stopped(f"{len(changed)} files have changed since the run began, {changed[0]} among them; {_AGAIN}")
     _keep_recorded(plan, {file.path for file in tally.files})
-    startup_s = (first_window or time.monotonic()) - started
-    seconds = time.monotonic() - started - startup_s
+    ended = time.monotonic()
+    startup_s = (first_window or ended) - started
+    seconds = ended - started - startup_s
+    actor_seconds = sum(ended - began for began in tally.actors.values())
     manifest = Manifest(
         run_id=plan.run_id,
         started_at=started_at,
@@ -199,7 +202,7 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         actors=len(tally.actors),
         counts=tally.counts,
         effort=tally.effort,
-        limits=tally.effort.summed_up(len(tally.actors), seconds, tally.counts.source_tokens),
+        limits=tally.effort.summed_up(actor_seconds, seconds, tally.counts.source_tokens),
         input_files=plan.input_files,
         output_files=sorted(tally.files, key=lambda file: file.path),
     )

@@ -49,8 +49,6 @@ class SummarizeWindow:
     ) -> None:
         self._threads = min(threads, cpus_here())
         torch.set_num_threads(self._threads)
-        # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
-        torch.backends.cudnn.allow_tf32 = precision != "float32"
         self._device = torch.device("cuda" if gpus else "cpu")
         self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", self._device).model
         self._options = options

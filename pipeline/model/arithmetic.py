@@ -109,6 +109,8 @@ class Plain:
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype, self.bytes, self.stepwise = device, dtype, dtype.itemsize, False
         self.module_dtype = dtype
+        # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
+        torch.backends.cudnn.allow_tf32 = dtype != torch.float32
         if device.type == "cuda" and dtype == torch.bfloat16 and (torch.backends.cudnn.version() or 0) < _CUDNN_BFLOAT16:  # type: ignore[no-untyped-call]
             self.module_dtype = torch.float32
 

@@ -128,8 +128,9 @@ def beam_search(engine: Engine, slots: Slots, limits: Tensor, options: DecodingC
         live &= ~(at_limit | (bound <= best.values[rows]))
         steps += 1
         if (step + 1) % STEPS_BETWEEN_LOOKS[device.type] == 0:
+            number = int(live.sum())
             parts = (slots, last, totals, written, coverage, inside, greedy, live)
-            slots, last, totals, written, coverage, inside, greedy, live = compacted(live.clone(), parts)
+            slots, last, totals, written, coverage, inside, greedy, live = compacted(live.clone(), number, parts, number)
             if len(live) == 0:
                 break
     scores = best.log_prob_sums / (best.lengths + best.finished)

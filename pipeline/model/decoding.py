@@ -90,6 +90,7 @@ def decode_window(
         if len(rows) == 1 or needed <= budget.tokens:
             if _out_of_memory(decode, rows) is None:
                 return []
+            _let_go(engine)
             budget.lower(needed)
         if len(rows) == 1:
             return [rows]
@@ -123,7 +124,7 @@ def decode_window(
 
 
 def _out_of_memory(decode: Callable[[Ints], None], rows: Ints) -> str | None:
-    """Decode rows; what was said if they found no room. What they held is let go of."""
+    """Decode rows; what was said if they found no room."""
     try:
         decode(rows)
     except (RuntimeError, MemoryError) as error:
@@ -132,8 +133,14 @@ def _out_of_memory(decode: Callable[[Ints], None], rows: Ints) -> str | None:
         told = str(error).split("\n")[0] or type(error).__name__
     else:
         return None
-    torch.cuda.empty_cache()  # nothing where there is no GPU
     return told
+
+
+def _let_go(engine: Engine) -> None:
+    """Of memory on the device that is held for later batches."""
+    if engine.graphs is not None:
+        engine.graphs.clear()
+    torch.cuda.empty_cache()  # nothing where there is no GPU
 
 
 @contextmanager

@@ -76,12 +76,13 @@ class Engine:
     Args:
         model: in evaluation mode, on the device to compute on.
         arithmetic: how to compute.
+        graphs: launch steps as graphs, on a GPU; capturing them pays where windows of one kind come again and again.
     """
 
-    def __init__(self, model: Seq2Seq, arithmetic: Arithmetic) -> None:
+    def __init__(self, model: Seq2Seq, arithmetic: Arithmetic, graphs: bool = True) -> None:
         self.config, self.vocabulary_size = model.config, model.vocabulary_size
         self.device, self.arithmetic = arithmetic.device, arithmetic
-        self.graphs = Graphs(self.device) if self.device.type == "cuda" else None
+        self.graphs = Graphs(self.device) if graphs and self.device.type == "cuda" else None
         self._gates = (4 if self.config.cell == "lstm" else 3) * self.config.hidden_size
         self._encoder: Encoder | None = None
         with torch.inference_mode():
@@ -101,12 +102,14 @@ class Engine:
         if c.layers > 1 or not self.arithmetic.stepwise or not self._source_inputs[0][0].is_table:
             position += (outputs + self._gates) * full  # what a layer is given, and what its gates make of it
         if c.attention != "none":  # its states, twice while they are made, and those that graphs read; its weights
-            position += (2 if self.graphs is None else 3) * c.hidden_size * full + options.beam_size * 4 * full
+            position += 2 * c.hidden_size * full + options.beam_size * 4 * full
         if c.attention == "additive":
             position += (1 if self.arithmetic.stepwise else 3) * c.hidden_size * free  # keys; their sum with a query, its tanh
         row = self.vocabulary_size * (2 if self.arithmetic.stepwise else 6) * full  # logits; what comes of them
         row += c.layers * 4 * (self._gates + 4 * c.hidden_size) * full
         row += 5 * options.max_target_tokens * torch.long.itemsize  # what is written, and copies of it
+        if self.graphs is not None:  # a second copy, of shapes a quarter larger in each direction
+            position, row = position + 2 * position, row + 2 * row
         return position, options.beam_size * row
 
     def _build_encoder(self, model: Seq2Seq) -> None:

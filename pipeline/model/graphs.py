@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _MOST = 512
-"""Graphs kept: one is some hundred nodes, most of a megabyte."""
+"""Graphs kept, of some hundred kernels each; with one more, all are made again as they are needed."""
 
 
 class Graphs:
@@ -37,7 +37,9 @@ class Graphs:
         size = math.prod(shape)
         memory = self._memory.get(name)
         if memory is None or len(memory) < size or memory.dtype != x.dtype:
-            self._forget()  # they read the memory that is let go of
+            self._captured.clear()  # they read the memory that is let go of
+            self._memory.pop(name, None)
+            del memory
             memory = self._memory[name] = torch.zeros(size, dtype=x.dtype, device=self.device)
         held = memory[:size].view(shape)
         held[tuple(slice(length) for length in x.shape)] = x
@@ -49,25 +51,28 @@ class Graphs:
         The first time it is just done, which loads its kernels; the second time it is captured.
         """
         if self.device.type != "cuda" or key not in self._seen:
-            self._seen.add(key)
             work()
+            self._seen.add(key)
             return
         if key not in self._captured:
             if len(self._captured) >= _MOST:
-                self._forget()
+                self._captured.clear()
             graph = torch.cuda.CUDAGraph()
             # One pool for all: no two run at once, and nothing is read from it after a run.
             pool = next(iter(self._captured.values())).pool() if self._captured else None
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 work()
             self._captured[key] = graph
         self._captured[key].replay()
 
-    def _forget(self) -> None:
+    def clear(self) -> None:
+        """Let go of all memory and graphs; they are made again as they are needed."""
         self._captured.clear()
+        self._memory.clear()
+        self._seen.clear()
 
 
 def rung(number: int) -> int:
     """The least size of the ladder that holds a number ≥ 1: eighths of a power of two, so that at most a fifth is unused."""
-    step = max(8, 1 << max(0, (number - 1).bit_length() - 3))
+    step = 1 << max(0, (number - 1).bit_length() - 3)
     return -(-number // step) * step

@@ -146,7 +146,7 @@ def _without_done(writing: _Writing, found: _Outcome, taken: int, room: Callable
     found.lengths[rows] = outcome.lengths[done]
     found.log_prob_sums[rows] = outcome.log_prob_sums[done]
     found.ended[rows] = outcome.ended[done]
-    writing = compacted(writing.live.clone(), writing, room)
+    writing = compacted(writing.live.clone(), number, writing, room(number))
     writing.slots.rows[number:] = len(found.lengths) - 1
     writing.live[:number] = True
     writing.live[number:] = False

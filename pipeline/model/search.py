@@ -20,11 +20,13 @@ def search(
 
     limits[B]: the most tokens of each, 1 to ``max_target_tokens``; without them the options say.
     """
+    source, source_lengths = source.clone(), source_lengths.clone()  # rows move in their place
     if limits is None:
         limits = torch.full_like(source_lengths, options.max_target_tokens)
         if options.max_target_ratio is not None:
             grown = (options.max_target_ratio * source_lengths).long() + options.max_target_extra
             limits = grown.clamp(max(1, options.min_target_tokens), options.max_target_tokens)
+    limits = limits.clone()
     sources, carry = engine.read(source, source_lengths)
     first = first_positions(source) if engine.config.copy_source else None
     slots = Slots(torch.arange(len(source), device=engine.device), sources, carry, first)

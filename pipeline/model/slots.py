@@ -68,10 +68,8 @@ def each(change: Callable[[Tensor], Tensor], tree: T) -> T:
     return changed  # type: ignore[no-any-return]
 
 
-def compacted(live: Tensor, tree: T, room: Callable[[int], int] = int) -> T:
-    """Let go of slots that are not live[N], in all tensors of a tree, in their place; of n that are, room(n) ≥ n slots stay."""
-    number = int(live.sum())
-    size = room(number)
+def compacted(live: Tensor, number: int, tree: T, size: int) -> T:
+    """Let go of slots that are not live[N], in all tensors of a tree, in their place: of a number that are, size ≥ it stay."""
     if number == len(live):
         return tree
     gaps = (~live[:number]).nonzero()[:, 0]

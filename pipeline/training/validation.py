@@ -45,7 +45,7 @@ class DevSet:
         data, budget = self._config.data, self._config.training.token_budget
         batches = pair_batches(self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, budget, rng=None)
         nll, tokens = learner.negative_log_likelihood(batches)
-        engine = Engine(learner.model, arithmetic_for(self._config.training.precision, learner.device))
+        engine = Engine(learner.model, arithmetic_for(self._config.training.precision, learner.device), graphs=False)
         decoding, threads = self._config.decoding, torch.get_num_threads()
         room = Budget.by_memory(engine, decoding, 1 / self._config.scaling.num_workers, threads)
         found = decode_window(engine, self._sources.values, self._sources.offsets, decoding, room, threads)

@@ -12,7 +12,7 @@ def test_efforts_add_up_but_for_the_most_memory() -> None:
 
 def test_the_limit_is_named() -> None:
     def limit(**seconds: float) -> str:
-        return Effort(**seconds).summed_up(actors=2, seconds=100, source_tokens=300)
+        return Effort(**seconds).summed_up(actor_seconds=200, seconds=100, source_tokens=300)
 
     assert "decoded 95% of the time and waited 5%" in limit(decode_s=190)
     assert "faster with more actors" in limit(decode_s=190)
@@ -20,7 +20,7 @@ def test_the_limit_is_named() -> None:
     assert "faster with more --resources.tokenizers" in limit(decode_s=100, read_s=99)
     assert "faster with a faster output storage" in limit(decode_s=100, unwritten_s=400, read_s=10)
     assert "faster with a longer run" in limit(decode_s=100, read_s=10)
-    assert "decoded 0% of the time" in Effort().summed_up(actors=1, seconds=0, source_tokens=0)
+    assert "decoded 0% of the time" in Effort().summed_up(actor_seconds=0, seconds=0, source_tokens=0)
 
 
 def test_the_most_memory_of_a_process_is_in_bytes() -> None:

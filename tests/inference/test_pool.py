@@ -62,6 +62,7 @@ def most_free(nodes: list[float], actors: int, share: float) -> Iterator[float]:
         ([H100, T4], {"custom_resources": {"nightly": 1.5}, "gpus_per_actor": 0.25}, 2, 0.25),
         ([CPUS, {"CPU": 16.0, "nightly": 2.0}], {"custom_resources": {"nightly": 1.0}}, 2, 0.0),
         ([H100], {"min_actors": 2, "actors": 100}, 100, 1.0),
+        ([CPUS], {"min_actors": 2, "actors": 8}, 8, 0.0),
     ],
 )
 def test_as_many_actors_as_find_room(nodes: list[dict[str, float]], options: dict[str, Any], number: int, gpus: float) -> None:
@@ -70,9 +71,10 @@ def test_as_many_actors_as_find_room(nodes: list[dict[str, float]], options: dic
     assert actors.fewest == options.get("min_actors", number)
 
 
-def test_what_must_be_free_is_that_of_the_fewest_actors() -> None:
+def test_an_actor_takes_what_was_asked_for() -> None:
     actors = pool([T4], accelerator_type="T4", gpus_per_actor=0.5, min_actors=1, custom_resources={"nightly": 1})
-    assert actors.needed == {"CPU": 0.25, "GPU": 0.5, "nightly": 1.0, "accelerator_type:T4": 0.001}
+    assert actors.each == {"GPU": 0.5, "nightly": 1.0, "accelerator_type:T4": 0.001}
+    assert "runtime_env" in pool([CPUS]).ray_options
     assert actors.ray_options["resources"] == {"nightly": 1.0, "accelerator_type:T4": 0.001}
 
 
@@ -86,6 +88,13 @@ def test_what_must_be_free_is_that_of_the_fewest_actors() -> None:
         ([H100], {"min_actors": 9}, "9 actors need"),
         ([CPUS], {"actors": 2, "min_actors": 3}, "begins with 3 actors and has 2 at most"),
         ([CPUS], {"actors": 10_000}, "10000 actors do not fit"),
+        ([CPUS], {"actors": 100, "min_actors": 2}, "a pool on CPUs grows no further than the 16 cores"),
+        (
+            [CPUS, {"nightly": 1.0}],
+            {"custom_resources": {"nightly": 1}},
+            "no node of the cluster has a CPU and what the actors need",
+        ),
+        ([{**CPUS, "nightly": 1.0}], {"custom_resources": {"nightly": 1}, "actors": 2}, "2 actors do not fit"),
         ([H100, T4], {"accelerator_type": "B200"}, "B200: they have accelerator_type:H100, accelerator_type:T4, nightly; set"),
         ([CPUS], {"custom_resources": {"quantum": 1}}, "has 1 quantum: they have none of that kind; .*custom_resources"),
     ],

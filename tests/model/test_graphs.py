@@ -29,10 +29,10 @@ def _sources(number: int, longest: int, seed: int) -> list[list[int]]:
     return [torch.randint(4, VOCABULARY, (int(length),), generator=generator).tolist() for length in lengths]
 
 
-def check(engine: Engine, model: Seq2Seq) -> None:
+def check(engine: Engine, model: Seq2Seq, repeats: int = 1) -> None:
     """Batches that grow, shrink and come again, so that memory and graphs are made, outgrown and used again."""
     reference = Reference(model)
-    for number, longest, seed in ((3, 4, 1), (40, 20, 2), (39, 19, 3), (3, 4, 4)):
+    for number, longest, seed in [(3, 4, 1), (40, 20, 2), (39, 19, 3), (3, 4, 4)] * repeats:
         rows = _sources(number, longest, seed)
         with torch.inference_mode():
             expected = [reference.greedy(row, OPTIONS) for row in rows]
@@ -59,11 +59,14 @@ def test_held_memory_changes_nothing(shape: dict[str, Any], looks: int, monkeypa
 
 @needs_gpu
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
-def test_graphs_change_nothing(shape: dict[str, Any]) -> None:
+def test_graphs_change_nothing(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STEPS_BETWEEN_LOOKS, "cuda", 3)
     device = torch.device("cuda")
     model = random_model(shape, VOCABULARY)
     engine = Engine(random_model(shape, VOCABULARY).to(device), Plain(device))
-    check(engine, model)
+    check(engine, model, repeats=4)
+    assert engine.graphs is not None
+    assert engine.graphs._captured
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
@@ -103,6 +106,6 @@ def test_held_memory_stays_where_it_is_until_it_is_too_small() -> None:
 def test_a_rung_holds_its_number_and_little_more() -> None:
     assert rung(0) == 0
     for number in range(1, 5000):
-        assert number <= rung(number) <= max(number + 7, number * 1.25)
+        assert number <= rung(number) <= number * 1.25
         assert rung(rung(number)) == rung(number)
     assert len({rung(number) for number in range(1, 5000)}) < 50
