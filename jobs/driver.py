@@ -7,10 +7,13 @@ is not in it; ``scale`` has that.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,14 +22,15 @@ from pydantic import Field
 from rich.table import Table
 
 from jobs.screen import new_console
-from pipeline.config import Positive
+from jobs.stores import write_store
+from pipeline.config import DocumentsInput, Positive
 from pipeline.inference.effort import Effort
 from pipeline.inference.manifest import OutputFile, WindowRecord
 from pipeline.inference.run import Tally
 from pipeline.inference.windows import units_of
 from pipeline.options import JobConfig, Section, load_config
 from pipeline.storage import StoredFile
-from pipeline.text.documents import DocumentFile
+from pipeline.text.documents import DocumentFile, DocumentStore, open_store
 
 console = new_console()
 _ACTORS = 1000
@@ -38,6 +42,7 @@ class Sizes(Section):
 
     files: Positive = Field(1_000_000, description="input files, of 512 documents each")
     windows: Positive = Field(1_000_000, description="windows, of 512 documents each")
+    opened: Positive = Field(20_000, description="real files of ten documents, in a temporary folder, that a plan opens")
 
 
 class DriverBenchmark(JobConfig):
@@ -47,18 +52,21 @@ class DriverBenchmark(JobConfig):
 
 
 def driver(options: Sequence[str]) -> dict[str, Any]:
-    """Do both; see DriverBenchmark for the options."""
+    """Do all; see DriverBenchmark for the options."""
     config = load_config(DriverBenchmark, "benchmark driver", options)
     table = Table("", "number", "a second", "bytes of each", title="What one driver does")
     figures: dict[str, Any] = {}
-    for name, number, work in (
-        ("files planned", config.run.files, _plan),
-        ("windows tallied", config.run.windows, _tally),
-    ):
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # what it holds is its own
-            rate, held = process.submit(_weighed, work, number).result()
-        table.add_row(name, f"{number:,}", f"{rate:,.0f}", f"{held:,.0f}")
-        figures[name.replace(" ", "_")] = {"number": number, "per_s": rate, "bytes_each": held}
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder) / "in", ["text"], 10 * config.run.opened, config.run.opened)
+        for name, number, work in (
+            ("files opened", config.run.opened, partial(_open, store)),
+            ("files planned", config.run.files, _plan),
+            ("windows tallied", config.run.windows, _tally),
+        ):
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:  # what it holds is its own
+                rate, held = process.submit(_weighed, work, number).result()
+            table.add_row(name, f"{number:,}", f"{rate:,.0f}", f"{held:,.0f}")
+            figures[name.replace(" ", "_")] = {"number": number, "per_s": rate, "bytes_each": held}
     console.print(table)
     return figures
 
@@ -71,6 +79,13 @@ def _weighed(work: Callable[[int], Any], number: int) -> tuple[float, float]:
     held = (psutil.Process().memory_info().rss - before) / number
     del kept
     return rate, held
+
+
+def _open(folder: Path, number: int) -> DocumentStore:
+    """The files of a folder, which are so many: their columns, and how many rows they have."""
+    store = open_store(DocumentsInput(path=str(folder)))
+    assert len(store.files) == number
+    return store
 
 
 def _plan(number: int) -> Any:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from jobs.screen import new_console
 from jobs.stores import whole_run, write_store
-from jobs.texts import BenchmarkTexts
+from jobs.texts import BenchmarkTexts, told
 from pipeline.config import DecodingOverrides, ModelPath, Positive, Resources
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.summarizer import SummarizeWindow
@@ -70,7 +70,7 @@ def scale(options: Sequence[str]) -> dict[str, Any]:
         "actors": _more_actors(config, texts),
         "rows": _more_rows(config, texts),
         "shapes": _shapes(config, texts),
-        "config": config.model_dump(mode="json"),
+        "config": told(config),
     }
 
 

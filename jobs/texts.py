@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.dataset as pads
 from pydantic import Field
 
 from pipeline.config import SAMPLE, Positive
 from pipeline.errors import UserError
-from pipeline.options import Section
-from pipeline.storage import in_words
+from pipeline.options import JobConfig, Section
+from pipeline.storage import from_here, in_words
+
+
+def told(config: JobConfig) -> dict[str, Any]:
+    """A benchmark's options, for its figures; paths from where the repository is."""
+    options = config.model_dump(mode="json")
+    for section in ("input", "model"):
+        options[section]["path"] = from_here(options[section]["path"])
+    return options
 
 
 class BenchmarkTexts(Section):

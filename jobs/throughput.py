@@ -23,7 +23,7 @@ from rich.table import Table
 
 from jobs.screen import new_console
 from jobs.stores import whole_run, write_store
-from jobs.texts import BenchmarkTexts
+from jobs.texts import BenchmarkTexts, told
 from pipeline.cluster import cpus_here
 from pipeline.config import ModelPath, Positive, Resources
 from pipeline.model.bundle import load_bundle
@@ -76,7 +76,7 @@ def pipeline(options: Sequence[str]) -> dict[str, Any]:
         "ratio_to_engine": rate / engine,
         "startup_s": graph.startup_s,
         "actors": graph.actors,
-        "config": config.model_dump(mode="json"),
+        "config": told(config),
     }
 
 

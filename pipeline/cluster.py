@@ -81,6 +81,11 @@ def total(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
 
 
+def in_amounts(resources: Mapping[str, float]) -> str:
+    """Resources in words; of a kind of accelerator the amount means nothing."""
+    return " and ".join(name if name.startswith(ACCELERATOR) else f"{amount:g} {name}" for name, amount in resources.items())
+
+
 def places(node: Mapping[str, float], each: Mapping[str, float]) -> int:
     """How many find room on a node that has, or has free, so much of each resource; each takes what is said of it."""
     return int(min((node.get(name, 0.0) / amount + 1e-6 for name, amount in each.items()), default=1e6))
@@ -100,7 +105,7 @@ def wait_for_room(each: Mapping[str, float], number: int, beside: float, seconds
         if room == number and cpus >= number * each.get("CPU", 0.0) + beside - 1e-6:
             return
         if time.monotonic() > deadline:
-            told = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+            told = in_amounts(each)
             raise UserError(
                 f"the run needs {number} actors of {told} each, and {beside:g} CPU beside them; after {seconds:g} s there is "
                 f"room for {room} of them, with {cpus:g} CPUs free in all: other jobs hold the rest; wait for them, start more "

@@ -66,10 +66,10 @@ def pool_for(wanted: Resources, nodes: Sequence[Mapping[str, float]]) -> Actors:
         custom[f"{cluster.ACCELERATOR}{wanted.accelerator_type}"] = _MARK
     fit = [node for node in nodes if all(node.get(name, 0.0) >= amount for name, amount in custom.items())]
     if not fit:
-        asked = " and ".join(f"{amount:g} {name}" for name, amount in custom.items())
         there = ", ".join(sorted({name for node in nodes for name in node if _is_custom(name)})) or "none of that kind"
         raise UserError(
-            f"no node of the cluster has {asked}: they have {there}; set --resources.accelerator_type or custom_resources"
+            f"no node of the cluster has {cluster.in_amounts(custom)}: they have {there}; "
+            "set --resources.accelerator_type or custom_resources"
         )
     if not any(node.get("CPU") for node in fit):
         raise UserError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.storage import Place, StoredFile, in_words, place
 
 _FOOTERS_AT_A_TIME = 16
+_FOOTERS_ASKED_FOR = 1024
+"""Ahead: what a pool holds for each is more than what is kept of a file."""
 _SHOWN_COLUMNS = 20
 NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
 """The rejection of a text that turns out to be nothing to the tokenizer."""
@@ -62,8 +64,12 @@ def open_store(config: DocumentsInput) -> DocumentStore:
     """
     root = place(config.path, "--input.path")
     found = root.parquet_files(recursive=True)
+    schemas: dict[pa.Schema, pa.Schema] = {}  # one for all files that have it: a store may be a million files
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-        files = list(pool.map(lambda file: _read_footer(root, file), found))
+        files: list[DocumentFile] = []
+        for start in range(0, len(found), _FOOTERS_ASKED_FOR):
+            for file in pool.map(lambda file: _read_footer(root, file), found[start : start + _FOOTERS_ASKED_FOR]):
+                files.append(replace(file, schema=schemas.setdefault(file.schema, file.schema)))
     for file in files:
         _check_columns(file, config)
     for column in (config.id_column, *config.keep_columns):
@@ -78,7 +84,7 @@ def _read_footer(root: Place, file: StoredFile) -> DocumentFile:
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
             groups = (parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-            return DocumentFile(file, tuple(groups), parquet.schema_arrow)
+            return DocumentFile(file, tuple(groups), parquet.schema_arrow.remove_metadata())
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it or set {root.option}"

@@ -95,7 +95,11 @@ def test_an_actor_takes_what_was_asked_for() -> None:
             "no node of the cluster has a CPU and what the actors need",
         ),
         ([{**CPUS, "nightly": 1.0}], {"custom_resources": {"nightly": 1}, "actors": 2}, "2 actors do not fit"),
-        ([H100, T4], {"accelerator_type": "B200"}, "B200: they have accelerator_type:H100, accelerator_type:T4, nightly; set"),
+        (
+            [H100, T4],
+            {"accelerator_type": "B200"},
+            "accelerator_type:B200: they have accelerator_type:H100, accelerator_type:T4, nightly; set",
+        ),
         ([CPUS], {"custom_resources": {"quantum": 1}}, "has 1 quantum: they have none of that kind; .*custom_resources"),
     ],
 )

@@ -61,9 +61,11 @@ def test_more_actors_and_larger_inputs(benchmark: Callable[..., int], tmp_path: 
 
 
 def test_the_drivers_own_work(benchmark: Callable[..., int], tmp_path: Path) -> None:
-    assert benchmark("driver", "--json", str(tmp_path / "figures.json"), "--run.files", "2000", "--run.windows", "1000") == 0
+    options = ("--run.files", "2000", "--run.windows", "1000", "--run.opened", "20")
+    assert benchmark("driver", "--json", str(tmp_path / "figures.json"), *options) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["files_planned"]["per_s"] > 0 < figures["windows_tallied"]["per_s"]
+    assert [part["number"] for part in (figures["files_opened"], figures["files_planned"])] == [20, 2000]
+    assert all(figures[name]["per_s"] > 0 for name in ("files_opened", "files_planned", "windows_tallied"))
 
 
 def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable[..., int], tmp_path: Path) -> None:

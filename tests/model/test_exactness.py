@@ -32,6 +32,8 @@ DEV = Path(__file__).parents[2] / "prepared/arxiv/dev"
 CPU = torch.device("cpu")
 TIE = 1e-5
 """Nat: the difference of two log-probabilities that float32, whose logits are of the order of ten, may see either way."""
+MOST_TIES = 5
+"""Of 5,000 documents, with a network of random weights."""
 SHORT = DecodingConfig(max_source_tokens=24, max_target_tokens=8, min_target_tokens=2, no_repeat_ngram=2)
 
 
@@ -128,6 +130,7 @@ def test_every_shape_in_any_batch_and_order(shape: dict[str, Any], documents: li
         found = written(engine, sources, SHORT, rows_of_batch, order)
         differ = [row for row, (one, other) in enumerate(zip(found, by_reference, strict=True)) if one != other]
         print(f"{rows_of_batch} rows a batch: {len(differ)} of {len(sources)} differ")
+        assert len(differ) <= MOST_TIES
         for row in differ:
             source = sources.values[sources.offsets[row] : sources.offsets[row + 1]][: SHORT.max_source_tokens].tolist()
             assert tied(Reference(model), source, found[row], by_reference[row]), (row, found[row], by_reference[row])
