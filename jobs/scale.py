@@ -6,12 +6,12 @@ most that was seen of any one: Ray's store of objects, which all processes map, 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pydantic import Field
 from rich.table import Table
 
 from jobs.screen import new_console
-from jobs.stores import whole_run, write_store
+from jobs.stores import ROWS_OF_A_GROUP, whole_run, write_store
 from jobs.texts import BenchmarkTexts, told
 from pipeline.config import DecodingOverrides, ModelPath, Positive, Resources
 from pipeline.inference.manifest import Manifest
@@ -30,7 +30,6 @@ from pipeline.options import JobConfig, Section, load_config
 console = new_console()
 _FILES = 8
 _LOOK_EVERY_S = 0.5
-_PATIENCE_S = 30.0
 
 
 class ScaleInput(BenchmarkTexts):
@@ -92,9 +91,9 @@ def _more_actors(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str,
 def _more_rows(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for rows in sorted(config.scale.rows):
-        with _store(texts, rows, _FILES) as (store, output), _watched() as peaks:
-            run = whole_run(store, output, config.model, config.resources, config.decoding)
-        found.append({"rows": rows, "documents_per_s": _rate(run), "startup_s": run.startup_s, "peak_bytes": dict(peaks)})
+        with _store(texts, rows, _FILES) as (store, output), ProcessPoolExecutor(1, get_context("spawn")) as process:
+            run, peaks = process.submit(_watched_run, config, store, output).result()
+        found.append({"rows": rows, "documents_per_s": _rate(run), "startup_s": run.startup_s, "peak_bytes": peaks})
     if found:
         roles = sorted({role for row in found for role in row["peak_bytes"]})
         table = Table("documents", "documents/s", "start-up (s)", *(f"{role} (MiB)" for role in roles), title="Most memory")
@@ -107,7 +106,11 @@ def _more_rows(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, A
 
 def _shapes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
     rows, found = 10 * config.scale.tiny_files, list[dict[str, Any]]()
-    shapes = {f"{_FILES} files": (_FILES, None), "files of ten": (rows // 10, None), "one file, one row group": (1, rows)}
+    shapes = {
+        f"{_FILES} files": (_FILES, ROWS_OF_A_GROUP),
+        "files of ten": (config.scale.tiny_files, ROWS_OF_A_GROUP),
+        "one file, one row group": (1, rows),
+    }
     table = Table("", "documents/s", "of the first's", "start-up (s)", title=f"{rows:,} documents")
     for name, (files, group) in shapes.items() if rows else ():
         with _store(texts, rows, files, group) as (store, output):
@@ -125,23 +128,23 @@ def _rate(run: Manifest) -> float:
 
 
 @contextmanager
-def _store(texts: Sequence[str], rows: int, files: int, rows_of_a_group: int | None = None) -> Iterator[tuple[Path, Path]]:
+def _store(texts: Sequence[str], rows: int, files: int, rows_of_a_group: int = ROWS_OF_A_GROUP) -> Iterator[tuple[Path, Path]]:
     """A store of the texts, and where a run over it may write."""
     console.print(f"a run of {rows:,} documents in {files:,} files")
-    folder = Path(tempfile.mkdtemp())
-    try:
-        more = {} if rows_of_a_group is None else {"rows_of_a_group": rows_of_a_group}
-        yield write_store(folder / "in", texts, rows, files, **more), folder / "out"
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        yield write_store(Path(folder) / "in", texts, rows, files, rows_of_a_group), Path(folder) / "out"
+
+
+def _watched_run(config: ScaleBenchmark, store: Path, output: Path) -> tuple[Manifest, dict[str, int]]:
+    """A run whose driver, and whose Ray, is this process's own: nothing of another run, or of making the store, is in it."""
+    with _watched() as peaks:
+        run = whole_run(store, output, config.model, config.resources, config.decoding)
+    return run, peaks
 
 
 @contextmanager
 def _watched() -> Iterator[dict[str, int]]:
     """The most bytes of its own that a process of each role held while the block ran, filled in as it runs."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while any(role == "actor" for role, _ in _held()) and time.monotonic() < deadline:
-        time.sleep(_LOOK_EVERY_S)  # those of the run before
     peaks: dict[str, int] = {}
     ended = threading.Event()
 

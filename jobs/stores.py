@@ -15,11 +15,11 @@ from pipeline.config import DecodingOverrides, ModelPath, Resources, SummarizeCo
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.run import execute, plan_run
 
-_ROWS_OF_A_GROUP = 10_000
+ROWS_OF_A_GROUP = 10_000
 _SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
 
 
-def write_store(folder: Path, texts: Sequence[str], rows: int, files: int, rows_of_a_group: int = _ROWS_OF_A_GROUP) -> Path:
+def write_store(folder: Path, texts: Sequence[str], rows: int, files: int, rows_of_a_group: int = ROWS_OF_A_GROUP) -> Path:
     """Write so many rows, the texts over and over, with ids of their own, to files of equal size; holds a row group."""
     folder.mkdir(parents=True)
     endless = itertools.cycle(texts)

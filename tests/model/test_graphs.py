@@ -101,6 +101,8 @@ def test_held_memory_stays_where_it_is_until_it_is_too_small() -> None:
         assert graphs.hold("a", torch.zeros(2, 2), *shape).data_ptr() == first.data_ptr()
     assert graphs.hold("b", torch.zeros(2, 2), 8, 4).data_ptr() != first.data_ptr()
     assert graphs.hold("a", torch.zeros(2, 2), 16, 4).shape == (16, 4)
+    graphs.clear()
+    assert graphs.hold("a", torch.ones(2, 2), 2, 2).tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_rung_holds_its_number_and_little_more() -> None:
