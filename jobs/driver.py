@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
 from pydantic import Field
 from rich.table import Table
 
@@ -90,10 +89,8 @@ def _open(folder: Path, number: int) -> DocumentStore:
 
 def _plan(number: int) -> Any:
     """The files of a store, and the units that they are read in."""
-    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
     files = [
-        DocumentFile(StoredFile(f"bucket/documents/part-{at:09}.parquet", 250_000, None), (_ROWS,), schema)
-        for at in range(number)
+        DocumentFile(StoredFile(f"bucket/documents/part-{at:09}.parquet", 250_000, None), (_ROWS,)) for at in range(number)
     ]
     return files, list(units_of(files, _ROWS))
 
@@ -102,8 +99,15 @@ def _tally(number: int) -> Tally:
     """Records as they come from the writing stage, as JSON."""
     tally = Tally()
     for at in range(number):
-        file = OutputFile(path=f"summaries/run=20260131T230000Z/part-{at:06}-0000.parquet", rows=_ROWS, bytes=21_000)
+        file = OutputFile(
+            path=f"summaries/run=20260131T230000Z/part-{at:06}-0000.parquet", rows=_ROWS, bytes=21_000, sha256=f"{at:064x}"
+        )
         record = WindowRecord(
+            unit=at,
+            number=0,
+            last=True,
+            skipped={},
+            unread={},
             actor=f"{at % _ACTORS:032x}",
             documents=_ROWS,
             rejected={},

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from pipeline.config import DecodingOverrides, ModelPath, Resources, SummarizeConfig
 from pipeline.inference.manifest import Manifest
-from pipeline.inference.run import execute, plan_run
+from pipeline.inference.plan import plan_run
+from pipeline.inference.run import execute
 
 ROWS_OF_A_GROUP = 10_000
 _SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])

@@ -10,36 +10,44 @@ from rich.text import Text
 
 from jobs.screen import new_console, progress
 from pipeline.config import SummarizeConfig
-from pipeline.errors import exit_on_user_error
+from pipeline.errors import EXIT_TOO_MANY_REJECTS, exit_on_user_error
 from pipeline.inference.manifest import Example, Manifest
+from pipeline.inference.plan import Plan, plan_run
 from pipeline.inference.pool import place_actors
 from pipeline.inference.rehearsal import rehearse
-from pipeline.inference.run import Finished, Plan, Progress, execute, plan_run
+from pipeline.inference.run import Finished, Progress, execute
 from pipeline.options import load_config
 from pipeline.storage import from_here
 
 _OPENING_CHARS = 220
-_DRY_RUN = "--dry-run"
+_SHOWN_FILES = 5
 
 
 def main() -> int:
     """Run the job; the exit status."""
-    options = sys.argv[1:]
-    config = load_config(SummarizeConfig, "summarize", [option for option in options if option != _DRY_RUN])
+    config = load_config(SummarizeConfig, "summarize", sys.argv[1:])
     console = new_console()
     plan = plan_run(config)
     console.print(
         f"run {plan.run_id}: {plan.store.rows:,} documents in {len(plan.store.files):,} files "
         f"({plan.store.bytes / 1e6:,.1f} MB) of {from_here(config.input.path)}, with model {plan.model_fingerprint[:12]}"
     )
+    if plan.anew:
+        console.print(f"the run was cut off and begins anew: {plan.anew}")
+    elif plan.begun:
+        later = f"; {plan.waiting:,} files that came since are for the next run" if plan.waiting else ""
+        console.print(f"the run was cut off and goes on from there{later}")
+    for path, error in list(plan.store.unread.items())[:_SHOWN_FILES]:
+        console.print(f"left out: {error}" if path in error else f"left out {path}: {error}")
     if plan.is_finished():
         console.print(f"run {plan.run_id} is finished already: {plan.folder.uri}; set another --output.run_id to do it again")
         return 0
-    if _DRY_RUN in options:
+    if config.dry_run:
         _show_plan(console, plan)
-    else:
-        _report(console, plan, _execute(console, plan))
-    return 0
+        return 0
+    finished = _execute(console, plan)
+    _report(console, plan, finished)
+    return 0 if finished.published else EXIT_TOO_MANY_REJECTS
 
 
 def _show_plan(console: Console, plan: Plan) -> None:
@@ -53,7 +61,7 @@ def _show_plan(console: Console, plan: Plan) -> None:
         f"decoding:  {estimate.source_tokens:,} source tokens, {estimate.documents_per_s:,.0f} documents/s by a sample of "
         f"{estimate.sample}\n"
         f"it takes:  {timedelta(seconds=round(estimate.seconds))} after the start, {estimate.actor_hours:,.2f} actor hours\n"
-        f"writes to: {plan.output.uri} (nothing is written yet; without {_DRY_RUN} the run begins)"
+        f"writes to: {plan.output.uri} (nothing is written yet; without --dry-run the run begins)"
     )
 
 
@@ -63,7 +71,8 @@ def _execute(console: Console, plan: Plan) -> Finished:
     with progress(console, f"{run}: starting Ray and loading the model", plan.store.rows) as show:
 
         def on_progress(at: Progress) -> None:
-            show(run, at.counts.read, f"{at.counts.read / max(at.seconds, 1e-9):,.0f} documents/s")
+            rate = (at.counts.done - at.taken_over) / max(at.seconds, 1e-9)
+            show(run, at.counts.read, f"{rate:,.0f} documents/s")
 
         return execute(plan, on_progress)
 
@@ -74,10 +83,18 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
     manifest = finished.manifest
     console.print(_counts(manifest))
     console.print(manifest.limits)
+    for path, unread in list(manifest.unread.items())[:_SHOWN_FILES]:
+        console.print(f"unread: {'all' if unread.rows is None else f'{unread.rows:,}'} rows of {path}: {unread.error}")
     kinds = ("summaries", "rejects") if manifest.counts.rejected else ("summaries",)
     for kind in kinds:
         console.print(f"{kind + ':':<11}{plan.output.child(kind).child(f'run={plan.run_id}').uri}/*.parquet")
     console.print(f"manifest:  {plan.folder.uri}/manifest.json")
+    if not finished.published:
+        share = plan.config.input.max_reject_share
+        console.print(
+            f"not published: {manifest.counts.reject_share:.1%} of the new documents were rejected or unread, and "
+            f"--input.max_reject_share is {share:g}; with a higher one the same command publishes the run as it is"
+        )
 
 
 def _show(console: Console, example: Example) -> None:
@@ -90,14 +107,24 @@ def _show(console: Console, example: Example) -> None:
 def _counts(manifest: Manifest) -> str:
     counts = manifest.counts
     rejected = ", ".join(f"{reason} {rows:,}" for reason, rows in sorted(counts.rejected.items()))
-    return (
-        f"\nsummarized {counts.summarized:,} of {counts.read:,} documents in {manifest.seconds:.1f} s: "
-        f"{counts.read / max(manifest.seconds, 1e-9):,.0f} documents/s with {manifest.actors} actors "
-        f"(after {manifest.startup_s:.1f} s to start)\n"
+    lines = [
+        "",
+        f"summarized {counts.summarized:,} of {counts.read:,} documents in {manifest.seconds:.1f} s: "
+        f"{(counts.done - manifest.taken_over) / max(manifest.seconds, 1e-9):,.0f} documents/s with {manifest.actors} actors "
+        f"(after {manifest.startup_s:.1f} s to start)",
         f"rejected {sum(counts.rejected.values()):,}{f' ({rejected})' if rejected else ''}; "
         f"{counts.truncated:,} sources were cut to what the model reads, "
-        f"{counts.reached_length_limit:,} summaries reached the length limit"
-    )
+        f"{counts.reached_length_limit:,} summaries reached the length limit",
+    ]
+    if manifest.taken_over:
+        lines.append(f"{manifest.taken_over:,} of them were done before the run was cut off")
+    if counts.skipped:
+        kinds = " and ".join(f"{rows:,} {kind}" for kind, rows in sorted(counts.skipped.items(), reverse=True))
+        lines.append(f"skipped {sum(counts.skipped.values()):,} that are as an earlier run found them ({kinds} then)")
+    if manifest.gone.documents:
+        some = ", ".join(manifest.gone.ids[:3])
+        lines.append(f"{manifest.gone.documents:,} that an earlier run did are not in the input any more: {some} …")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import CliImplicitFlag
 
 from pipeline.errors import UserError
 from pipeline.options import JobConfig, Section, explained
@@ -279,13 +280,21 @@ class DocumentsInput(Section):
     text_column: str = Field("text", description="column of texts, string or large_string")
     keep_columns: list[str] = Field([], description="further columns to pass through to the summaries")
     max_chars: Positive = Field(10_000_000, description="longer texts are rejected as too_long")
+    on_bad_file: Literal["fail", "skip"] = Field(
+        "fail", description="a file that cannot be read, or has other columns, ends the run, or is named and left out"
+    )
+    max_reject_share: Share = Field(
+        1.0, description="with more of the new documents rejected or unread, the run ends with status 3 and is not published"
+    )
 
 
 class SummarizeOutput(Section):
     """Where the summaries go."""
 
     path: str = Field("out", description="folder to write, any URI that pyarrow opens")
-    run_id: str | None = Field(None, description="name of this run; unset: the time in UTC")
+    run_id: str | None = Field(
+        None, description="name of this run; unset: the one that was cut off, if it asked for the same, else the time in UTC"
+    )
 
 
 class Resources(EvaluateResources):
@@ -391,10 +400,14 @@ class EvaluateConfig(JobConfig):
 
 
 class SummarizeConfig(JobConfig):
-    """Summarize every document of a Parquet store. With --dry-run: print the plan and what it will take, and stop there."""
+    """Summarize the documents of a Parquet store that are new, or have changed since the last run."""
 
     input: DocumentsInput = DocumentsInput()
     output: SummarizeOutput = SummarizeOutput()
     model: ModelPath = ModelPath()
     decoding: DecodingOverrides = DecodingOverrides()
     resources: Resources = Resources()
+    full: CliImplicitFlag[bool] = Field(False, description="do documents again that an earlier run did and that are unchanged")
+    dry_run: CliImplicitFlag[bool] = Field(
+        False, alias="dry-run", description="print the plan and what it will take, and stop there"
+    )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_STOPPED, EXIT_USER_ERROR = 1, 2
+EXIT_STOPPED, EXIT_USER_ERROR, EXIT_TOO_MANY_REJECTS = 1, 2, 3
 
 
 class UserError(Exception):

@@ -10,7 +10,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -78,14 +78,16 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
     known = list(_options(cls))
     given, unknown = parser.parse_known_args(argv)
     # A whole section as JSON is pydantic-settings' second way to say the same.
-    unknown += [f"--{section}" for section in cls.model_fields if getattr(given, section, None) is not None]
+    sections = [name for name, field in cls.model_fields.items() if _is_section(field.annotation)]
+    unknown += [f"--{section}" for section in sections if getattr(given, section, None) is not None]
     for word in unknown[:1]:
         name = word.removeprefix("--").split("=", 1)[0]
         fault = f"no option --{name}{_nearest(name, known)}" if word.startswith("--") else f"{word!r} is no option's value"
         raise UserError(f"{fault}; --help lists the options")
-    values = {section: {} for section in cls.model_fields} | (_read_yaml(given.config) if given.config else {})
-    for section in values.keys() - cls.model_fields.keys():
-        near = difflib.get_close_matches(str(section), cls.model_fields, n=1) or list(cls.model_fields)
+    values: dict[str, Any] = {section: {} for section in sections} | (_read_yaml(given.config) if given.config else {})
+    flags = [option for option in known if "." not in option]
+    for section in values.keys() - {*sections, *flags}:
+        near = difflib.get_close_matches(str(section), [*sections, *flags], n=1) or sections
         raise UserError(f"--config {given.config}: no section {section!r} (did you mean {' or '.join(near)}?)")
     try:
         return cls(_cli_settings_source=source(parsed_args=given), **values)
@@ -157,10 +159,14 @@ def _options(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted name of every option of a configuration."""
     for attribute, field in cls.model_fields.items():
         name = prefix + (field.alias or attribute)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_section(field.annotation):
             yield from _options(field.annotation, name + ".")
         else:
             yield name
+
+
+def _is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

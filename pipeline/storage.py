@@ -101,13 +101,33 @@ class Place:
         try:
             with self.filesystem.open_output_stream(written) as file:
                 file.write(content)
+            if self.filesystem.type_name == "local":
+                _keep(written)
             if written != self.path:
                 self.filesystem.move(written, self.path)
+            if self.filesystem.type_name == "local":
+                _keep(self.path.rpartition("/")[0])
         except OSError:
             if written != self.path:
                 with contextlib.suppress(OSError):
                     self.filesystem.delete_file(written)
             raise
+
+    def names(self) -> list[str]:
+        """What lies directly in a folder, files and folders, sorted. Raises UserError if it cannot be listed."""
+        try:
+            return sorted(info.base_name for info in self.filesystem.get_file_info(fs.FileSelector(self.path)))
+        except OSError as error:
+            raise self._error("list", error) from None
+
+    def remove(self) -> None:
+        """Delete a file; nothing happens if it is not there. Raises UserError if it stays."""
+        try:
+            self.filesystem.delete_file(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._error("remove", error) from None
 
     def files(self) -> list[StoredFile]:
         """The files below a folder, or the file itself, sorted by path. Hidden ones (``.x``, ``_x``) are left out.
@@ -153,6 +173,15 @@ class Place:
 
     def _error(self, verb: str, error: Exception) -> UserError:
         return UserError(f"cannot {verb} {self.uri}: {in_words(error)}; set {self.option}")
+
+
+def _keep(path: str) -> None:
+    """Have a file, or the names in a folder, on the disk: what a run says is written outlives a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def from_here(path: str) -> str:

@@ -20,6 +20,14 @@ class OutputFile(BaseModel):
     path: str
     rows: int
     bytes: int
+    sha256: str
+
+
+class UnreadRows(BaseModel):
+    """Rows of a file that could not be read, and why. rows: None where not even their number is known."""
+
+    rows: int | None
+    error: str
 
 
 class Example(BaseModel):
@@ -31,10 +39,20 @@ class Example(BaseModel):
 
 
 class WindowRecord(BaseModel):
-    """What became of one window of documents. actor: the one that decoded it, by Ray's id."""
+    """What became of one window of documents.
 
+    unit, number: its name. last: of its unit's windows. actor: the one that decoded it, by Ray's id. documents: summarized and
+    rejected ones. skipped, unread: of the unit, up to its last window, which alone has them; documents that were done before,
+    by what was done, and rows that could not be read, by file.
+    """
+
+    unit: int
+    number: int
+    last: bool
     actor: str
     documents: int
+    skipped: dict[str, int]
+    unread: dict[str, UnreadRows]
     rejected: dict[str, int]
     truncated: int
     reached_length_limit: int
@@ -46,9 +64,15 @@ class WindowRecord(BaseModel):
 
 
 class Counts(BaseModel):
-    """Documents and tokens of a run. read = summarized + the sum of rejected."""
+    """Documents and tokens of a run. read = skipped + summarized + rejected, each the sum of its kinds.
+
+    skipped: documents that an earlier run did, and that are as they were: "summarized" or "rejected" then. unread: rows of
+    files that could not be read.
+    """
 
     read: int = 0
+    unread: int = 0
+    skipped: dict[str, int] = {}
     summarized: int = 0
     rejected: dict[str, int] = {}
     truncated: int = 0
@@ -59,8 +83,11 @@ class Counts(BaseModel):
     def with_window(self, window: WindowRecord) -> Counts:
         """The counts with a window's added."""
         rejected = Counter(self.rejected) + Counter(window.rejected)
+        skipped = Counter(self.skipped) + Counter(window.skipped)
         return Counts(
-            read=self.read + window.documents,
+            read=self.read + window.documents + sum(window.skipped.values()),
+            unread=self.unread + sum(unread.rows or 0 for unread in window.unread.values()),
+            skipped=dict(skipped),
             summarized=self.summarized + window.documents - sum(window.rejected.values()),
             rejected=dict(rejected),
             truncated=self.truncated + window.truncated,
@@ -68,6 +95,27 @@ class Counts(BaseModel):
             source_tokens=self.source_tokens + window.source_tokens,
             summary_tokens=self.summary_tokens + window.summary_tokens,
         )
+
+    @property
+    def done(self) -> int:
+        """Documents that the run summarized or rejected itself."""
+        return self.summarized + sum(self.rejected.values())
+
+    @property
+    def reject_share(self) -> float:
+        """Rejected documents and unread rows among those that were not skipped."""
+        bad = sum(self.rejected.values()) + self.unread
+        return bad / max(self.summarized + bad, 1)
+
+
+class Gone(BaseModel):
+    """Documents that an earlier run did and that are not in the input any more.
+
+    ids: the first of them, sorted, as strings; all are in ``runs/<run_id>/gone.parquet``, if there are any.
+    """
+
+    documents: int = 0
+    ids: list[str] = []
 
 
 class InputFile(BaseModel):
@@ -80,12 +128,15 @@ class InputFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """``runs/<run_id>/manifest.json``. startup_s: until the first window could be decoded; seconds: from there on.
+    """``runs/<run_id>/manifest.json``.
 
-    actors: that decoded any. limits: what bounded the speed, in words.
+    taken_over: documents that an earlier command of this run did, before it was cut off. startup_s: until the first window
+    could be decoded; seconds: from there on; both of the last command. actors: of it, that decoded any. limits: what bounded
+    its speed, in words. unread: files that could not be read, or not wholly, by path. ledger: how many runs had been published
+    when this one began, whose documents it skipped if they were unchanged.
     """
 
-    format: int = 1
+    format: int = 2
     run_id: str
     started_at: datetime
     finished_at: datetime
@@ -96,8 +147,12 @@ class Manifest(BaseModel):
     decoding: dict[str, Any]
     versions: dict[str, str]
     actors: int
+    ledger: int
     counts: Counts
+    taken_over: int
+    gone: Gone
     effort: Effort
     limits: str
     input_files: list[InputFile]
+    unread: dict[str, UnreadRows]
     output_files: list[OutputFile]

@@ -14,9 +14,10 @@ import ray.exceptions
 
 from pipeline import cluster
 from pipeline.errors import UserError
+from pipeline.inference.passport import IDS, of_windows_row, windows_row
+from pipeline.inference.plan import Plan
 from pipeline.inference.pool import Actors
-from pipeline.inference.run import Plan, reader, summarizer_options
-from pipeline.inference.stages import IDS, Passport, of_windows_row, windows_row
+from pipeline.inference.run import reader, summarizer_options
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.windows import Span, Unit
 from pipeline.text.columns import flat_rows
@@ -60,8 +61,8 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
     if not files:
         raise UserError(f"{plan.store.root.uri} holds no document; set --input.path")
     chosen = files[:: -(-len(files) // _FILES)]
-    unit = Unit(0, tuple(Span(file.file.path, 0, min(file.rows, _ROWS_OF_A_FILE), file.rows) for file in chosen))
-    sample = next(replace(reader(plan), window_rows=unit.rows, window_tokens=None).read(unit))
+    unit = Unit(0, tuple(Span(file.file.path, 0, 0, min(file.rows, _ROWS_OF_A_FILE), file.rows) for file in chosen))
+    sample, passport = next(replace(reader(plan), window_rows=unit.rows, window_tokens=None).read(unit))
     tokens = len(flat_rows(sample[IDS])[0])
     if not tokens:
         raise UserError(f"none of the first documents of {plan.store.root.uri} can be summarized; look at --input.text_column")
@@ -71,7 +72,7 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
         try:
             # The first compiles; a GPU captures what it has seen before.
             for window in (sample.slice(0, 8), *[sample] * (3 if actors.gpus else 1)):
-                row = ray.get(actor.decode.remote(windows_row(window, Passport("rehearsal"))))
+                row = ray.get(actor.decode.remote(windows_row(window, passport)))
         finally:
             ray.kill(actor)
     except ray.exceptions.RayError as error:

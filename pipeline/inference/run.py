@@ -1,18 +1,16 @@
-"""One run: every document of a store to a summary or a reject, once.
+"""One run: every document of a store that is new to a summary or a reject, once.
 
-    plan ── read and tokenize, a window at a time ── summarize (actors) ── write ── manifest, _SUCCESS
+    plan ── census ── read and tokenize, a window at a time ── summarize (actors) ── write ── manifest, _SUCCESS
 
-What makes a window stands in windows.py, what the stages do with it in stages.py and summarizer.py. The driver sees a record
-per window, never a document.
+What makes a window stands in windows.py, what the stages do with it in reading.py, summarizer.py and writing.py. The driver
+sees a record per window, never a document.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,90 +21,34 @@ import yaml
 from ray.data import ActorPoolStrategy
 
 from pipeline import cluster
-from pipeline.config import DecodingConfig, SummarizeConfig
 from pipeline.errors import Stopped, UserError
-from pipeline.inference.bundles import read_bundle
+from pipeline.inference import lease, ledger
+from pipeline.inference.census import Repeated, find_gone, take_census
 from pipeline.inference.effort import Effort
-from pipeline.inference.manifest import Counts, Example, InputFile, Manifest, OutputFile, WindowRecord
+from pipeline.inference.ledger import Ledger
+from pipeline.inference.manifest import Counts, Example, Manifest, OutputFile, UnreadRows, WindowRecord
+from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
-from pipeline.inference.stages import (
-    EXAMPLES,
-    PRIVATE,
-    RECORD,
-    REJECT_COLUMNS,
-    SUMMARY_COLUMNS,
-    ReadWindows,
-    WriteWindow,
-)
+from pipeline.inference.publication import SUCCESS, publish
+from pipeline.inference.reading import EXAMPLES, ReadWindows
 from pipeline.inference.summarizer import SummarizeWindow
-from pipeline.inference.windows import units_of
+from pipeline.inference.windows import Unit, units_of
+from pipeline.inference.writing import RECORD, WriteWindow
 from pipeline.model.bundle import TOKENIZER
-from pipeline.storage import Place, StoredFile, place
-from pipeline.text.documents import DocumentStore, open_store
+from pipeline.storage import StoredFile
 from pipeline.versions import versions
 
-_AGAIN = "the same command, with this --output.run_id, does the run anew"
-
-SUCCESS, MANIFEST, CONFIG = "_SUCCESS", "manifest.json", "config.yaml"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run before it starts: its input, its model and its options have been looked at."""
-
-    config: SummarizeConfig
-    run_id: str
-    store: DocumentStore
-    output: Place
-    bundle_files: Mapping[str, bytes]
-    model_fingerprint: str
-    decoding: DecodingConfig
-
-    @property
-    def folder(self) -> Place:
-        """``runs/<run_id>``, with the manifest and _SUCCESS."""
-        return self.output.child("runs").child(self.run_id)
-
-    def is_finished(self) -> bool:
-        """Whether this run ended with _SUCCESS before.
-
-        Raises:
-            UserError: a run of this id did, but over another input, or with another model or other options, or its
-                manifest is not one that this version writes.
-        """
-        if not self.folder.child(SUCCESS).exists():
-            return False
-        manifest = self.folder.child(MANIFEST)
-        try:
-            before = Manifest.model_validate_json(manifest.read())
-        except ValueError:
-            raise UserError(f"{manifest.uri} is broken or of another version; set another --output.run_id") from None
-        changed = {
-            "another input": before.input_files != self.input_files,
-            "another model": before.model_fingerprint != self.model_fingerprint,
-            "other decoding options": before.decoding != self.decoding.model_dump(),
-            "other input options": before.config["input"] != _as_json(self.config)["input"],
-        }
-        if any(changed.values()):
-            how = " and ".join(what for what, differs in changed.items() if differs)
-            raise UserError(f"run {self.run_id} is finished, with {how}: {self.folder.uri}; set another --output.run_id")
-        return True
-
-    @property
-    def input_files(self) -> list[InputFile]:
-        """The store's files, for the manifest."""
-        return [
-            InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
-            for file in self.store.files
-        ]
+_AGAIN = "the same command goes on from here"
+_KINDS = ("summaries", "rejects")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. seconds: since the first window could start."""
+    """Where a run stands. seconds: since the first window could start. taken_over: documents done before the command began."""
 
     counts: Counts
     seconds: float
+    taken_over: int
 
 
 @dataclass
@@ -117,73 +59,88 @@ class Tally:
     effort: Effort = field(default_factory=Effort)
     files: list[OutputFile] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    unread: dict[str, UnreadRows] = field(default_factory=dict)
     actors: dict[str, float] = field(default_factory=dict)
     """When each began with its first window."""
+    taken_over: int = 0
 
     def add(self, window: WindowRecord, at: float) -> None:
         """One more, that was written at this time (s)."""
-        self.counts, self.effort = self.counts.with_window(window), self.effort + window.effort
+        self._count(window)
+        self.effort += window.effort
+        if window.documents:
+            self.actors.setdefault(window.actor, at - window.effort.decode_s)
+
+    def take_over(self, window: WindowRecord) -> None:
+        """One that an earlier command of the run wrote."""
+        self._count(window)
+        self.taken_over += window.documents
+
+    def _count(self, window: WindowRecord) -> None:
+        self.counts = self.counts.with_window(window)
         self.files += window.files
         self.examples += window.examples[: EXAMPLES - len(self.examples)]
-        self.actors.setdefault(window.actor, at - window.effort.decode_s)
+        for path, unread in window.unread.items():
+            before = self.unread.get(path)
+            self.unread[path] = replace_rows(unread, before.rows if before else 0)
+
+
+def replace_rows(unread: UnreadRows, more: int | None) -> UnreadRows:
+    """Unread rows of a file, with more of them."""
+    return UnreadRows(rows=(unread.rows or 0) + (more or 0), error=unread.error)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that ended well."""
+    """A run that came to its end. published: False if more was rejected than ``--input.max_reject_share`` allows."""
 
     manifest: Manifest
     examples: list[Example]
-
-
-def plan_run(config: SummarizeConfig) -> Plan:
-    """Check input, model and output without computing anything.
-
-    Raises:
-        UserError: one of them is not usable.
-    """
-    _check_names(config)
-    store, output = open_store(config.input), place(config.output.path, "--output.path")
-    if output.contains(store.root) or store.root.contains(output):
-        raise UserError(f"--output.path {output.uri} and --input.path {store.root.uri} lie in each other; set another output")
-    bundle_files, bundle = read_bundle(config.model.path)
-    run_id = config.output.run_id or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
-        raise UserError(f"--output.run_id {run_id!r} names a folder: letters, digits, '.', '_' and '-' alone, please")
-    return Plan(
-        config,
-        run_id,
-        store,
-        output,
-        bundle_files,
-        bundle.fingerprint,
-        config.decoding.applied_to(bundle.decoding, bundle.model.config),
-    )
+    published: bool
 
 
 def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
-    """Run a plan to its end. What an unfinished run of the same id left is removed first.
+    """Run a plan to its end; what a command that was cut off has written is taken over.
 
     Args:
         on_progress: called with the counts so far after each window.
 
     Raises:
-        UserError: the output cannot be written, or the cluster lacks what was asked for.
+        UserError: the output cannot be written or another driver does so, a file cannot be read, or the cluster lacks what
+            was asked for.
         Stopped: a stage failed, or the files are not those that the plan and the records name. There is no _SUCCESS.
     """
-    started_at, started = datetime.now(UTC), time.monotonic()
-    _claim_output(plan)
+    with lease.held(plan.output, plan.run_id) as held:
+        if plan.folder.child(SUCCESS).exists():
+            raise UserError(f"run {plan.run_id} was finished by another driver just now")
+        return _execute(plan, held, on_progress)
+
+
+def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], None]) -> Finished:
+    started = time.monotonic()
+    tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
+    units = list(units_of(plan.store.files, plan.pinned.window_rows))
+    left = _take_over(plan, units, tally) if plan.begun and not plan.anew else _begin(plan, units)
     actors = place_actors(plan.config.resources)
-    tally, first_window = Tally(), None
-    for window in _windows(plan, actors):
-        first_window = first_window or time.monotonic() - window.effort.decode_s
-        tally.add(window, time.monotonic())
-        on_progress(Progress(tally.counts, time.monotonic() - first_window))
-    if tally.counts.read != plan.store.rows:
-        raise Stopped(f"{tally.counts.read} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
-    unchanged = set(plan.store.root.parquet_files(recursive=True))  # new files are the next run's
-    if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
-        raise Stopped(f"{len(changed)} files have changed since the run began, {changed[0]} among them; {_AGAIN}")
+    first_window: float | None = None
+    told: UserError | Stopped | None = None
+    try:
+        done = ledger.load(plan.output, plan.pinned.ledger)
+        census = take_census(units, plan.store.root.filesystem, plan.config.input.id_column, done)
+        for window in _windows(plan, left, actors, done, census.repeated):
+            held.check()
+            first_window = first_window or time.monotonic() - window.effort.decode_s
+            tally.add(window, time.monotonic())
+            on_progress(Progress(tally.counts, time.monotonic() - first_window, tally.taken_over))
+        gone = find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
+    except ray.exceptions.RayError as error:
+        told = cluster.explained(error)
+        if isinstance(told, Stopped):
+            told = Stopped(f"{told}; the log files of Ray tell more; {_AGAIN}")
+    if told is not None:
+        # Not from the error itself, whose frames hold the actors, and these their room in the cluster.
+        raise told
+    _check_input(plan, tally)
     _keep_recorded(plan, {file.path for file in tally.files})
     ended = time.monotonic()
     startup_s = (first_window or ended) - started
@@ -191,43 +148,82 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     actor_seconds = sum(ended - began for began in tally.actors.values())
     manifest = Manifest(
         run_id=plan.run_id,
-        started_at=started_at,
+        started_at=plan.pinned.started_at,
         finished_at=datetime.now(UTC),
         startup_s=startup_s,
         seconds=seconds,
         model_fingerprint=plan.model_fingerprint,
-        config=_as_json(plan.config),
+        config=as_json(plan.config),
         decoding=plan.decoding.model_dump(),
         versions=versions(),
         actors=len(tally.actors),
+        ledger=plan.pinned.ledger,
         counts=tally.counts,
+        taken_over=tally.taken_over,
+        gone=gone,
         effort=tally.effort,
         limits=tally.effort.summed_up(actor_seconds, seconds, tally.counts.source_tokens),
         input_files=plan.input_files,
+        unread=tally.unread,
         output_files=sorted(tally.files, key=lambda file: file.path),
     )
     plan.folder.child(MANIFEST).write(manifest.model_dump_json(indent=2).encode() + b"\n")
-    plan.folder.child(SUCCESS).write(b"")
-    return Finished(manifest, tally.examples)
+    is_sound = tally.counts.reject_share <= plan.config.input.max_reject_share
+    if is_sound:
+        held.look()
+        publish(plan.output, plan.run_id)
+    return Finished(manifest, tally.examples, is_sound)
 
 
-def _claim_output(plan: Plan) -> None:
-    """Remove what an unfinished run of this id left, and write the first file."""
-    for kind in ("summaries", "rejects"):
+def _begin(plan: Plan, units: Sequence[Unit]) -> Sequence[Unit]:
+    """Write the first files, and remove what a run of this id left that cannot be used; all units are left to do."""
+    for kind in (*_KINDS, "ledger"):
         plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
-    plan.folder.child(CONFIG).write(yaml.safe_dump(_as_json(plan.config), sort_keys=False).encode())
+    plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
+    plan.write()
+    return units
 
 
-def reader(plan: Plan) -> ReadWindows:
+def _take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit]:
+    """Count the windows that are written, and leave them out of the units; those of which nothing is left are left out too."""
+    sizes = {path: file.size for path, file in _written(plan).items()}
+    done: dict[int, set[int]] = {}
+    ends: dict[int, int] = {}
+    for window in ledger.records(plan.output, plan.run_id):
+        if all(sizes.get(file.path) == file.bytes for file in window.files):
+            tally.take_over(window)
+            done.setdefault(window.unit, set()).add(window.number)
+            if window.last:
+                ends[window.unit] = window.number
+    return [
+        replace(unit, done=tuple(sorted(done.get(unit.number, ()))))
+        for unit in units
+        if unit.number not in ends or len(done[unit.number]) <= ends[unit.number]
+    ]
+
+
+def _written(plan: Plan) -> Mapping[str, StoredFile]:
+    """The files of summaries and rejects that lie in the run's folders, by path within the output."""
+    found: dict[str, StoredFile] = {}
+    for kind in _KINDS:
+        folder = plan.output.child(f"{kind}/run={plan.run_id}")
+        if folder.exists():
+            found |= {f"{kind}/run={plan.run_id}/{file.path.rpartition('/')[2]}": file for file in folder.files()}
+    return found
+
+
+def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = None) -> ReadWindows:
     """The stage that reads the plan's store."""
-    config = plan.config
     return ReadWindows(
         filesystem=plan.store.root.filesystem,
-        window_rows=config.resources.window_rows,
-        window_tokens=config.resources.window_tokens,
+        window_rows=plan.pinned.window_rows,
+        window_tokens=plan.pinned.window_tokens,
         tokenizer_file=plan.bundle_files[TOKENIZER],
-        input=config.input,
+        input=plan.config.input,
         max_source_tokens=plan.decoding.max_source_tokens,
+        salt=plan.salt,
+        ledger=done,
+        repeated=repeated,
     )
 
 
@@ -245,19 +241,18 @@ def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
     }
 
 
-def _windows(plan: Plan, actors: Actors) -> Iterator[WindowRecord]:
-    """The graph of the run; a record as each window is written. Raises UserError or Stopped if a stage fails."""
+def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, done: Ledger, repeated: Repeated) -> Iterator[WindowRecord]:
+    """The graph of the run; a record as each window is written. Raises Ray's error if a stage fails."""
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
-    units = [asdict(unit) for unit in units_of(plan.store.files, config.resources.window_rows)]
     if not units:
         return
-    source = ray.data.from_items(units, override_num_blocks=len(units))
+    source = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units))
     # A row is a window, and a block of its own: none waits until others fill a block with it.
     source.context.target_max_block_size = 1
     windows = (
         source.map_batches(
-            reader(plan),
+            reader(plan, done, repeated),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=LIGHT_CPUS,
@@ -278,26 +273,25 @@ def _windows(plan: Plan, actors: Actors) -> Iterator[WindowRecord]:
             num_cpus=LIGHT_CPUS,
         )
     )
-    try:
-        for row in windows.iter_rows():
-            yield WindowRecord.model_validate_json(row[RECORD])
-    except ray.exceptions.RayError as error:
-        told = cluster.explained(error)
-        if isinstance(told, Stopped):
-            told = Stopped(f"{told}; the log files of Ray tell more; {_AGAIN}")
-    else:
-        return
-    # Not from the error itself, whose frames hold the actors, and these their room in the cluster.
-    raise told
+    for row in windows.iter_rows():
+        yield WindowRecord.model_validate_json(row[RECORD])
+
+
+def _check_input(plan: Plan, tally: Tally) -> None:
+    """Raises Stopped if not all of it came through, or it has changed. New files are the next run's."""
+    came = tally.counts.read + tally.counts.unread
+    if came != plan.store.rows:
+        raise Stopped(f"{came} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
+    unchanged = set(plan.store.root.parquet_files(recursive=True))
+    if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
+        raise Stopped(
+            f"{len(changed)} files have changed since the run began, {changed[0]} among them; the same command begins it anew"
+        )
 
 
 def _keep_recorded(plan: Plan, recorded: set[str]) -> None:
     """Remove the run's files that no record names: what a crash cut off. Stop if one that a record names is missing."""
-    found: dict[str, StoredFile] = {}
-    for kind in ("summaries", "rejects"):
-        folder = plan.output.child(f"{kind}/run={plan.run_id}")
-        if folder.exists():
-            found |= {f"{kind}/run={plan.run_id}/{file.path.rpartition('/')[2]}": file for file in folder.files()}
+    found = _written(plan)
     if missing := recorded - found.keys():
         raise Stopped(
             f"{len(missing)} files that were written are not in {plan.output.uri}, {min(missing)} among them: "
@@ -305,19 +299,3 @@ def _keep_recorded(plan: Plan, recorded: set[str]) -> None:
         )
     for path in found.keys() - recorded:
         plan.output.filesystem.delete_file(found[path].path)
-
-
-def _check_names(config: SummarizeConfig) -> None:
-    """The output's columns must have a name each."""
-    kept = [config.input.id_column, *config.input.keep_columns]
-    if repeated := [column for column in config.input.keep_columns if kept.count(column) > 1]:
-        raise UserError(f"--input.keep_columns {repeated[0]!r} comes twice, or is the id column, which is kept anyway")
-    own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS}
-    for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
-        if column in own or column.startswith(PRIVATE):
-            raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")
-
-
-def _as_json(config: SummarizeConfig) -> dict[str, object]:
-    values: dict[str, object] = json.loads(config.model_dump_json(by_alias=True))
-    return values

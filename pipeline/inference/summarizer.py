@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import torch
@@ -15,13 +16,17 @@ import torch
 from pipeline.cluster import cpus_here
 from pipeline.config import EOS, DecodingConfig
 from pipeline.inference.effort import Effort, peak_bytes
-from pipeline.inference.stages import FINISHED, IDS, SCORE, SUMMARY_IDS, of_windows_row, windows_row
+from pipeline.inference.passport import DETAIL, FINISHED, IDS, REASON, SCORE, SUMMARY_IDS, of_windows_row, windows_row
 from pipeline.model.bundle import bundle_from_files
-from pipeline.model.decoding import decode_window
+from pipeline.model.decoding import Hypotheses, decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
+from pipeline.storage import in_words
 from pipeline.text.columns import flat_rows, list_column
+
+Tokens = npt.NDArray[np.int32]
+Offsets = npt.NDArray[np.int64]
 
 _WARM_UP_TOKENS = 8
 _WARM_UP = np.full(_WARM_UP_TOKENS, EOS, np.int32), np.array([0, _WARM_UP_TOKENS], np.int64)
@@ -76,13 +81,14 @@ class SummarizeWindow:
             UserError: the device does not compute in the precision asked for. (An actor that fails earlier, while it is
                 made, is tried again, and Ray shows each failure in full.)
         """
-        engine, budget = self._engine, self._budget  # the first window makes them
+        _ = self._engine, self._budget  # the first window makes them
         started = time.monotonic()
         waited_s, self._idle_since = started - (self._idle_since or started), started
         window, passport = of_windows_row(row)
-        found = decode_window(engine, *flat_rows(window[IDS]), self._options, budget, self._threads)
+        found, failed = self._decode(*flat_rows(window[IDS]))
         decoded = (
-            window.drop_columns([IDS])
+            with_failures(window, failed)
+            .drop_columns([IDS])
             .append_column(SUMMARY_IDS, list_column(found.values, found.offsets))
             .append_column(SCORE, pa.array(found.scores, pa.float32()))
             .append_column(FINISHED, pa.array(found.finished))
@@ -91,3 +97,43 @@ class SummarizeWindow:
         own = Effort(waited_s=waited_s, decode_s=self._idle_since - started, padding=found.padding, actor_bytes=peak_bytes())
         actor = ray.get_runtime_context().get_actor_id() or ""
         return windows_row(decoded, replace(passport, actor=actor, effort=passport.effort + own))
+
+    def _decode(self, values: Tokens, offsets: Offsets) -> tuple[Hypotheses, dict[int, str]]:
+        """A window's hypotheses; and what the decoder said of rows that it fails on, which stay empty, by row."""
+
+        def decode(rows: npt.NDArray[np.int64]) -> Hypotheses:
+            """With these rows alone, the others being empty."""
+            lengths = np.zeros(len(offsets) - 1, np.int64)
+            lengths[rows] = np.diff(offsets)[rows]
+            kept = np.repeat(lengths > 0, np.diff(offsets))
+            ends = np.concatenate(([0], np.cumsum(lengths)))
+            return decode_window(self._engine, values[kept], ends, self._options, self._budget, self._threads)
+
+        def failures(rows: npt.NDArray[np.int64]) -> dict[int, str]:
+            try:
+                decode(rows)
+            except Exception as error:
+                if len(rows) == 1:
+                    return {int(rows[0]): in_words(error)}
+                middle = len(rows) // 2
+                return failures(rows[:middle]) | failures(rows[middle:])
+            return {}
+
+        rows = np.flatnonzero(np.diff(offsets))
+        try:
+            return decode(rows), {}
+        except Exception:
+            # A fault of the model, or of the device, is none of the rows': then no row can be decoded.
+            decode_window(self._engine, *_WARM_UP, self._options, Budget(_WARM_UP_TOKENS))
+            failed = failures(rows)
+            if not failed or len(failed) == len(rows) > 1:
+                raise
+        return decode(np.setdiff1d(rows, list(failed))), failed
+
+
+def with_failures(window: pa.Table, failed: Mapping[int, str]) -> pa.Table:
+    """The window, of which the decoder failed on some rows, by row: these are rejected, with what it said."""
+    for column, values in ((REASON, dict.fromkeys(failed, "decode_error")), (DETAIL, failed)) if failed else ():
+        told = [values.get(row, before) for row, before in enumerate(window[column].to_pylist())]
+        window = window.set_column(window.schema.get_field_index(column), column, pa.array(told, pa.string()))
+    return window

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -25,6 +26,8 @@ from pipeline.errors import UserError
 from pipeline.storage import PAUSE_S, TRIES, in_words
 from pipeline.text.documents import DocumentFile
 
+POSITION, ROW_BITS = "nightshift.position", 32
+"""A document's place in its store: the number of the file, and that of the row in the lowest bits."""
 _WINDOWS_OF_A_UNIT = 32
 _BYTES_OF_A_UNIT = 64 * 2**20
 """Of files, that is, compressed. A unit is a window at least."""
@@ -40,9 +43,13 @@ _BUFFER_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Span:
-    """Rows ``start`` to ``start + rows`` of a file that has of_rows. small: the whole of a file that memory may hold."""
+    """Rows ``start`` to ``start + rows`` of a file that has of_rows. small: the whole of a file that memory may hold.
+
+    file: its number in the store.
+    """
 
     path: str
+    file: int
     start: int
     rows: int
     of_rows: int
@@ -51,10 +58,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one task reads."""
+    """What one task reads. done: numbers of its windows that are written already, and need not be made again."""
 
     number: int
     spans: tuple[Span, ...]
+    done: tuple[int, ...] = field(default=())
 
     @property
     def rows(self) -> int:
@@ -64,20 +72,20 @@ class Unit:
 
 def unit_of_row(row: dict[str, Any]) -> Unit:
     """From ``dataclasses.asdict(unit)``, as it is once it has been a row of a table."""
-    return Unit(row["number"], tuple(Span(**span) for span in row["spans"]))
+    return Unit(row["number"], tuple(Span(**span) for span in row["spans"]), tuple(row["done"]))
 
 
 def units_of(files: Sequence[DocumentFile], window_rows: int) -> Iterator[Unit]:
     """Cut files, in their order, into units of whole windows; only a unit's last window may be smaller."""
     number, spans = 0, list[Span]()
-    for file in files:
+    for at, file in enumerate(files):
         start = 0
         for in_group in file.row_groups:
             most = _rows_of_a_unit(file, in_group, window_rows)
             end = start + in_group
             while start < end:
                 taken = min(end - start, max(1, most - sum(span.rows for span in spans)))
-                _add(spans, file, start, taken)
+                _add(spans, at, file, start, taken)
                 start += taken
                 if sum(span.rows for span in spans) >= most or len(spans) == _FILES_OF_A_UNIT:
                     yield Unit(number, tuple(spans))
@@ -93,40 +101,50 @@ def _rows_of_a_unit(file: DocumentFile, in_group: int, window_rows: int) -> int:
     return window_rows * max(1, min(_WINDOWS_OF_A_UNIT, by_bytes), by_group)
 
 
-def _add(spans: list[Span], file: DocumentFile, start: int, rows: int) -> None:
+def _add(spans: list[Span], number: int, file: DocumentFile, start: int, rows: int) -> None:
     """Rows of a file to a unit's spans; they may go on where the last span ends."""
     path = file.file.path
     if spans and spans[-1].path == path:
         last = spans.pop()
         start, rows = last.start, last.rows + rows
     small = rows == file.rows and file.file.size <= _SMALL_BYTES
-    spans.append(Span(path, start, rows, file.rows, small))
+    spans.append(Span(path, number, start, rows, file.rows, small))
 
 
-def windows_of(unit: Unit, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
-    """Read a unit: tables of the columns, of ``window_rows`` rows each but for the last.
+@dataclass(frozen=True)
+class Unreadable:
+    """A file, or what is left of one, that cannot be read, however often one tries. rows: of it that were to be read."""
+
+    path: str
+    rows: int
+    error: str
+
+
+def end_the_run(file: Unreadable) -> None:
+    """Raises UserError: for a run that goes on with sound files alone."""
+    raise UserError(
+        f"cannot read {file.path}: {file.error}; mend it, or go on without what is left of it: --input.on_bad_file skip"
+    )
+
+
+def rows_of(
+    unit: Unit,
+    filesystem: fs.FileSystem,
+    columns: Sequence[str],
+    rows: int,
+    on_unreadable: Callable[[Unreadable], None] = end_the_run,
+) -> Iterator[pa.Table]:
+    """Read a unit: tables of the columns and ``POSITION``, of so many rows at most; small files, a few ahead.
+
+    Args:
+        on_unreadable: called for a file that cannot be read; the others follow if it does not raise.
 
     Raises:
-        UserError: a file cannot be read, however often one tries, or has another number of rows than the plan says.
+        UserError: a file has another number of rows than the plan says.
     """
-    waiting: list[pa.Table] = []
-    rows = 0
-    for table in _tables(unit, filesystem, columns, window_rows):
-        waiting.append(table)
-        rows += len(table)
-        while rows >= window_rows:
-            together = pa.concat_tables(waiting, promote_options="permissive")
-            yield together.slice(0, window_rows)
-            waiting, rows = [together.slice(window_rows)], rows - window_rows
-    if rows:
-        yield pa.concat_tables(waiting, promote_options="permissive")
 
-
-def _tables(unit: Unit, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
-    """A unit's rows in tables of a window's size at most; small files, a few ahead."""
-
-    def whole(span: Span) -> list[pa.Table]:
-        return list(_tried_again(span, filesystem, columns, window_rows))
+    def whole(span: Span) -> list[pa.Table | Unreadable]:
+        return list(_tried_again(span, filesystem, columns, rows))
 
     with ThreadPoolExecutor(_FILES_AHEAD) as pool:
         ahead = {}
@@ -134,33 +152,51 @@ def _tables(unit: Unit, filesystem: fs.FileSystem, columns: Sequence[str], windo
             for later in range(at, min(at + _FILES_AHEAD, len(unit.spans))):
                 if later not in ahead and unit.spans[later].small:
                     ahead[later] = pool.submit(whole, unit.spans[later])
-            yield from ahead.pop(at).result() if at in ahead else _tried_again(span, filesystem, columns, window_rows)
+            for table in ahead.pop(at).result() if at in ahead else _tried_again(span, filesystem, columns, rows):
+                if isinstance(table, Unreadable):
+                    on_unreadable(table)
+                else:
+                    yield table
 
 
-def _tried_again(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
+def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The rows of tables, in order, in tables of so many each but for the last."""
+    waiting: list[pa.Table] = []
+    have = 0
+    for table in tables:
+        waiting.append(table)
+        have += len(table)
+        while have >= rows:
+            together = pa.concat_tables(waiting, promote_options="permissive")
+            yield together.slice(0, rows)
+            waiting, have = [together.slice(rows)], have - rows
+    if have:
+        yield pa.concat_tables(waiting, promote_options="permissive")
+
+
+def _tried_again(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], rows: int) -> Iterator[pa.Table | Unreadable]:
     """A span's rows. A storage that fails for a moment does not end a night's run: reading goes on where it was."""
     for failures in range(TRIES):
         try:
-            for table in _tables_of(span, filesystem, columns, window_rows):
+            for table in _tables_of(span, filesystem, columns, rows):
                 yield table
                 span = replace(span, start=span.start + len(table), rows=span.rows - len(table))
             return
         except (OSError, pa.ArrowException, KeyError) as error:
             if isinstance(error, FileNotFoundError | KeyError) or failures == TRIES - 1:
-                raise UserError(
-                    f"cannot read {span.path}: {in_words(error)}; mend it, or set --input.path to sound files"
-                ) from None
+                yield Unreadable(span.path, span.rows, in_words(error))
+                return
         time.sleep(PAUSE_S * 2**failures)
 
 
-def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], window_rows: int) -> Iterator[pa.Table]:
-    skip, left = span.start, span.rows
+def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+    at, skip, left = span.start, span.start, span.rows
     # Buffering ahead is for files that memory may hold: it keeps all that it has read.
     with pq.ParquetFile(span.path, filesystem=filesystem, buffer_size=_BUFFER_BYTES, pre_buffer=span.small) as parquet:
         if parquet.metadata.num_rows != span.of_rows:
             raise UserError(
                 f"{span.path} has {parquet.metadata.num_rows} rows where it had {span.of_rows} when the run began; "
-                "begin anew, with another --output.run_id, once the input stays as it is"
+                "run it again, once the input stays as it is"
             )
         groups = list[int]()
         for group in range(parquet.num_row_groups):
@@ -169,11 +205,14 @@ def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], wi
                 skip -= in_group
             else:
                 groups.append(group)
-        batches = parquet.iter_batches(window_rows, row_groups=groups, columns=list(columns), use_threads=False)
+        batches = parquet.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=False)
         while left:
             batch = next(batches)
             skipped = min(skip, len(batch))
             kept = batch.slice(skipped, left)
             skip, left = skip - skipped, left - len(kept)
             if len(kept):
-                yield pa.Table.from_batches([kept]).select(list(columns))
+                table = pa.Table.from_batches([kept]).select(list(columns))
+                positions = np.arange(at, at + len(kept), dtype=np.uint64) + (np.uint64(span.file) << np.uint64(ROW_BITS))
+                yield table.append_column(POSITION, pa.array(positions))
+                at += len(kept)

@@ -5,9 +5,9 @@ Knows columns, types and texts; nothing about tokens or models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,6 @@ class DocumentFile:
 
     file: StoredFile
     row_groups: tuple[int, ...]
-    schema: pa.Schema
 
     @property
     def rows(self) -> int:
@@ -40,10 +39,14 @@ class DocumentFile:
 
 @dataclass(frozen=True)
 class DocumentStore:
-    """The files of a store, all with the columns that the configuration names."""
+    """The files of a store, all with the columns that the configuration names.
+
+    unread: what is wrong with the others, by path, where the configuration says to go on without them.
+    """
 
     root: Place
     files: Sequence[DocumentFile]
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -60,53 +63,69 @@ def open_store(config: DocumentsInput) -> DocumentStore:
     """Find a store's files and read their footers.
 
     Raises:
-        UserError: nothing is there, a file is not Parquet, or a column is missing or of another type.
+        UserError: nothing is there; or a file is not Parquet, or a column of it is missing, of another type, or of another
+            one than in the first file, and ``on_bad_file`` is "fail" or there is no other file.
     """
     root = place(config.path, "--input.path")
     found = root.parquet_files(recursive=True)
-    schemas: dict[pa.Schema, pa.Schema] = {}  # one for all files that have it: a store may be a million files
+    first: dict[str, tuple[pa.DataType, str]] = {}  # of each column that is handed on: its type in a store, and the file
+    files: list[DocumentFile] = []
+    unread: dict[str, str] = {}
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-        files: list[DocumentFile] = []
         for start in range(0, len(found), _FOOTERS_ASKED_FOR):
-            for file in pool.map(lambda file: _read_footer(root, file), found[start : start + _FOOTERS_ASKED_FOR]):
-                files.append(replace(file, schema=schemas.setdefault(file.schema, file.schema)))
-    for file in files:
-        _check_columns(file, config)
-    for column in (config.id_column, *config.keep_columns):
-        types = {file.schema.field(column).type: file.file.path for file in files}
-        if len(types) > 1:
-            described = " but ".join(f"{kind} in {path}" for kind, path in types.items())
-            raise UserError(f"column {column!r} is {described}; all files of a store must agree")
-    return DocumentStore(root, files)
+            some = found[start : start + _FOOTERS_ASKED_FOR]
+            for file, footer in zip(some, pool.map(lambda file: _read_footer(root, file), some), strict=True):
+                try:
+                    if isinstance(footer, UserError):
+                        raise footer
+                    row_groups, schema = footer
+                    _check_columns(file, schema, config, first)
+                    files.append(DocumentFile(file, row_groups))
+                except UserError as error:
+                    if config.on_bad_file == "fail":
+                        raise
+                    unread[file.path] = str(error)
+    if not files:
+        raise UserError(next(iter(unread.values())))
+    return DocumentStore(root, files, unread)
 
 
-def _read_footer(root: Place, file: StoredFile) -> DocumentFile:
+def _read_footer(root: Place, file: StoredFile) -> tuple[tuple[int, ...], pa.Schema] | UserError:
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
             groups = (parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-            return DocumentFile(file, tuple(groups), parquet.schema_arrow.remove_metadata())
+            return tuple(groups), parquet.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it or set {root.option}"
-        ) from None
+        return UserError(
+            f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it, set {root.option}, or go on without it: "
+            "--input.on_bad_file skip"
+        )
 
 
-def _check_columns(file: DocumentFile, config: DocumentsInput) -> None:
+def _check_columns(
+    file: StoredFile, schema: pa.Schema, config: DocumentsInput, first: dict[str, tuple[pa.DataType, str]]
+) -> None:
+    """Raises UserError if columns do not fit the configuration, or the types that the first file had, which are kept."""
     wanted = [("id_column", config.id_column), ("text_column", config.text_column)]
     wanted += [("keep_columns", column) for column in config.keep_columns]
     for option, column in wanted:
-        if column not in file.schema.names:
-            shown = ", ".join(file.schema.names[:_SHOWN_COLUMNS]) or "none"
-            raise UserError(f"column {column!r} is not in {file.file.path} (it has: {shown}); set --input.{option}")
-    id_type, text_type = file.schema.field(config.id_column).type, file.schema.field(config.text_column).type
+        if column not in schema.names:
+            shown = ", ".join(schema.names[:_SHOWN_COLUMNS]) or "none"
+            raise UserError(f"column {column!r} is not in {file.path} (it has: {shown}); set --input.{option}")
+    id_type, text_type = schema.field(config.id_column).type, schema.field(config.text_column).type
     if not (pa.types.is_integer(id_type) or _is_text(id_type)):
         raise UserError(
-            f"column {config.id_column!r} of {file.file.path} is {id_type}, not a string or an integer; set --input.id_column"
+            f"column {config.id_column!r} of {file.path} is {id_type}, not a string or an integer; set --input.id_column"
         )
     if not _is_text(text_type):
-        raise UserError(
-            f"column {config.text_column!r} of {file.file.path} is {text_type}, not a string; set --input.text_column"
-        )
+        raise UserError(f"column {config.text_column!r} of {file.path} is {text_type}, not a string; set --input.text_column")
+    for column in (config.id_column, *config.keep_columns):
+        kind, path = first.setdefault(column, (schema.field(column).type, file.path))
+        if kind != schema.field(column).type:
+            raise UserError(
+                f"column {column!r} is {kind} in {path} but {schema.field(column).type} in {file.path}; "
+                "all files of a store must agree"
+            )
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from processes import processes_titled
 
 from pipeline.config import SummarizeConfig
-from pipeline.inference.run import Progress, execute, plan_run
+from pipeline.inference.plan import plan_run
+from pipeline.inference.run import Progress, execute
 
 
 def test_kill_the_driver_midway_and_run_again(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -1,0 +1,183 @@
+"""A census before a run: which rows repeat an id, and which documents of earlier runs are gone.
+
+    units ── the ids of some, hashed ──┬── part 0: sorted, beside the ledger's ──┬── repeated rows, missing ids
+                                       ├── part 1 …                              │
+                                       └── …                                     ┘
+
+24 bytes a document pass through Ray's object store, and none through the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from pyarrow import fs
+
+from pipeline.errors import UserError
+from pipeline.inference.ledger import Entries, Ledger, as_file, part_numbers, parts_for, returned
+from pipeline.inference.manifest import Gone
+from pipeline.inference.pool import LIGHT_CPUS
+from pipeline.inference.publication import published
+from pipeline.inference.windows import POSITION, Unit, rows_of
+from pipeline.storage import Place, in_words
+from pipeline.text.documents import texts_of
+from pipeline.text.keys import Keys, id_keys
+
+_SEEN = np.dtype([("id", "<u8"), ("more", "<u8"), ("at", "<u8")])
+_REPEAT = np.dtype([("at", "<u8"), ("first", "<u8")])
+_ROWS_OF_A_TASK = 500_000
+_ROWS_AT_A_TIME = 16_384
+_FILES_OF_A_TASK = 256
+_MOST_NAMED, _SHOWN = 100_000, 1000
+GONE = "gone.parquet"
+Repeats = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Rows whose id another row has before them: their positions (windows.py), sorted, and its; in Ray's object store."""
+
+    ref: ray.ObjectRef[Repeats]
+
+    def opened(self) -> Repeats:
+        """To look into, in a task."""
+        return ray.get(self.ref)
+
+
+@dataclass(frozen=True)
+class Census:
+    """Of a store. missing: keys of ids that the ledger has and the store has not."""
+
+    repeated: Repeated
+    missing: Sequence[ray.ObjectRef[Keys]]
+
+
+def take_census(units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str, ledger: Ledger) -> Census:
+    """Read the ids of a store, which make these units. Files that cannot be read are left out, here.
+
+    Raises:
+        UserError: a file has changed.
+    """
+    rows = sum(unit.rows for unit in units)
+    parts = max(len(ledger.parts), parts_for(rows))
+    ids = _ids.options(num_returns=parts)
+    by_task = [returned(ids.remote(some, filesystem, id_column, parts)) for some in _shared_out(units)]
+    sifted = []
+    for part in range(parts):
+        # The ledger has no more parts than the store, each for several of the store's if it has fewer.
+        entries = ledger.parts[part * len(ledger.parts) // parts] if ledger.parts else None
+        sifted.append(_sift.options(num_returns=2).remote(part, parts, entries, *(pieces[part] for pieces in by_task)))
+    return Census(Repeated(_sorted.remote(*(repeats for repeats, _ in sifted))), [missing for _, missing in sifted])
+
+
+def _shared_out(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    some, rows = list[Unit](), 0
+    for unit in units:
+        some.append(unit)
+        rows += unit.rows
+        if rows >= _ROWS_OF_A_TASK:
+            yield some
+            some, rows = [], 0
+    if some:
+        yield some
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _ids(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int) -> Any:
+    """Keys and positions of the rows that have an id, by part."""
+    divided: list[list[Any]] = [[] for _ in range(parts)]
+    for unit in units:
+        for table in rows_of(unit, filesystem, [id_column], _ROWS_AT_A_TIME, lambda _: None):
+            named = table.filter(table[id_column].is_valid())
+            seen = np.empty(len(named), _SEEN)
+            keys = id_keys(str(value) for value in texts_of(named[id_column]))
+            seen["id"], seen["more"], seen["at"] = keys[:, 0], keys[:, 1], named[POSITION].to_numpy()
+            part_of = part_numbers(seen["id"], parts)
+            for part in range(parts):
+                divided[part].append(seen[part_of == part])
+    whole = [np.concatenate(pieces) if pieces else np.empty(0, _SEEN) for pieces in divided]
+    return whole if parts > 1 else whole[0]
+
+
+def find_gone(output: Place, folder: Place, until: int, census: Census) -> Gone:
+    """Name the documents that are missing from the store, by the summaries and rejects of the runs up to that sequence number.
+
+    100,000 of them at most are named, in ``gone.parquet`` in the run's folder.
+
+    Raises:
+        UserError: these cannot be read, or that cannot be written.
+    """
+    counts = ray.get([_count.remote(missing) for missing in census.missing])
+    if not sum(counts):
+        return Gone()
+    wanted = ray.put(np.sort(np.concatenate(ray.get([_first.remote(missing) for missing in census.missing]))[:_MOST_NAMED]))
+    names: dict[int, str] = {}
+    for run in published(output):
+        for kind in ("summaries", "rejects") if run.sequence <= until else ():
+            place = output.child(f"{kind}/run={run.run_id}")
+            files = [file.path for file in place.files()] if place.exists() else []
+            tasks = [
+                _names.remote(output.filesystem, files[start : start + _FILES_OF_A_TASK], wanted)
+                for start in range(0, len(files), _FILES_OF_A_TASK)
+            ]
+            for found in ray.get(tasks):
+                names |= found
+    ids = sorted(names.values())
+    folder.child(GONE).write(as_file(pa.table({"id": ids})))
+    return Gone(documents=sum(counts), ids=ids[:_SHOWN])
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _count(missing: Keys) -> int:
+    return len(missing)
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _first(missing: Keys) -> Keys:
+    return missing[:_MOST_NAMED]
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _names(filesystem: Any, paths: Sequence[str], wanted: Keys) -> dict[int, str]:
+    """The ids, the first column of each file, whose keys are wanted, by key."""
+    found: dict[int, str] = {}
+    for path in paths:
+        try:
+            with pq.ParquetFile(path, filesystem=filesystem) as file:
+                for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=file.schema_arrow.names[:1], use_threads=False):
+                    ids = [str(value) for value in batch.column(0).to_pylist() if value is not None]
+                    keys = id_keys(ids)[:, 0]
+                    for row in np.flatnonzero(np.isin(keys, wanted)):
+                        found[int(keys[row])] = ids[row]
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot read {path}, of an earlier run: {in_words(error)}") from None
+    return found
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _sift(part: int, parts: int, entries: Entries | None, *pieces: Any) -> tuple[Any, Any]:
+    """Repeats, and keys of the ledger's ids that are not there."""
+    seen = np.concatenate(pieces) if pieces else np.empty(0, _SEEN)
+    seen = seen[np.lexsort((seen["at"], seen["more"], seen["id"]))]
+    again = np.zeros(len(seen), np.bool_)
+    again[1:] = (seen["id"][1:] == seen["id"][:-1]) & (seen["more"][1:] == seen["more"][:-1])
+    first = np.maximum.accumulate(np.where(again, 0, np.arange(len(seen))))
+    repeats = np.empty(int(again.sum()), _REPEAT)
+    repeats["at"], repeats["first"] = seen["at"][again], seen["at"][first[again]]
+    if entries is None:
+        return repeats, np.empty(0, np.uint64)
+    known = entries["id"][part_numbers(entries["id"], parts) == part]
+    return repeats, known[~np.isin(known, seen["id"])]
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _sorted(*pieces: Any) -> Any:
+    repeats = np.concatenate(pieces)
+    return repeats[np.argsort(repeats["at"])]

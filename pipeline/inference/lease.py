@@ -1,0 +1,192 @@
+"""A lease on an output folder: one driver at a time writes there, and one that was killed does not keep others out.
+
+A driver writes a claim of its own, then lists the folder: of two that begin at once, the later list has the other's claim, and
+who finds one withdraws. The holder writes its claim anew every few seconds. One that stays as it is has no holder any more: it
+is watched for as long as that takes, by the watcher's own clock, unless its process ran here and is gone. Nothing compares
+clocks, of which each machine has another and any may jump.
+
+Who holds the lease and lost it, since it was stopped for longer, finds its claim removed and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pipeline.errors import Stopped, UserError
+from pipeline.storage import Place
+
+RENEW_S, EXPIRE_S = 5.0, 30.0
+_TRIES, _PAUSE_S = 5, 1.0
+_FOLDER = "lease"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease. machine: its name, and what its processes' numbers mean. born: when it began, as the kernel counts."""
+
+    run_id: str
+    machine: str
+    pid: int
+    born: float
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process is, or was, one of this machine's, since it last started."""
+        return self.machine == _machine()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process that is_here runs."""
+        try:
+            return _born(self.pid) == self.born
+        except psutil.NoSuchProcess:
+            return False
+
+    def __str__(self) -> str:
+        return f"run {self.run_id}, process {self.pid} on {self.machine.partition(' ')[0]}"
+
+
+class Lease:
+    """Held by this process."""
+
+    def __init__(self, claim: Place, holder: Holder) -> None:
+        self._claim, self._holder = claim, holder
+        self._ended, self._lost = threading.Event(), threading.Event()
+        self._renewals = 0
+        self._thread = threading.Thread(target=self._renew_until_ended, daemon=True)
+
+    def check(self) -> None:
+        """Raises Stopped if it is known that another driver took over."""
+        if self._lost.is_set():
+            raise Stopped("another driver took this output folder over, since this one did not answer for a while")
+
+    def look(self) -> None:
+        """Raises Stopped if another driver took over."""
+        if not self._claim.exists():
+            self._lost.set()
+        self.check()
+
+    def _write(self) -> None:
+        _write_claim(self._claim, self._holder, self._renewals)
+
+    def _renew_until_ended(self) -> None:
+        while not self._ended.wait(RENEW_S):
+            try:
+                if not self._claim.exists():
+                    self._lost.set()
+                    return
+                self._renewals += 1
+                self._write()
+            except UserError:  # the storage does not answer: it may do so in time
+                continue
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._claim.remove()
+
+
+@contextmanager
+def held(output: Place, run_id: str) -> Iterator[Lease]:
+    """Hold the lease on an output folder while the block runs.
+
+    Raises:
+        UserError: another driver holds it; says who. Or the folder cannot be written.
+    """
+    folder = output.child(_FOLDER)
+    holder = Holder(run_id, _machine(), os.getpid(), _born(os.getpid()))
+    claim = folder.child(f"{uuid.uuid4().hex}.json")
+    for tries in range(_TRIES):
+        _await_expiry(folder)
+        _write_claim(claim, holder, 0)
+        others = [name for name in folder.names() if name.endswith(".json") and name != claim.path.rpartition("/")[2]]
+        if not others:
+            break
+        claim.remove()
+        time.sleep(random.uniform(0, _PAUSE_S * 2**tries))
+    else:
+        raise UserError(f"several drivers want to write {output.uri} at once; begin one of them anew")
+    lease = Lease(claim, holder)
+    lease._thread.start()
+    try:
+        yield lease
+    finally:
+        lease._end()
+
+
+def holder_of(output: Place) -> Holder | None:
+    """Who holds, or held until it was killed, the lease on a folder."""
+    folder = output.child(_FOLDER)
+    claims = [claim for name in (folder.names() if folder.exists() else []) if (claim := _read_claim(folder.child(name)))]
+    return claims[0][0] if claims else None
+
+
+def _await_expiry(folder: Place) -> None:
+    """Wait until no claim is held. Raises UserError if one is."""
+    started, seen = time.monotonic(), dict[str, int]()
+    while True:
+        held: list[Holder] = []
+        for name in folder.names() if folder.exists() else []:
+            if not name.endswith(".json") or (claim := _read_claim(folder.child(name))) is None:
+                continue
+            holder, renewals = claim
+            if holder.is_here and not holder.is_running:
+                folder.child(name).remove()
+                continue
+            if holder.is_here or seen.setdefault(name, renewals) != renewals:
+                raise UserError(
+                    f"{holder} is writing {folder.uri.rpartition('/')[0]}; wait until it ends, or set another --output.path"
+                )
+            held.append(holder)
+        if not held:
+            return
+        if time.monotonic() - started > EXPIRE_S:
+            for name in seen:
+                folder.child(name).remove()
+            return
+        time.sleep(RENEW_S / 5)
+
+
+def _write_claim(claim: Place, holder: Holder, renewals: int) -> None:
+    claim.write(json.dumps({**holder.__dict__, "renewals": renewals}).encode())
+
+
+def _read_claim(claim: Place) -> tuple[Holder, int] | None:
+    """A claim; None if it has been withdrawn."""
+    try:
+        values = json.loads(claim.read())
+        return Holder(**{name: values[name] for name in Holder.__annotations__}), int(values["renewals"])
+    except (UserError, ValueError, KeyError):
+        return None
+
+
+def _machine() -> str:
+    """This machine since it started, and the space of its processes' numbers: containers have one each."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _born(pid: int) -> float:
+    """Not psutil's time but for want of a better: it moves when the clock is set."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return psutil.Process(pid).create_time()
+    if state == "Z":  # killed, and not yet taken note of
+        raise psutil.NoSuchProcess(pid)
+    return float(numbers[18])

@@ -1,0 +1,236 @@
+"""The ledger: what is done, in 16 bytes a document, by which the next run knows what it need not do again.
+
+    ledger/run=<run_id>/part-<window>.parquet     a segment: entries of one window, and its record. It is written after the
+                                                  window's other files, and so says that these are whole
+    ledger/compacted/<sequence>/part-<n>.parquet  entries of all runs up to that one, the last of each id; then _SUCCESS
+
+An entry is a document's two keys (keys.py). The lowest bit of a content key says that the document was rejected. Segments of
+a run count for others once the run is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipeline.errors import UserError
+from pipeline.inference.manifest import WindowRecord
+from pipeline.inference.pool import LIGHT_CPUS
+from pipeline.inference.publication import SUCCESS, published
+from pipeline.storage import Place, StoredFile, in_words
+from pipeline.text.keys import Keys
+
+ENTRY = np.dtype([("id", "<u8"), ("content", "<u8")])
+REJECTED = np.uint64(1)
+Entries = npt.NDArray[np.void]
+
+_FOLDER, _COMPACTED = "ledger", "ledger/compacted"
+_RECORD = b"nightshift.window"
+_DATED = np.dtype([*ENTRY.descr, ("sequence", "<u4")])
+_ENTRIES_OF_A_PART = 4 * 2**20
+_FILES_OF_A_TASK = 256
+_FOOTERS_AT_A_TIME = 16
+
+
+def segment_path(run_id: str, window: str) -> str:
+    """Of a window's segment, in the output folder."""
+    return f"{_FOLDER}/run={run_id}/part-{window}.parquet"
+
+
+def segment(entries: Entries, record: WindowRecord) -> pa.Table:
+    """What is written there."""
+    return _table(entries).replace_schema_metadata({_RECORD: record.model_dump_json()})
+
+
+def _table(entries: Entries) -> pa.Table:
+    return pa.table({"id": np.ascontiguousarray(entries["id"]), "content": np.ascontiguousarray(entries["content"])})
+
+
+def as_file(table: pa.Table) -> pa.Buffer:
+    """A table as a Parquet file."""
+    file = pa.BufferOutputStream()
+    pq.write_table(table, file, compression="zstd")
+    return file.getvalue()
+
+
+def records(output: Place, run_id: str) -> Iterator[WindowRecord]:
+    """The records of a run's windows that are written, whether it is published or not.
+
+    Raises:
+        UserError: a segment cannot be read.
+    """
+    folder = output.child(f"{_FOLDER}/run={run_id}")
+    found = folder.files() if folder.exists() else []
+    with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+        yield from pool.map(lambda file: _record(output, file), found)
+
+
+def _record(output: Place, file: StoredFile) -> WindowRecord:
+    try:
+        metadata = pq.read_schema(file.path, filesystem=output.filesystem).metadata
+        return WindowRecord.model_validate_json(metadata[_RECORD])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file.path} is no segment of a ledger: {in_words(error)}; remove it: its window is done again"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The entries of published runs, sorted by id, the last of each; in Ray's object store, by the first bits of the id."""
+
+    parts: Sequence[ray.ObjectRef[Entries]]
+    entries: int
+
+    def opened(self) -> OpenLedger:
+        """To look into, in a task."""
+        return OpenLedger(ray.get(list(self.parts)))
+
+
+@dataclass(frozen=True)
+class OpenLedger:
+    """A ledger whose parts are mapped into this process's memory."""
+
+    parts: Sequence[Entries]
+
+    def find(self, ids: Keys) -> tuple[npt.NDArray[np.bool_], Keys]:
+        """For N ids, by key: which there is an entry of [N], and the content key of it [N]."""
+        found, contents = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.uint64)
+        part_of = part_numbers(ids, len(self.parts))
+        for number, part in enumerate(self.parts):
+            [rows] = np.nonzero(part_of == number)
+            if not len(part) or not len(rows):
+                continue
+            at = np.minimum(np.searchsorted(part["id"], ids[rows]), len(part) - 1)
+            found[rows] = part["id"][at] == ids[rows]
+            contents[rows] = part["content"][at]
+        return found, contents
+
+
+def parts_for(entries: int) -> int:
+    """Into how many parts so many ids are divided: a power of 2."""
+    return 1 << max(0, entries // _ENTRIES_OF_A_PART).bit_length()
+
+
+def part_numbers(ids: Keys, parts: int) -> npt.NDArray[np.int64]:
+    """The part of each id, by its first bits."""
+    bits = parts.bit_length() - 1
+    return (ids >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(ids), np.int64)
+
+
+def load(output: Place, until: int) -> Ledger:
+    """The ledger as it was when the run of this sequence number was published; 0: empty.
+
+    Raises:
+        UserError: it cannot be read, or does not reach back so far since it was compacted.
+    """
+    runs = [run for run in published(output) if run.sequence <= until]
+    compacted = compacted_until(output) if until else 0
+    if compacted > until:
+        raise UserError(f"the ledger of {output.uri} was compacted since; set another --output.run_id")
+    files = _files(output.child(f"{_COMPACTED}/{compacted:06}"), compacted) if compacted else []
+    for run in runs:
+        if run.sequence > compacted:
+            files += _files(output.child(f"{_FOLDER}/run={run.run_id}"), run.sequence)
+    if not files:
+        return Ledger([], 0)
+    parts = parts_for(sum(file.size for file, _ in files) // ENTRY.itemsize)
+    read = _read_entries.options(num_returns=parts)
+    chosen = (files[start : start + _FILES_OF_A_TASK] for start in range(0, len(files), _FILES_OF_A_TASK))
+    by_task = [returned(read.remote(output.filesystem, [(file.path, at) for file, at in some], parts)) for some in chosen]
+    merged = [_last_of_each.options(num_returns=2).remote(*pieces) for pieces in zip(*by_task, strict=True)]
+    return Ledger([part for part, _ in merged], sum(ray.get([entries for _, entries in merged])))
+
+
+def _files(folder: Place, sequence: int) -> list[tuple[StoredFile, int]]:
+    return [(file, sequence) for file in folder.files()] if folder.exists() else []
+
+
+def returned(refs: Any) -> list[Any]:
+    """What a task returns, of one value too."""
+    return refs if isinstance(refs, list) else [refs]
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _read_entries(filesystem: Any, files: Sequence[tuple[str, int]], parts: int) -> Any:
+    """The entries of some files, with their runs' sequence numbers, by part."""
+    columns = ["id", "content"]
+    tables = []
+    for path, sequence in files:
+        try:
+            table = pq.read_table(path, filesystem=filesystem, columns=columns, partitioning=None)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot read the ledger: {path}: {in_words(error)}; --full does without it") from None
+        dated = np.empty(len(table), _DATED)
+        dated["id"], dated["content"], dated["sequence"] = *(table[column].to_numpy() for column in columns), sequence
+        tables.append(dated)
+    together = np.concatenate(tables)
+    part_of = part_numbers(together["id"], parts)
+    divided = [together[part_of == part] for part in range(parts)]
+    return divided if parts > 1 else divided[0]
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _last_of_each(*pieces: Any) -> tuple[Any, int]:
+    """Sorted by id; of entries of one id the one of the last run."""
+    dated = np.concatenate(pieces)
+    dated = dated[np.lexsort((dated["sequence"], dated["id"]))]
+    last = np.append(dated["id"][1:] != dated["id"][:-1], True)[: len(dated)]
+    entries = np.empty(int(last.sum()), ENTRY)
+    entries["id"], entries["content"] = dated["id"][last], dated["content"][last]
+    return entries, len(entries)
+
+
+def compact(output: Place) -> tuple[int, int]:
+    """Write the ledger's entries into few files, and remove those that they replace.
+
+    Killed at any moment, it leaves a ledger that says the same.
+
+    Returns:
+        Entries, and files that were replaced.
+
+    Raises:
+        UserError: nothing is published there, or the ledger cannot be read or written.
+    """
+    runs = published(output)
+    if not runs:
+        raise UserError(f"no run is finished in {output.uri}; set --output.path to a folder that jobs.summarize wrote")
+    until = runs[-1].sequence
+    before = compacted_until(output)
+    target = output.child(f"{_COMPACTED}/{until:06}")
+    if before < until:
+        ledger = load(output, until)
+        ray.get([_write_part.remote(target, number, part) for number, part in enumerate(ledger.parts)])
+        target.child(SUCCESS).write(b"")
+        entries = ledger.entries
+    else:
+        entries = sum(pq.read_metadata(file.path, filesystem=output.filesystem).num_rows for file in target.files())
+    replaced = 0
+    for run in runs:
+        folder = output.child(f"{_FOLDER}/run={run.run_id}")
+        replaced += len(folder.files()) if folder.exists() else 0
+        folder.remove_folder()
+    for name in output.child(_COMPACTED).names():
+        if name != f"{until:06}":
+            output.child(f"{_COMPACTED}/{name}").remove_folder()
+    return entries, replaced
+
+
+@ray.remote(num_cpus=LIGHT_CPUS)
+def _write_part(target: Place, number: int, entries: Any) -> None:
+    target.child(f"part-{number:05}.parquet").write_patiently(as_file(_table(entries)))
+
+
+def compacted_until(output: Place) -> int:
+    """The sequence number that the ledger is compacted to; 0 if it is not."""
+    folder = output.child(_COMPACTED)
+    names = folder.names() if folder.exists() else []
+    return max((int(name) for name in names if folder.child(name).child(SUCCESS).exists()), default=0)

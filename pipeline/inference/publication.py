@@ -1,0 +1,64 @@
+"""Which runs of an output folder are published: those with ``runs/<run_id>/_SUCCESS``, in the order of their ends.
+
+The file holds the run's sequence number, as JSON: what is the later of two runs does not hang on any clock.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+from pipeline.storage import Place
+
+SUCCESS = "_SUCCESS"
+_RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A finished run. sequence: 1 for the first of its folder."""
+
+    run_id: str
+    sequence: int
+
+
+def run_folder(output: Place, run_id: str) -> Place:
+    """``runs/<run_id>``, with what there is to know of a run."""
+    return output.child(_RUNS).child(run_id)
+
+
+def run_ids(output: Place) -> list[str]:
+    """All runs that have begun."""
+    folder = output.child(_RUNS)
+    return folder.names() if folder.exists() else []
+
+
+def published(output: Place) -> list[Published]:
+    """The runs that are finished, the first of them first.
+
+    Raises:
+        UserError: a _SUCCESS is not one that this version writes.
+    """
+    found = [run for name in run_ids(output) if (run := _published(output, name)) is not None]
+    return sorted(found, key=lambda run: run.sequence)
+
+
+def _published(output: Place, run_id: str) -> Published | None:
+    marker = run_folder(output, run_id).child(SUCCESS)
+    if not marker.exists():
+        return None
+    try:
+        return Published(run_id, int(json.loads(marker.read())["sequence"]))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{marker.uri} does not say which run of its folder it was the end of: another version wrote it; "
+            "set another --output.path"
+        ) from None
+
+
+def publish(output: Place, run_id: str) -> Published:
+    """Make a run the last of its folder, visible to those who read it. One driver at a time may do so (lease.py)."""
+    run = Published(run_id, max((run.sequence for run in published(output)), default=0) + 1)
+    run_folder(output, run_id).child(SUCCESS).write(json.dumps({"sequence": run.sequence}).encode() + b"\n")
+    return run

@@ -1,0 +1,123 @@
+"""The stage that reads: units of a store to windows of token ids."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from pipeline.config import DocumentsInput
+from pipeline.inference.census import Repeated
+from pipeline.inference.effort import Effort
+from pipeline.inference.ledger import Ledger
+from pipeline.inference.manifest import UnreadRows
+from pipeline.inference.passport import (
+    CONTENT_KEY,
+    DETAIL,
+    ID_KEY,
+    IDS,
+    OPENING,
+    REASON,
+    SOURCE_TOKENS,
+    Passport,
+    windows_row,
+)
+from pipeline.inference.screening import Screen
+from pipeline.inference.windows import POSITION, Unit, Unreadable, end_the_run, regrouped, rows_of, unit_of_row
+from pipeline.text.columns import encode_column, flat_rows
+from pipeline.text.documents import NO_TOKEN, texts_of
+from pipeline.text.tokenizer import cached_tokenizer
+
+EXAMPLES, _OPENING_CHARS = 5, 300
+
+
+@dataclass(frozen=True)
+class ReadWindows:
+    """Reads units of a store and encodes their documents: those that are sound, and that no earlier run did as they are.
+
+    window_rows, window_tokens: most documents of a window, and most subwords of their sources together, if that is bounded.
+    tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document. salt: of
+    content keys. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and none.
+    """
+
+    filesystem: fs.FileSystem
+    window_rows: int
+    window_tokens: int | None
+    tokenizer_file: bytes
+    input: DocumentsInput
+    max_source_tokens: int
+    salt: bytes
+    ledger: Ledger | None = None
+    repeated: Repeated | None = None
+
+    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
+        """Of units as rows, their windows as rows: but for those that are written already."""
+        for unit in map(unit_of_row, units.to_pylist()):
+            started = time.monotonic()
+            for window, passport in self.read(unit):
+                if passport.number not in unit.done:
+                    yield windows_row(window, replace(passport, effort=Effort(read_s=time.monotonic() - started)))
+                    started = time.monotonic()
+
+    def read(self, unit: Unit) -> Iterator[tuple[pa.Table, Passport]]:
+        """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none."""
+        columns = list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
+        unread: dict[str, UnreadRows] = {}
+
+        def note(file: Unreadable) -> None:
+            if self.input.on_bad_file == "fail":
+                end_the_run(file)
+            unread[file.path] = UnreadRows(rows=file.rows, error=file.error)
+
+        screen = Screen(self.input, self.salt, self.ledger, self.repeated)
+        rows = rows_of(unit, self.filesystem, columns, self.window_rows, note)
+        nothing = pa.table({column: pa.nulls(0) for column in [*columns, POSITION]})
+        number, held = 0, None
+        for table in regrouped(map(screen.left, rows), self.window_rows):
+            for window in self._windows(table):
+                if held is not None:
+                    yield held, Passport(unit.number, number, False)
+                    number += 1
+                held = window
+        if held is None:
+            held = self._encode(screen.left(nothing))
+        yield held, Passport(unit.number, number, True, dict(screen.skipped), unread)
+
+    def _windows(self, documents: pa.Table) -> Iterator[pa.Table]:
+        window = self._encode(documents)
+        yield from [window] if self.window_tokens is None else cut_by_tokens(window, self.window_tokens)
+
+    def _encode(self, documents: pa.Table) -> pa.Table:
+        texts, reasons, details = (
+            texts_of(documents[self.input.text_column]),
+            *(documents[c].to_pylist() for c in (REASON, DETAIL)),
+        )
+        sound = ["" if reason else str(text) for text, reason in zip(texts, reasons, strict=True)]
+        ids, source_tokens = encode_column(cached_tokenizer(self.tokenizer_file), sound, self.max_source_tokens)
+        # Some texts, of a lone zero-width space say, have characters but nothing that the tokenizer keeps.
+        for row, tokens in enumerate(source_tokens.tolist()):
+            if not tokens and not reasons[row]:
+                reasons[row], details[row] = NO_TOKEN
+        shown = set([row for row, reason in enumerate(reasons) if reason is None][:EXAMPLES])
+        openings = [text[:_OPENING_CHARS] if row in shown else None for row, text in enumerate(sound)]
+        return (
+            documents.select([self.input.id_column, *self.input.keep_columns, ID_KEY, CONTENT_KEY])
+            .append_column(IDS, ids)
+            .append_column(SOURCE_TOKENS, pa.array(source_tokens, pa.int32()))
+            .append_column(REASON, pa.array(reasons, pa.string()))
+            .append_column(DETAIL, pa.array(details, pa.string()))
+            .append_column(OPENING, pa.array(openings, pa.string()))
+        )
+
+
+def cut_by_tokens(window: pa.Table, most: int) -> Iterator[pa.Table]:
+    """Parts of a window, in order, whose sources have so many subwords together at most, or which are one document."""
+    ends, start = flat_rows(window[IDS])[1], 0
+    while start < len(window):
+        end = max(start + 1, int(np.searchsorted(ends, ends[start] + most, side="right")) - 1)
+        yield window.slice(start, end - start)
+        start = end

@@ -1,0 +1,126 @@
+"""One driver at a time writes an output folder, and one that died keeps nobody out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import Stopped, UserError
+from pipeline.inference import lease
+from pipeline.storage import Place, place
+
+HOLD = "import sys,time; from pipeline.inference.lease import held; from pipeline.storage import place\n"
+HOLD += "with held(place(sys.argv[1], '--output.path'), 'theirs'):\n    print('held', flush=True); time.sleep(600)"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Place:
+    return place(str(tmp_path), "--output.path")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.1)
+    monkeypatch.setattr(lease, "EXPIRE_S", 0.6)
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_driver_is_told_who_holds_it(tmp_path: Path, output: Place) -> None:
+    other = holder(tmp_path)
+    try:
+        with (
+            pytest.raises(UserError, match=rf"run theirs, process {other.pid} on .* is writing {tmp_path}; wait"),
+            lease.held(output, "r"),
+        ):
+            pass
+    finally:
+        other.send_signal(signal.SIGKILL)
+    with lease.held(output, "r"):  # though nobody has taken note of its end: it is a zombie
+        assert lease.holder_of(output) == lease.Holder("r", lease._machine(), os.getpid(), lease._born(os.getpid()))
+    other.wait()
+    assert lease.holder_of(output) is None
+
+
+def claim_of_another_machine(tmp_path: Path, renewals: int) -> None:
+    (tmp_path / "lease").mkdir(exist_ok=True)
+    values = {"run_id": "far", "machine": "elsewhere 1", "pid": 1, "born": 1.0, "renewals": renewals}
+    written = tmp_path / "lease/writing"
+    written.write_text(json.dumps(values))
+    written.replace(tmp_path / "lease/far.json")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_claim_that_stays_as_it_is_expires(tmp_path: Path, output: Place) -> None:
+    claim_of_another_machine(tmp_path, 7)
+    started = time.monotonic()
+    with lease.held(output, "r"):
+        assert time.monotonic() - started > lease.EXPIRE_S
+        assert not (tmp_path / "lease/far.json").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_claim_that_is_renewed_elsewhere_holds(tmp_path: Path, output: Place) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        claim_of_another_machine(tmp_path, 0)
+
+        def renew() -> None:
+            for renewals in range(1, 12):
+                time.sleep(0.1)
+                claim_of_another_machine(tmp_path, renewals)
+
+        renewing = pool.submit(renew)
+        with pytest.raises(UserError, match="run far, process 1 on elsewhere is writing"), lease.held(output, "r"):
+            pass
+        renewing.result()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_driver_that_was_taken_over_ends(tmp_path: Path, output: Place) -> None:
+    with lease.held(output, "r") as mine:
+        mine.look()
+        time.sleep(0.3)
+        [claim] = (tmp_path / "lease").glob("*.json")
+        assert json.loads(claim.read_text())["renewals"] > 0
+        claim.unlink()
+        with pytest.raises(Stopped, match="another driver took this output folder over"):
+            mine.look()
+        with pytest.raises(Stopped, match="another driver"):
+            mine.check()
+        time.sleep(0.3)
+        assert not claim.exists(), "it is not written again"
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_many_that_begin_at_once_no_two_hold_it(output: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease.Holder, "is_here", property(lambda _: False))  # or each would see that the others are itself
+    holding, most = [0], [0]
+
+    def hold(number: int) -> bool:
+        try:
+            with lease.held(output, str(number)):
+                holding[0] += 1
+                most[0] = max(most[0], holding[0])
+                time.sleep(0.3)
+                holding[0] -= 1
+        except UserError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        held = list(pool.map(hold, range(6)))
+    assert most == [1]
+    assert any(held)

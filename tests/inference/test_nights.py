@@ -1,0 +1,225 @@
+"""Night after night over one output folder: what is new is done, what is not is skipped, what was cut off goes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import SummarizeConfig
+from pipeline.errors import Stopped, UserError
+from pipeline.inference.ledger import compact
+from pipeline.inference.plan import plan_run
+from pipeline.inference.run import Finished, Progress, execute
+from pipeline.storage import place
+
+
+def night(
+    tmp_path: Path,
+    bundle: Path,
+    run_id: str | None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    **sections: Any,
+) -> Finished:
+    """A run over tmp_path/in."""
+    values: dict[str, Any] = {
+        "input": {"path": str(tmp_path / "in"), **sections.pop("input", {})},
+        "output": {"path": str(tmp_path / "out"), "run_id": run_id},
+        "model": {"path": str(bundle)},
+        "resources": {"actors": 1, "window_rows": 10},
+        **sections,
+    }
+    return execute(plan_run(SummarizeConfig.model_validate(values)), on_progress)
+
+
+def write(tmp_path: Path, name: str, texts: dict[Any, str | None]) -> None:
+    (tmp_path / "in").mkdir(exist_ok=True)
+    pq.write_table(
+        pa.table({"id": list(texts), "text": pa.array(texts.values(), pa.string())}), tmp_path / f"in/{name}.parquet"
+    )
+
+
+def written(tmp_path: Path, run_id: str, kind: str = "summaries") -> list[Any]:
+    folder = tmp_path / f"out/{kind}/run={run_id}"
+    return sorted(pads.dataset(folder).to_table()["id"].to_pylist()) if folder.exists() else []
+
+
+def texts(start: int, end: int, word: str = "graphs") -> dict[Any, str | None]:
+    return {n: f"Document number {n} speaks of {word}." for n in range(start, end)}
+
+
+def test_the_next_night_does_what_is_new_or_changed(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 100))
+    write(tmp_path, "b", texts(100, 120) | {120: None, 121: " "})
+    first = night(tmp_path, tiny_bundle, "first")
+    assert (first.manifest.counts.summarized, first.manifest.counts.skipped) == (120, {})
+
+    write(tmp_path, "b", texts(100, 110) | texts(110, 113, "trees") | {121: " "})  # 7 are gone, and one that was rejected
+    write(tmp_path, "c", texts(200, 215))
+    second = night(tmp_path, tiny_bundle, "second").manifest
+    assert written(tmp_path, "second") == [*range(110, 113), *range(200, 215)]
+    assert second.counts.skipped == {"summarized": 110, "rejected": 1}
+    assert second.counts.read == 129 == sum(second.counts.skipped.values()) + second.counts.done
+    assert (second.gone.documents, second.gone.ids) == (8, sorted(str(n) for n in range(113, 121)))
+    assert pq.read_table(tmp_path / "out/runs/second/gone.parquet")["id"].to_pylist() == second.gone.ids
+    assert written(tmp_path, "first") == list(range(120)), "nothing of it is touched"
+
+    third = night(tmp_path, tiny_bundle, "third").manifest
+    assert (third.counts.done, third.counts.read, third.output_files) == (0, 129, [])
+    again = night(tmp_path, tiny_bundle, "again", full=True).manifest
+    assert (again.counts.summarized, again.counts.skipped) == (128, {})
+    other = night(tmp_path, tiny_bundle, "other", decoding={"max_target_tokens": 5}).manifest
+    assert (other.counts.summarized, other.counts.skipped) == (128, {})
+
+
+def test_a_text_that_turns_back_is_done_again(tmp_path: Path, tiny_bundle: Path) -> None:
+    """The last summary is that of the text in between."""
+    for number, word in enumerate(["graphs", "trees", "graphs"]):
+        write(tmp_path, "a", texts(0, 3, word))
+        assert night(tmp_path, tiny_bundle, f"night{number}").manifest.counts.summarized == 3
+
+
+def test_a_compacted_ledger_says_the_same(tmp_path: Path, tiny_bundle: Path) -> None:
+    for number, word in enumerate(["graphs", "trees"]):
+        write(tmp_path, "a", texts(0, 20, word) | texts(20, 40))
+        night(tmp_path, tiny_bundle, f"night{number}")
+    output = place(str(tmp_path / "out"), "--output.path")
+    assert compact(output) == (40, 6)
+    assert compact(output) == (40, 0)
+    assert [path.name for path in (tmp_path / "out/ledger").iterdir()] == ["compacted"]
+    write(tmp_path, "b", texts(40, 45))
+    third = night(tmp_path, tiny_bundle, "night2").manifest
+    assert (third.counts.summarized, third.counts.skipped) == (5, {"summarized": 40})
+    assert compact(output) == (45, 1)
+
+
+def test_ids_that_come_twice(tmp_path: Path, tiny_bundle: Path) -> None:
+    """The first is kept, in whichever file; the others are rejected, and so they are the next night."""
+    (tmp_path / "in").mkdir()
+    for name, ids in (("a", ["x", "y", "x"]), ("b", ["z", "y"])):
+        pq.write_table(pa.table({"id": ids, "text": [f"{name} {n}" for n in range(len(ids))]}), tmp_path / f"in/{name}.parquet")
+    first = night(tmp_path, tiny_bundle, "first").manifest
+    assert written(tmp_path, "first") == ["x", "y", "z"]
+    rejects = pads.dataset(tmp_path / "out/rejects/run=first").to_table().to_pylist()
+    assert sorted((row["id"], row["reason"]) for row in rejects) == [("x", "duplicate_id"), ("y", "duplicate_id")]
+    assert "row 1 of input file 0" in next(row["detail"] for row in rejects if row["id"] == "y")
+    assert first.counts.rejected == {"duplicate_id": 2}
+    second = night(tmp_path, tiny_bundle, "second").manifest
+    assert (second.counts.skipped, second.counts.rejected) == ({"summarized": 3}, {"duplicate_id": 2})
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(windows: int) -> Callable[[Progress], None]:
+    left = [windows]
+
+    def kill(_: Progress) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    return kill
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 95))
+    with pytest.raises(Killed):
+        night(tmp_path, tiny_bundle, None, kill_after(4))
+    [run_id] = [path.name for path in (tmp_path / "out/runs").iterdir()]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / f"out/summaries/run={run_id}").iterdir()}
+    write(tmp_path, "b", texts(200, 205))  # the next run's
+    finished = night(tmp_path, tiny_bundle, None)
+    assert finished.manifest.run_id == run_id
+    assert finished.manifest.taken_over >= 40
+    assert finished.manifest.counts.summarized == 95
+    assert all(path.stat().st_mtime_ns == before[path] for path in before), "what was written is not done again"
+    assert Counter(written(tmp_path, run_id)) == Counter(range(95))
+    after = night(tmp_path, tiny_bundle, "after").manifest
+    assert (written(tmp_path, "after"), after.counts.skipped) == (list(range(200, 205)), {"summarized": 95})
+
+
+def test_what_was_cut_off_is_not_there_for_other_runs(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 30))
+    with pytest.raises(Killed):
+        night(tmp_path, tiny_bundle, "cut", kill_after(1))
+    assert night(tmp_path, tiny_bundle, "other").manifest.counts.summarized == 30
+    # It goes on with what was done when it began.
+    assert night(tmp_path, tiny_bundle, "cut").manifest.counts.summarized == 30
+    assert night(tmp_path, tiny_bundle, "third").manifest.counts.done == 0
+
+
+def test_a_run_whose_input_has_changed_begins_anew(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 30))
+    write(tmp_path, "b", texts(30, 60))
+    with pytest.raises(Killed):
+        night(tmp_path, tiny_bundle, "r", kill_after(2))
+    (tmp_path / "in/a.parquet").unlink()
+    write(tmp_path, "b", texts(30, 55, "trees"))
+    finished = night(tmp_path, tiny_bundle, "r").manifest
+    assert (finished.taken_over, written(tmp_path, "r")) == (0, list(range(30, 55)))
+
+
+def test_a_run_that_was_cut_off_wants_the_same_options(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 30))
+    with pytest.raises(Killed):
+        night(tmp_path, tiny_bundle, "r", kill_after(1))
+    with pytest.raises(UserError, match=r"run r was cut off, and asked for something else .*other decoding options"):
+        night(tmp_path, tiny_bundle, "r", decoding={"max_target_tokens": 5})
+    # How large windows are is no part of what was asked for: it stays as it was.
+    finished = night(tmp_path, tiny_bundle, "r", resources={"actors": 1, "window_rows": 7}).manifest
+    assert (finished.counts.summarized, len(finished.output_files)) == (30, 3)
+    assert written(tmp_path, "r") == list(range(30))
+
+
+def test_a_written_file_that_is_gone_is_made_again(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 50))
+
+    def lose(_: Progress) -> None:
+        for file in (tmp_path / "out/summaries/run=r").iterdir():
+            file.unlink()
+
+    with pytest.raises(Stopped, match="files that were written are not in"):
+        night(tmp_path, tiny_bundle, "r", lose)
+    assert night(tmp_path, tiny_bundle, "r").manifest.counts.summarized == 50
+    assert written(tmp_path, "r") == list(range(50))
+
+
+def test_too_many_rejects(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", {**texts(0, 7), 7: None, 8: "", 9: " "})
+    finished = night(tmp_path, tiny_bundle, "r", input={"max_reject_share": 0.29})
+    assert not finished.published
+    assert (tmp_path / "out/runs/r/manifest.json").exists()
+    assert not (tmp_path / "out/runs/r/_SUCCESS").exists()
+    again = night(tmp_path, tiny_bundle, "r", input={"max_reject_share": 0.3})
+    assert (again.published, again.manifest.taken_over) == (True, 10)
+
+
+@pytest.mark.parametrize("rest", [b"PAR1 and no more", None])
+def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, tiny_bundle: Path, rest: bytes | None) -> None:
+    write(tmp_path, "a", texts(0, 25))
+    write(tmp_path, "b", texts(25, 50))
+    broken = tmp_path / "in/a.parquet"
+    if rest is None:
+        content = bytearray(broken.read_bytes())
+        content[8:60] = bytes(52)  # the first page
+        broken.write_bytes(content)
+    else:
+        broken.write_bytes(rest)
+    with pytest.raises(UserError, match=r"a\.parquet"):
+        night(tmp_path, tiny_bundle, "r")
+    finished = night(tmp_path, tiny_bundle, "skipping", input={"on_bad_file": "skip"}).manifest
+    assert written(tmp_path, "skipping") == list(range(25, 50))
+    assert [path.rpartition("/")[2] for path in finished.unread] == ["a.parquet"]
+    [unread] = finished.unread.values()
+    assert unread.rows == (25 if rest is None else None)
+    write(tmp_path, "a", texts(0, 25))  # mended
+    night(tmp_path, tiny_bundle, "mended")
+    assert written(tmp_path, "mended") == list(range(25))
