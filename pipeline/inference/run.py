@@ -23,6 +23,7 @@ from ray.data import ActorPoolStrategy
 from pipeline import cluster
 from pipeline.errors import Stopped, UserError
 from pipeline.inference import lease, ledger
+from pipeline.inference.attempts import count_attempts
 from pipeline.inference.census import Repeated, find_gone, take_census
 from pipeline.inference.effort import Effort
 from pipeline.inference.ledger import Ledger
@@ -127,7 +128,7 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
     try:
         done = ledger.load(plan.output, plan.pinned.ledger)
         census = take_census(units, plan.store.root.filesystem, plan.config.input.id_column, done)
-        for window in _windows(plan, left, actors, done, census.repeated):
+        for window in _windows(plan, left, actors, reader(plan, done, census.repeated), count_attempts()):
             held.check()
             first_window = first_window or time.monotonic() - window.effort.decode_s
             tally.add(window, time.monotonic())
@@ -241,7 +242,7 @@ def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
     }
 
 
-def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, done: Ledger, repeated: Repeated) -> Iterator[WindowRecord]:
+def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindows, attempts: Any) -> Iterator[WindowRecord]:
     """The graph of the run; a record as each window is written. Raises Ray's error if a stage fails."""
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
@@ -252,7 +253,7 @@ def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, done: Ledger, re
     source.context.target_max_block_size = 1
     windows = (
         source.map_batches(
-            reader(plan, done, repeated),
+            read,
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=LIGHT_CPUS,
@@ -264,7 +265,7 @@ def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, done: Ledger, re
             batch_size=None,
             compute=ActorPoolStrategy(min_size=actors.fewest, max_size=actors.number),
             **actors.ray_options,
-            fn_constructor_kwargs=summarizer_options(plan, actors),
+            fn_constructor_kwargs={**summarizer_options(plan, actors), "attempts": attempts},
         )
         .map_batches(
             WriteWindow(tokenizer_file, config.input, plan.decoding.max_source_tokens, plan.output, plan.run_id, metadata),

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import torch
 
 from pipeline.cluster import cpus_here
 from pipeline.config import EOS, DecodingConfig
+from pipeline.inference.attempts import Search
 from pipeline.inference.effort import Effort, peak_bytes
 from pipeline.inference.passport import DETAIL, FINISHED, IDS, REASON, SCORE, SUMMARY_IDS, of_windows_row, windows_row
 from pipeline.model.bundle import bundle_from_files
@@ -22,7 +24,6 @@ from pipeline.model.decoding import Hypotheses, decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
-from pipeline.storage import in_words
 from pipeline.text.columns import flat_rows, list_column
 
 Tokens = npt.NDArray[np.int32]
@@ -39,7 +40,8 @@ class SummarizeWindow:
         bundle_files: the bundle's files by name, in Ray's object store. gpus: this actor's part of the GPU that Ray assigned;
             0 to compute on CPUs. cpus: its part of the machine's. token_budget: padded source tokens of a batch; None for what
             memory has room for, of whose free part an actor takes as large a part as of the device. precision: of matrix
-            products. threads: CPU threads to compute with, no more of them than the machine has cores.
+            products. threads: CPU threads to compute with, no more of them than the machine has cores. attempts: the actor that
+            counts them (attempts.py); None: none does.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class SummarizeWindow:
         token_budget: int | None,
         precision: str,
         threads: int,
+        attempts: Any = None,
     ) -> None:
         self._threads = min(threads, cpus_here())
         torch.set_num_threads(self._threads)
@@ -59,14 +62,12 @@ class SummarizeWindow:
         self._options = options
         self._token_budget, self._memory_share = token_budget, gpus or min(1.0, cpus / cpus_here())
         self._precision = precision
+        self._attempts = attempts
         self._idle_since: float | None = None
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        engine = Engine(self._model, arithmetic_for(self._precision, self._device))
-        # Loads what is compiled, or compiles it, before a window's time is taken.
-        decode_window(engine, *_WARM_UP, self._options, Budget(_WARM_UP_TOKENS))
-        return engine
+        return Engine(self._model, arithmetic_for(self._precision, self._device))
 
     @functools.cached_property
     def _budget(self) -> Budget:
@@ -81,11 +82,14 @@ class SummarizeWindow:
             UserError: the device does not compute in the precision asked for. (An actor that fails earlier, while it is
                 made, is tried again, and Ray shows each failure in full.)
         """
-        _ = self._engine, self._budget  # the first window makes them
+        if self._idle_since is None:  # the first window makes what its time shall not count
+            self._warm_up()
+            self._idle_since = time.monotonic()
+        _ = self._budget
         started = time.monotonic()
-        waited_s, self._idle_since = started - (self._idle_since or started), started
+        waited_s = started - self._idle_since
         window, passport = of_windows_row(row)
-        found, failed = self._decode(*flat_rows(window[IDS]))
+        found, failed = self._decode(passport.name, *flat_rows(window[IDS]))
         decoded = (
             with_failures(window, failed)
             .drop_columns([IDS])
@@ -98,10 +102,10 @@ class SummarizeWindow:
         actor = ray.get_runtime_context().get_actor_id() or ""
         return windows_row(decoded, replace(passport, actor=actor, effort=passport.effort + own))
 
-    def _decode(self, values: Tokens, offsets: Offsets) -> tuple[Hypotheses, dict[int, str]]:
-        """A window's hypotheses; and what the decoder said of rows that it fails on, which stay empty, by row."""
+    def _decode(self, window: str, values: Tokens, offsets: Offsets) -> tuple[Hypotheses, dict[int, str]]:
+        """A window's hypotheses; and what is said of rows that the decoder fails on, which stay empty, by row."""
 
-        def decode(rows: npt.NDArray[np.int64]) -> Hypotheses:
+        def decode(rows: Offsets) -> Hypotheses:
             """With these rows alone, the others being empty."""
             lengths = np.zeros(len(offsets) - 1, np.int64)
             lengths[rows] = np.diff(offsets)[rows]
@@ -109,26 +113,12 @@ class SummarizeWindow:
             ends = np.concatenate(([0], np.cumsum(lengths)))
             return decode_window(self._engine, values[kept], ends, self._options, self._budget, self._threads)
 
-        def failures(rows: npt.NDArray[np.int64]) -> dict[int, str]:
-            try:
-                decode(rows)
-            except Exception as error:
-                if len(rows) == 1:
-                    return {int(rows[0]): in_words(error)}
-                middle = len(rows) // 2
-                return failures(rows[:middle]) | failures(rows[middle:])
-            return {}
+        search = Search(self._attempts, window)
+        return search.all_but_failing(np.flatnonzero(np.diff(offsets)), decode, self._warm_up)
 
-        rows = np.flatnonzero(np.diff(offsets))
-        try:
-            return decode(rows), {}
-        except Exception:
-            # A fault of the model, or of the device, is none of the rows': then no row can be decoded.
-            decode_window(self._engine, *_WARM_UP, self._options, Budget(_WARM_UP_TOKENS))
-            failed = failures(rows)
-            if not failed or len(failed) == len(rows) > 1:
-                raise
-        return decode(np.setdiff1d(rows, list(failed))), failed
+    def _warm_up(self) -> None:
+        """Decode next to nothing, which loads what is compiled, or compiles it."""
+        decode_window(self._engine, *_WARM_UP, self._options, Budget(_WARM_UP_TOKENS))
 
 
 def with_failures(window: pa.Table, failed: Mapping[int, str]) -> pa.Table:

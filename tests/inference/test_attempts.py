@@ -1,0 +1,120 @@
+"""Documents that the decoder fails on, or dies of, are found, and their neighbours are done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import cluster
+from pipeline.config import DecodingConfig, ModelConfig, SummarizeConfig
+from pipeline.errors import UserError
+from pipeline.inference import attempts
+from pipeline.inference.attempts import Search, count_attempts
+from pipeline.inference.plan import plan_run
+from pipeline.inference.run import execute
+from pipeline.model.bundle import save_bundle
+from pipeline.model.seq2seq import Seq2Seq
+from pipeline.text.tokenizer import Tokenizer
+
+
+@given(st.integers(1, 40), st.sets(st.integers(0, 39)))
+def test_those_that_fail_alone_are_found(number: int, bad: set[int]) -> None:
+    rows, bad = np.arange(number), {row for row in bad if row < number}
+
+    def decode(some: Any) -> list[int]:
+        if caught := bad & set(some.tolist()):
+            raise ValueError(f"{len(caught)} are bad")
+        return some.tolist()
+
+    search = Search(None, "w")
+    if len(bad) == number >= 8:
+        with pytest.raises(ValueError, match=f"{number} are bad"):
+            search.all_but_failing(rows, decode, lambda: None)
+        return
+    found, failed = search.all_but_failing(rows, decode, lambda: None)
+    assert found == sorted(set(range(number)) - bad)
+    assert failed == dict.fromkeys(bad, "1 are bad")
+
+
+def test_a_decoder_that_fails_on_anything_is_not_the_documents_fault() -> None:
+    def fail(_: Any = None) -> None:
+        raise RuntimeError("the device is lost")
+
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        Search(None, "w").all_but_failing(np.arange(3), fail, fail)
+
+
+def decode_until_it_lives(counter: Any, deadly: set[int]) -> tuple[tuple[list[int], dict[int, str]], int]:
+    """In processes that die of some rows; what came of it in the end, and how many died."""
+
+    class Decoder:  # of this function, or Ray's processes would import it from here
+        def decode(self) -> tuple[list[int], dict[int, str]]:
+            def decode(rows: Any) -> list[int]:
+                if deadly & set(rows.tolist()):
+                    os._exit(1)
+                return rows.tolist()
+
+            return Search(counter, "w").all_but_failing(np.arange(20), decode, lambda: None)
+
+    for deaths in range(100):
+        decoder = ray.remote(num_cpus=0)(Decoder).remote()
+        try:
+            return ray.get(decoder.decode.remote()), deaths
+        except ray.exceptions.ActorDiedError:
+            continue
+    raise AssertionError("they all died")
+
+
+def test_a_document_that_processes_die_of_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.connect()
+    (found, failed), deaths = decode_until_it_lives(count_attempts(), {11})
+    assert found == [row for row in range(20) if row != 11]
+    assert failed == {11: "the process that decoded it died, 2 times"}
+    assert deaths <= 2 * 6
+    monkeypatch.setattr(attempts, "_MOST_DEATHS", 3)
+    counter = count_attempts()
+    ray.get([counter.begin.remote("w", part) for part in ("0-19", "0-19", "0-9", "0-9")])
+    with pytest.raises(UserError, match="4 processes died decoding one window"):
+        Search(counter, "w").all_but_failing(np.arange(20), lambda rows: rows, lambda: None)
+
+
+def test_a_document_that_the_model_fails_on_is_rejected(tmp_path: Path, tokenizer_file: bytes) -> None:
+    """One of whose subwords has no finite embedding."""
+    tokenizer = Tokenizer(tokenizer_file)
+    (values, _), texts = tokenizer.encode(["!"]), [f"Document number {n} speaks of graphs" for n in range(30)]
+    torch.manual_seed(0)
+    model = Seq2Seq(
+        ModelConfig(embedding_size=16, hidden_size=16, tied_embeddings=False, copy=False), tokenizer.vocabulary_size
+    )
+    with torch.no_grad():
+        model.encoder.embedding.weight[int(values[-1])] = float("nan")
+    save_bundle(tmp_path / "bundle", model, tokenizer_file, DecodingConfig(max_source_tokens=32, max_target_tokens=12))
+    texts[7], texts[20] = texts[7] + "!", texts[20] + "!"
+    pq.write_table(pa.table({"id": list(range(30)), "text": texts}), tmp_path / "in.parquet")
+    values = {
+        "input": {"path": str(tmp_path / "in.parquet")},
+        "output": {"path": str(tmp_path / "out"), "run_id": "r"},
+        "model": {"path": str(tmp_path / "bundle")},
+        "resources": {"actors": 1, "window_rows": 16},
+    }
+    finished = execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None)
+    assert finished.manifest.counts.rejected == {"decode_error": 2}
+    rejects = pads.dataset(tmp_path / "out/rejects/run=r").to_table().to_pylist()
+    assert {row["id"] for row in rejects} == {7, 20}
+    assert all("the model computes what is no number" in row["detail"] for row in rejects)
+    summarized = pads.dataset(tmp_path / "out/summaries/run=r").to_table()["id"].to_pylist()
+    assert sorted(summarized) == [n for n in range(30) if n not in (7, 20)]
+    values["output"]["run_id"] = "next"
+    again = execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None).manifest.counts
+    assert (again.skipped, again.rejected) == ({"summarized": 28}, {"decode_error": 2}), "it is tried again"
