@@ -3,7 +3,7 @@ PIP_FLAGS ?=
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: summarize test exhaustive lint train bench clean
+.PHONY: summarize test exhaustive faults lint train bench clean
 
 summarize: .venv/installed        ## summarize the shipped documents with the shipped model
 	.venv/bin/python -m jobs.summarize --config configs/summarize.yaml
@@ -14,6 +14,10 @@ test: .venv/installed-dev         ## run the tests
 exhaustive: .venv/installed-dev   ## compare the decoder with the reference on 5,000 documents, in every shape: an hour
 	test -d prepared/arxiv || .venv/bin/python -m jobs.prepare --config configs/prepare.arxiv.yaml
 	.venv/bin/python -m pytest -m exhaustive
+
+faults: .venv/installed-dev       ## kill runs, at each step of their commits and at random moments in a cluster of three nodes: an hour
+	.venv/bin/python -m pytest tests/faults -m faults
+	.venv/bin/python tests/faults/chaos.py
 
 lint: .venv/installed-dev         ## style, types, import rules
 	.venv/bin/ruff check .

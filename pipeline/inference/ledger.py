@@ -67,8 +67,7 @@ def records(output: Place, run_id: str) -> Iterator[WindowRecord]:
     Raises:
         UserError: a segment cannot be read.
     """
-    folder = output.child(f"{_FOLDER}/run={run_id}")
-    found = folder.files() if folder.exists() else []
+    found = [file for file, _ in _files(output.child(f"{_FOLDER}/run={run_id}"), 0)]
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
         yield from pool.map(lambda file: _record(output, file), found)
 
@@ -151,7 +150,8 @@ def load(output: Place, until: int) -> Ledger:
 
 
 def _files(folder: Place, sequence: int) -> list[tuple[StoredFile, int]]:
-    return [(file, sequence) for file in folder.files()] if folder.exists() else []
+    found = folder.files() if folder.exists() else []  # some may be the rest of one that was cut off
+    return [(file, sequence) for file in found if file.path.endswith(".parquet")]
 
 
 def returned(refs: Any) -> list[Any]:
@@ -212,7 +212,8 @@ def compact(output: Place) -> tuple[int, int]:
         target.child(SUCCESS).write(b"")
         entries = ledger.entries
     else:
-        entries = sum(pq.read_metadata(file.path, filesystem=output.filesystem).num_rows for file in target.files())
+        files = _files(target, until)
+        entries = sum(pq.read_metadata(file.path, filesystem=output.filesystem).num_rows for file, _ in files)
     replaced = 0
     for run in runs:
         folder = output.child(f"{_FOLDER}/run={run.run_id}")

@@ -36,7 +36,7 @@ from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow
 from pipeline.model.bundle import TOKENIZER
-from pipeline.storage import StoredFile
+from pipeline.storage import PART, StoredFile
 from pipeline.versions import versions
 
 _AGAIN = "the same command goes on from here"
@@ -122,6 +122,7 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
     tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
     units = list(units_of(plan.store.files, plan.pinned.window_rows))
     left = _take_over(plan, units, tally) if plan.begun and not plan.anew else _begin(plan, units)
+    plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
     actors = place_actors(plan.config.resources)
     first_window: float | None = None
     told: UserError | Stopped | None = None
@@ -177,10 +178,9 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
 
 
 def _begin(plan: Plan, units: Sequence[Unit]) -> Sequence[Unit]:
-    """Write the first files, and remove what a run of this id left that cannot be used; all units are left to do."""
+    """Write the plan, and remove what a run of this id left that cannot be used; all units are left to do."""
     for kind in (*_KINDS, "ledger"):
         plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
-    plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
     plan.write()
     return units
 
@@ -203,10 +203,10 @@ def _take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit
     ]
 
 
-def _written(plan: Plan) -> Mapping[str, StoredFile]:
-    """The files of summaries and rejects that lie in the run's folders, by path within the output."""
+def _written(plan: Plan, kinds: Sequence[str] = _KINDS) -> Mapping[str, StoredFile]:
+    """The files of these kinds that lie in the run's folders, by path within the output."""
     found: dict[str, StoredFile] = {}
-    for kind in _KINDS:
+    for kind in kinds:
         folder = plan.output.child(f"{kind}/run={plan.run_id}")
         if folder.exists():
             found |= {f"{kind}/run={plan.run_id}/{file.path.rpartition('/')[2]}": file for file in folder.files()}
@@ -298,5 +298,6 @@ def _keep_recorded(plan: Plan, recorded: set[str]) -> None:
             f"{len(missing)} files that were written are not in {plan.output.uri}, {min(missing)} among them: "
             f"is it a folder that all nodes share, and did no other run {plan.run_id} write there? {_AGAIN}"
         )
-    for path in found.keys() - recorded:
-        plan.output.filesystem.delete_file(found[path].path)
+    cut_off = [file for path, file in _written(plan, ("ledger",)).items() if path.endswith(PART)]
+    for file in [*(found[path] for path in found.keys() - recorded), *cut_off]:
+        plan.output.filesystem.delete_file(file.path)

@@ -1,56 +1,68 @@
-"""A run that is killed and begun again gives what an undisturbed one gives."""
+"""A run that is killed, anywhere, and begun again gives what an undisturbed one gives, value for value."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+import pytest
 from processes import processes_titled
+from stage import Command, commits, difference, write_store, written_again
 
 from pipeline.config import SummarizeConfig
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import Progress, execute
 
+FILES = ("config.yaml", "plan.parquet", "rejects/run=", "summaries/run=", "ledger/run=", "manifest.json", "_SUCCESS")
+DAILY = {("summaries/run=", "amid", "driver"), ("ledger/run=", "before", "worker"), ("_SUCCESS", "before", "driver")}
+POINTS = [
+    pytest.param(part, when, whom, marks=[] if (part, when, whom) in DAILY else pytest.mark.faults)
+    for part in FILES
+    for when in ("before", "amid", "after")
+    for whom in (("driver", "worker") if "/" in part else ("driver",))
+]
 
-def test_kill_the_driver_midway_and_run_again(tmp_path: Path, tiny_bundle: Path) -> None:
-    texts = [f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(400)]
-    pq.write_table(pa.table({"id": list(range(400)), "text": texts}), tmp_path / "docs.parquet")
 
-    def command(output: str) -> list[str]:
-        return [
-            *(sys.executable, "-m", "jobs.summarize", "--input.path", str(tmp_path / "docs.parquet")),
-            *("--output.path", str(tmp_path / output), "--output.run_id", "r", "--model.path", str(tiny_bundle)),
-            *("--resources.window_rows", "10", "--resources.actors", "1"),
-        ]
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 documents, a tenth of which are none."""
+    texts = [None if n % 10 == 3 else f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(200)]
+    return write_store(tmp_path_factory.mktemp("store") / "in", texts, 2)
 
-    victim = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    written = tmp_path / "killed/summaries/run=r"
-    try:
-        while not (written.exists() and len(list(written.iterdir())) > 3):
-            assert victim.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.05)
-    finally:
-        victim.kill()
-        victim.wait()
-    assert not (tmp_path / "killed/runs/r/_SUCCESS").exists()
 
-    for output in ("killed", "undisturbed"):
-        subprocess.run(command(output), check=True, capture_output=True)
-    killed, undisturbed = (
-        pads.dataset(tmp_path / output / "summaries/run=r").to_table().sort_by("id") for output in ("killed", "undisturbed")
-    )
-    assert killed["id"].to_pylist() == list(range(400))
-    assert killed.drop_columns(["score"]).equals(undisturbed.drop_columns(["score"]))
-    # Windows may hold other neighbours in another run, and sums of float32 their last bit by the shape of a batch.
-    np.testing.assert_allclose(killed["score"], undisturbed["score"], rtol=1e-5)
+@pytest.fixture(scope="module")
+def options(tiny_bundle: Path) -> list[str]:
+    return ["--model.path", str(tiny_bundle), "--resources.window_rows", "10", "--resources.actors", "1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    Command(store, output, options).finish()
+    return output
+
+
+@pytest.mark.parametrize(("part", "when", "whom"), POINTS)
+def test_killed_at_a_step_of_the_commit(
+    store: Path, options: list[str], undisturbed: Path, tmp_path: Path, part: str, when: str, whom: str
+) -> None:
+    output = tmp_path / "out"
+    command = Command(store, output, options)
+    told = command.die_at(part, when, whom, tmp_path / "killed")
+    published = bool(list(output.glob("runs/*/_SUCCESS")))
+    assert published == (whom == "worker" or (part, when) == ("_SUCCESS", "after")), told
+    before = commits(output)
+    if not published:
+        planned = bool(list(output.glob("runs/*/plan.parquet")))
+        assert ("goes on from there" in command.finish()) == planned
+    assert difference(output, undisturbed).is_none
+    assert written_again(before) == 0
+    assert not list(output.glob("lease/*")) or published, "who finds the lease of a process that is gone removes it"
+    assert not list(output.glob("*/run=*/*.part")), "nothing is left of what was being written"
 
 
 def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:
