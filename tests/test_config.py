@@ -267,7 +267,8 @@ def test_help_lists_every_option_with_its_type_default_and_meaning(job: str, cap
         assert field.description, name
         default = "unset" if field.default is None else field.default
         end = "(required)" if field.is_required() else f"(default: {default})"
-        assert re.search(rf"--{section}\.{name} \S+ {re.escape(f'{field.description} {end}')}", shown), name
+        named = rf"--{section}\.{name} \S+" if section else f"--{name}, --no-{name}"
+        assert re.search(rf"{named} {re.escape(f'{field.description} {end}')}", shown), name
 
 
 FILES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -293,7 +294,8 @@ def test_the_file_of_a_job_holds_every_option_with_a_value_that_can_be_used(name
     restored = re.sub(commented_out, r"\1\2", (CONFIGS / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
     load_config(JOBS[job], job, ["--config", file(restored)])
     given = yaml.safe_load(restored)
-    assert [f"{section}.{option}" for section, option, _ in options if option not in given[section]] == []
+    left_out = [f"{section}.{name}" for section, name, _ in options if name not in (given[section] if section else given)]
+    assert left_out == []
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -301,6 +303,15 @@ def test_the_file_of_a_job_shows_the_defaults(job: str) -> None:
     given = ["--input.train", "pairs.tsv"] if job == "prepare" else []
     shown = load_config(JOBS[job], job, ["--config", str(CONFIGS / f"{job}.yaml"), *given])
     assert shown == load_config(JOBS[job], job, given)
+
+
+def test_flags_come_from_the_file_or_the_command_line(file: Any) -> None:
+    assert (summarize().full, summarize().dry_run) == (False, False)
+    assert (summarize("--full").full, summarize("--dry-run").dry_run) == (True, True)
+    assert summarize("--config", file("full: true\n")).full
+    assert not summarize("--config", file("full: true\n"), "--no-full").full
+    with pytest.raises(UserError, match=r"no section 'ful' \(did you mean full\?\)"):
+        summarize("--config", file("ful: true\n"))
 
 
 def test_every_job_has_its_file() -> None:
