@@ -39,15 +39,8 @@ def config(pairs: Path, output: Path) -> dict[str, Any]:
     }
 
 
-def test_kill_the_driver_then_a_worker_and_run_again(
-    command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how often Ray Train takes note of a checkpoint
-    undisturbed, killed = config(command_pairs, tmp_path / "undisturbed"), config(command_pairs, tmp_path / "killed")
-    # Validations need not be at the same steps: they leave no trace in what is learnt.
-    undisturbed["training"] |= {"validate_minutes": 60.0}
-    train(TrainConfig.model_validate(undisturbed), lambda _: None)
-
+def kill_the_driver(killed: dict[str, Any], tmp_path: Path) -> int:
+    """Once it has told of a validation; the step of that."""
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(killed))
     command = [sys.executable, "-m", "jobs.train", "--config", str(tmp_path / "train.yaml")]
     victim = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
@@ -56,6 +49,20 @@ def test_kill_the_driver_then_a_worker_and_run_again(
     assert told is not None, "the training ended before it could be killed"
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
+    return int(told.split("step")[1].split()[0])
+
+
+@pytest.mark.parametrize("driver_too", [False, pytest.param(True, marks=pytest.mark.faults)])
+def test_kill_a_worker_and_run_again(
+    command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_too: bool
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how often Ray Train takes note of a checkpoint
+    undisturbed, killed = config(command_pairs, tmp_path / "undisturbed"), config(command_pairs, tmp_path / "killed")
+    # Validations need not be at the same steps: they leave no trace in what is learnt.
+    undisturbed["training"] |= {"validate_minutes": 60.0}
+    train(TrainConfig.model_validate(undisturbed), lambda _: None)
+
+    kept = kill_the_driver(killed, tmp_path) if driver_too else 0
 
     starts = []
 
@@ -68,7 +75,7 @@ def test_kill_the_driver_then_a_worker_and_run_again(
 
     with pytest.raises(Stopped, match=r"worker \d was lost: its worker process has died\nRun the same command again"):
         train(TrainConfig.model_validate(killed), kill_a_worker)
-    assert int(told.split("step")[1].split()[0]) <= starts[0] < 60, "what was shown is kept"
+    assert kept <= starts[0] < 60, "what was shown is kept"
 
     trained = train(TrainConfig.model_validate(killed), lambda record: starts.append(record["step"]))
     assert starts[0] < starts[1] < 60

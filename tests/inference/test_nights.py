@@ -70,33 +70,26 @@ def test_the_next_night_does_what_is_new_or_changed(tmp_path: Path, tiny_bundle:
     assert pq.read_table(tmp_path / "out/runs/second/gone.parquet")["id"].to_pylist() == second.gone.ids
     assert written(tmp_path, "first") == list(range(120)), "nothing of it is touched"
 
-    third = night(tmp_path, tiny_bundle, "third").manifest
-    assert (third.counts.done, third.counts.read, third.output_files) == (0, 129, [])
+    other = night(tmp_path, tiny_bundle, "other", decoding={"max_target_tokens": 5}).manifest
+    assert (other.counts.summarized, other.counts.skipped, other.gone.documents) == (128, {}, 8)
     again = night(tmp_path, tiny_bundle, "again", full=True).manifest
     assert (again.counts.summarized, again.counts.skipped) == (128, {})
-    other = night(tmp_path, tiny_bundle, "other", decoding={"max_target_tokens": 5}).manifest
-    assert (other.counts.summarized, other.counts.skipped) == (128, {})
 
 
-def test_a_text_that_turns_back_is_done_again(tmp_path: Path, tiny_bundle: Path) -> None:
-    """The last summary is that of the text in between."""
-    for number, word in enumerate(["graphs", "trees", "graphs"]):
-        write(tmp_path, "a", texts(0, 3, word))
-        assert night(tmp_path, tiny_bundle, f"night{number}").manifest.counts.summarized == 3
-
-
-def test_a_compacted_ledger_says_the_same(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_the_last_entry_counts_in_a_compacted_ledger_too(tmp_path: Path, tiny_bundle: Path) -> None:
+    """A text that turns back is done again: the last summary is that of the text in between."""
+    output = place(str(tmp_path / "out"), "--output.path")
     for number, word in enumerate(["graphs", "trees"]):
         write(tmp_path, "a", texts(0, 20, word) | texts(20, 40))
         night(tmp_path, tiny_bundle, f"night{number}")
-    output = place(str(tmp_path / "out"), "--output.path")
     assert compact(output) == (40, 6)
     assert compact(output) == (40, 0)
     assert [path.name for path in (tmp_path / "out/ledger").iterdir()] == ["compacted"]
     write(tmp_path, "b", texts(40, 45))
+    write(tmp_path, "a", texts(0, 40))
     third = night(tmp_path, tiny_bundle, "night2").manifest
-    assert (third.counts.summarized, third.counts.skipped) == (5, {"summarized": 40})
-    assert compact(output) == (45, 1)
+    assert (third.counts.summarized, third.counts.skipped) == (25, {"summarized": 20})
+    assert compact(output) == (45, 3)
 
 
 def test_ids_that_come_twice(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -153,7 +146,6 @@ def test_what_was_cut_off_is_not_there_for_other_runs(tmp_path: Path, tiny_bundl
     assert night(tmp_path, tiny_bundle, "other").manifest.counts.summarized == 30
     # It goes on with what was done when it began.
     assert night(tmp_path, tiny_bundle, "cut").manifest.counts.summarized == 30
-    assert night(tmp_path, tiny_bundle, "third").manifest.counts.done == 0
 
 
 def test_a_run_whose_input_has_changed_begins_anew(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -202,24 +194,31 @@ def test_too_many_rejects(tmp_path: Path, tiny_bundle: Path) -> None:
     assert (again.published, again.manifest.taken_over) == (True, 10)
 
 
-@pytest.mark.parametrize("rest", [b"PAR1 and no more", None])
-def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, tiny_bundle: Path, rest: bytes | None) -> None:
-    write(tmp_path, "a", texts(0, 25))
-    write(tmp_path, "b", texts(25, 50))
-    broken = tmp_path / "in/a.parquet"
-    if rest is None:
-        content = bytearray(broken.read_bytes())
-        content[8:60] = bytes(52)  # the first page
-        broken.write_bytes(content)
-    else:
-        broken.write_bytes(rest)
-    with pytest.raises(UserError, match=r"a\.parquet"):
+def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, tiny_bundle: Path) -> None:
+    for name, start in (("broken", 0), ("cut", 25), ("other", 50), ("sound", 75)):
+        write(tmp_path, name, texts(start, start + 25))
+    broken, cut = tmp_path / "in/broken.parquet", tmp_path / "in/cut.parquet"
+    content = bytearray(broken.read_bytes())
+    content[8:60] = bytes(52)  # the first page
+    broken.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:100])
+    pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "in/other.parquet")
+    with pytest.raises(UserError, match=r"cut\.parquet is not a readable Parquet file: .*--input\.on_bad_file skip"):
         night(tmp_path, tiny_bundle, "r")
-    finished = night(tmp_path, tiny_bundle, "skipping", input={"on_bad_file": "skip"}).manifest
-    assert written(tmp_path, "skipping") == list(range(25, 50))
-    assert [path.rpartition("/")[2] for path in finished.unread] == ["a.parquet"]
-    [unread] = finished.unread.values()
-    assert unread.rows == (25 if rest is None else None)
-    write(tmp_path, "a", texts(0, 25))  # mended
-    night(tmp_path, tiny_bundle, "mended")
-    assert written(tmp_path, "mended") == list(range(25))
+    skipping = night(tmp_path, tiny_bundle, "skipping", input={"on_bad_file": "skip"}).manifest
+    assert written(tmp_path, "skipping") == list(range(75, 100))
+    unread = {path.rpartition("/")[2]: file for path, file in skipping.unread.items()}
+    assert {name: file.rows for name, file in unread.items()} == {
+        "broken.parquet": 25,
+        "cut.parquet": None,
+        "other.parquet": None,
+    }
+    assert "column 'text' is not in" in unread["other.parquet"].error
+    assert skipping.counts.unread == 25
+    cut.unlink()
+    (tmp_path / "in/other.parquet").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*broken\.parquet: .*; mend it, or go on without"):
+        night(tmp_path, tiny_bundle, "failing")
+    write(tmp_path, "broken", texts(0, 25))  # mended
+    assert night(tmp_path, tiny_bundle, "failing").manifest.counts.skipped == {"summarized": 25}
+    assert written(tmp_path, "failing") == list(range(25))

@@ -69,7 +69,7 @@ def test_the_drivers_own_work(benchmark: Callable[..., int], tmp_path: Path) -> 
 
 
 def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable[..., int], tmp_path: Path) -> None:
-    options = ("--input.rows", "40", "--input.gnmt_rows", "0", "--compute.repeats", "1", "--compute.threads", "1")
+    options = ("--input.rows", "20", "--input.gnmt_rows", "0", "--compute.repeats", "1", "--compute.threads", "1")
     assert benchmark("decode", "--json", str(tmp_path / "figures.json"), *options) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["matmul_flops"].keys() >= {"float32"}
@@ -81,7 +81,7 @@ def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable
         assert row["flops_per_s"] > 0
     exact = [row for row in figures["rows"] if row["precision"] == "float32"]
     assert len(exact) == 6
-    assert max(row["differ_from_textbook"] for row in exact) <= 1 / 40  # a tie may fall either way
+    assert max(row["differ_from_textbook"] for row in exact) <= 1 / 20  # a tie may fall either way
     beam = figures["beam"]
     assert beam["beam_size"] == 5
     assert beam["worth_less_than_greedy"] == 0 < beam["worth_more_than_greedy"]
