@@ -162,11 +162,12 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
         unread=tally.unread,
         output_files=sorted(tally.files, key=lambda file: file.path),
     )
-    plan.folder.child(MANIFEST).write(manifest.model_dump_json(indent=2).encode() + b"\n")
+    content = manifest.model_dump_json(indent=2).encode() + b"\n"
+    plan.folder.child(MANIFEST).write(content)
     is_sound = tally.counts.reject_share <= plan.config.input.max_reject_share
     if is_sound:
         held.look()
-        publish(plan.output, plan.run_id)
+        publish(plan.output, plan.run_id, content)
     return Finished(manifest, tally.examples, is_sound)
 
 

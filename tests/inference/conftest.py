@@ -24,7 +24,8 @@ def nights(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
     """A folder with in/ and out/ of four nights.
 
     2026: d0 to d59, of which d59 has no text; two more rows are d0 again, and without an id; n is int32. 2027: d50 to d54
-    have changed and d60 to d64 are new; there is a column tag, and n is int64. 2028: nothing is new. 2029: d0 has changed.
+    have changed and d60 to d64 are new; there is a column tag, and n is int64. 2028: nothing is new. 2029: d0 to d19 have
+    changed, d65 to d69 are new, and no column is kept.
     """
     folder = tmp_path_factory.mktemp("nights")
     (folder / "in").mkdir()
@@ -47,7 +48,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
     texts |= _texts(50, 55, "trees") | _texts(60, 65, "graphs")
     night("2027", texts, pa.int64(), ["n", "tag"])
     night("2028", texts, pa.int64(), ["n", "tag"])
-    night("2029", texts | _texts(0, 1, "trees"), pa.int64(), [])
+    night("2029", texts | _texts(0, 20, "trees") | _texts(65, 70, "graphs"), pa.int64(), [])
     return folder
 
 
