@@ -12,7 +12,7 @@ from pipeline.config import CompactConfig
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.inference import lease
 from pipeline.inference.ledger import compact
-from pipeline.inference.publication import run_ids
+from pipeline.inference.publication import published
 from pipeline.options import load_config
 from pipeline.storage import place
 
@@ -22,8 +22,8 @@ def main() -> int:
     config = load_config(CompactConfig, "compact", sys.argv[1:])
     console = new_console()
     output = place(config.output.path, "--output.path")
-    if not run_ids(output):  # no lease is left in a folder that is none of ours
-        raise UserError(f"no run has begun in {output.uri}; set --output.path to a folder that jobs.summarize wrote")
+    if not published(output):  # nor is a lease left in a folder that is none of ours, nor Ray started
+        raise UserError(f"no run is finished in {output.uri}; set --output.path to a folder that jobs.summarize wrote")
     with progress(console, "compacting the ledger"), lease.held(output, "compact"):
         cluster.connect()
         try:
