@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _LINE_EVERY_S = 5.0
 
@@ -32,17 +33,35 @@ def new_console() -> Console:
     return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
+def standing(doing: str, done: int, total: int | None, more: str) -> str:
+    """Where a job stands, in a line."""
+    return ", ".join(filter(None, [doing, "" if total is None else f"{done:,} of {total:,}", more]))
+
+
+class _Bars(Progress):
+    """A bar, and what more there is to say below it: beside it, a narrow screen would have no room."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["more"]) for task in self.tasks if task.fields["more"])
+
+
 @contextlib.contextmanager
-def progress(console: Console, doing: str, total: int | None = None) -> Iterator[Show]:
-    """A bar to the total, or a spinner where there is none; without a terminal to draw on, a line every few seconds."""
-    text, more = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[more]}", markup=False)
+def progress(
+    console: Console, doing: str, total: int | None = None, line_every_s: float = _LINE_EVERY_S, says_time_left: bool = False
+) -> Iterator[Show]:
+    """A bar to the total, or a spinner where there is none; without a terminal to draw on, a line every few seconds.
+
+    says_time_left: the job knows better than the bar how long it takes, and says so itself.
+    """
+    text = TextColumn("{task.description}", markup=False)
     columns = (
         (SpinnerColumn(), text, TimeElapsedColumn())
         if total is None
-        else (text, BarColumn(), MofNCompleteColumn(), more, TimeRemainingColumn())
+        else (text, BarColumn(), MofNCompleteColumn(), *([] if says_time_left else [TimeRemainingColumn()]))
     )
     last_line = time.monotonic()
-    with Progress(*columns, console=console, transient=total is None, disable=not console.is_terminal) as bar:
+    with _Bars(*columns, console=console, transient=total is None, disable=not console.is_terminal) as bar:
         task = bar.add_task(doing, total=total, more="")
         if bar.disable and doing:
             console.print(doing)
@@ -50,9 +69,8 @@ def progress(console: Console, doing: str, total: int | None = None) -> Iterator
         def show(doing: str, done: int = 0, more: str = "") -> None:
             nonlocal last_line
             bar.update(task, description=doing, completed=done, more=more)
-            if bar.disable and time.monotonic() - last_line >= _LINE_EVERY_S:
+            if bar.disable and time.monotonic() - last_line >= line_every_s:
                 last_line = time.monotonic()
-                counted = [] if total is None else [f"{done:,} of {total:,}"]
-                console.print(", ".join([doing, *counted, *filter(None, [more])]))
+                console.print(standing(doing, done, total, more))
 
         yield show

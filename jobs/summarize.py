@@ -15,12 +15,14 @@ from pipeline.inference.manifest import Example, Manifest
 from pipeline.inference.plan import Plan, plan_run
 from pipeline.inference.pool import place_actors
 from pipeline.inference.rehearsal import rehearse
-from pipeline.inference.run import Finished, Progress, execute
+from pipeline.inference.run import Finished, execute
 from pipeline.options import load_config
 from pipeline.storage import from_here
 
 _OPENING_CHARS = 220
 _SHOWN_FILES = 5
+_LINE_EVERY_S = 30.0
+"""In a log: of a whole night, which has some thousand of them."""
 
 
 def main() -> int:
@@ -68,13 +70,9 @@ def _show_plan(console: Console, plan: Plan) -> None:
 def _execute(console: Console, plan: Plan) -> Finished:
     """Run the plan and show where it stands."""
     run = f"run {plan.run_id}"
-    with progress(console, f"{run}: starting Ray and loading the model", plan.store.rows) as show:
-
-        def on_progress(at: Progress) -> None:
-            rate = (at.counts.done - at.taken_over) / max(at.seconds, 1e-9)
-            show(run, at.counts.read, f"{rate:,.0f} documents/s")
-
-        return execute(plan, on_progress)
+    doing = f"{run}: starting Ray and loading the model"
+    with progress(console, doing, plan.store.rows, _LINE_EVERY_S, says_time_left=True) as show:
+        return execute(plan, lambda at: show(run, at.seen, at.details()))
 
 
 def _report(console: Console, plan: Plan, finished: Finished) -> None:

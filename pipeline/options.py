@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 class JobConfig(BaseSettings):
-    """Base of the four jobs' configurations."""
+    """Base of the jobs' configurations."""
 
     model_config = SettingsConfigDict(extra="forbid", protected_namespaces=())
 

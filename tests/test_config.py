@@ -12,13 +12,16 @@ import yaml
 from pydantic import BaseModel
 
 from pipeline.config import (
+    CompactConfig,
     DecodingConfig,
     DecodingOverrides,
     EvaluateConfig,
     ModelConfig,
     PrepareConfig,
+    StatusConfig,
     SummarizeConfig,
     TrainConfig,
+    VerifyConfig,
 )
 from pipeline.errors import UserError
 from pipeline.options import JobConfig, load_config
@@ -28,6 +31,9 @@ JOBS: dict[str, type[JobConfig]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "summarize": SummarizeConfig,
+    "verify": VerifyConfig,
+    "status": StatusConfig,
+    "compact": CompactConfig,
 }
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -30,11 +30,11 @@ from pipeline.storage import Place, in_words
 from pipeline.text.documents import texts_of
 from pipeline.text.keys import Keys, id_keys
 
-_SEEN = np.dtype([("id", "<u8"), ("more", "<u8"), ("at", "<u8")])
+SEEN = np.dtype([("id", "<u8"), ("more", "<u8"), ("at", "<u8")])
 _REPEAT = np.dtype([("at", "<u8"), ("first", "<u8")])
-_ROWS_OF_A_TASK = 500_000
-_ROWS_AT_A_TIME = 16_384
-_FILES_OF_A_TASK = 256
+ROWS_OF_A_TASK = 500_000
+ROWS_AT_A_TIME = 16_384
+FILES_OF_A_TASK = 256
 _MOST_NAMED, _SHOWN = 100_000, 1000
 GONE = "gone.parquet"
 Repeats = npt.NDArray[np.void]
@@ -67,8 +67,8 @@ def take_census(units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str
     """
     rows = sum(unit.rows for unit in units)
     parts = max(len(ledger.parts), parts_for(rows))
-    ids = _ids.options(num_returns=parts)
-    by_task = [returned(ids.remote(some, filesystem, id_column, parts)) for some in _shared_out(units)]
+    ids = ids_of.options(num_returns=parts)
+    by_task = [returned(ids.remote(some, filesystem, id_column, parts)) for some in shared_out(units)]
     sifted = []
     for part in range(parts):
         # The ledger has no more parts than the store, each for several of the store's if it has fewer.
@@ -77,12 +77,13 @@ def take_census(units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str
     return Census(Repeated(_sorted.remote(*(repeats for repeats, _ in sifted))), [missing for _, missing in sifted])
 
 
-def _shared_out(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+def shared_out(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Units for one task each."""
     some, rows = list[Unit](), 0
     for unit in units:
         some.append(unit)
         rows += unit.rows
-        if rows >= _ROWS_OF_A_TASK:
+        if rows >= ROWS_OF_A_TASK:
             yield some
             some, rows = [], 0
     if some:
@@ -90,19 +91,19 @@ def _shared_out(units: Sequence[Unit]) -> Iterator[list[Unit]]:
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
-def _ids(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int) -> Any:
+def ids_of(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int) -> Any:
     """Keys and positions of the rows that have an id, by part."""
     divided: list[list[Any]] = [[] for _ in range(parts)]
     for unit in units:
-        for table in rows_of(unit, filesystem, [id_column], _ROWS_AT_A_TIME, lambda _: None):
+        for table in rows_of(unit, filesystem, [id_column], ROWS_AT_A_TIME, lambda _: None):
             named = table.filter(table[id_column].is_valid())
-            seen = np.empty(len(named), _SEEN)
+            seen = np.empty(len(named), SEEN)
             keys = id_keys(str(value) for value in texts_of(named[id_column]))
             seen["id"], seen["more"], seen["at"] = keys[:, 0], keys[:, 1], named[POSITION].to_numpy()
             part_of = part_numbers(seen["id"], parts)
             for part in range(parts):
                 divided[part].append(seen[part_of == part])
-    whole = [np.concatenate(pieces) if pieces else np.empty(0, _SEEN) for pieces in divided]
+    whole = [np.concatenate(pieces) if pieces else np.empty(0, SEEN) for pieces in divided]
     return whole if parts > 1 else whole[0]
 
 
@@ -124,8 +125,8 @@ def find_gone(output: Place, folder: Place, until: int, census: Census) -> Gone:
             place = output.child(f"{kind}/run={run.run_id}")
             files = [file.path for file in place.files()] if place.exists() else []
             tasks = [
-                _names.remote(output.filesystem, files[start : start + _FILES_OF_A_TASK], wanted)
-                for start in range(0, len(files), _FILES_OF_A_TASK)
+                _names.remote(output.filesystem, files[start : start + FILES_OF_A_TASK], wanted)
+                for start in range(0, len(files), FILES_OF_A_TASK)
             ]
             for found in ray.get(tasks):
                 names |= found
@@ -151,7 +152,7 @@ def _names(filesystem: Any, paths: Sequence[str], wanted: Keys) -> dict[int, str
     for path in paths:
         try:
             with pq.ParquetFile(path, filesystem=filesystem) as file:
-                for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=file.schema_arrow.names[:1], use_threads=False):
+                for batch in file.iter_batches(ROWS_AT_A_TIME, columns=file.schema_arrow.names[:1], use_threads=False):
                     ids = [str(value) for value in batch.column(0).to_pylist() if value is not None]
                     keys = id_keys(ids)[:, 0]
                     for row in np.flatnonzero(np.isin(keys, wanted)):
@@ -164,7 +165,7 @@ def _names(filesystem: Any, paths: Sequence[str], wanted: Keys) -> dict[int, str
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _sift(part: int, parts: int, entries: Entries | None, *pieces: Any) -> tuple[Any, Any]:
     """Repeats, and keys of the ledger's ids that are not there."""
-    seen = np.concatenate(pieces) if pieces else np.empty(0, _SEEN)
+    seen = np.concatenate(pieces) if pieces else np.empty(0, SEEN)
     seen = seen[np.lexsort((seen["at"], seen["more"], seen["id"]))]
     again = np.zeros(len(seen), np.bool_)
     again[1:] = (seen["id"][1:] == seen["id"][:-1]) & (seen["more"][1:] == seen["more"][:-1])

@@ -1,10 +1,12 @@
 """Which runs of an output folder are published: those with ``runs/<run_id>/_SUCCESS``, in the order of their ends.
 
-The file holds the run's sequence number, as JSON: what is the later of two runs does not hang on any clock.
+The file holds the run's sequence number, as JSON: what is the later of two runs does not hang on any clock. And the sha256 of
+its manifest, by which verify.py knows that nobody has edited that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -17,10 +19,11 @@ _RUNS = "runs"
 
 @dataclass(frozen=True)
 class Published:
-    """A finished run. sequence: 1 for the first of its folder."""
+    """A finished run. sequence: 1 for the first of its folder. manifest_sha256: unset where an earlier version wrote it."""
 
     run_id: str
     sequence: int
+    manifest_sha256: str | None = None
 
 
 def run_folder(output: Place, run_id: str) -> Place:
@@ -40,25 +43,32 @@ def published(output: Place) -> list[Published]:
     Raises:
         UserError: a _SUCCESS is not one that this version writes.
     """
-    found = [run for name in run_ids(output) if (run := _published(output, name)) is not None]
+    found = [run for name in run_ids(output) if (run := end_of(output, name)) is not None]
     return sorted(found, key=lambda run: run.sequence)
 
 
-def _published(output: Place, run_id: str) -> Published | None:
+def end_of(output: Place, run_id: str) -> Published | None:
+    """What a run's _SUCCESS says; None if there is none. Raises UserError as ``published`` does."""
     marker = run_folder(output, run_id).child(SUCCESS)
     if not marker.exists():
         return None
     try:
-        return Published(run_id, int(json.loads(marker.read())["sequence"]))
-    except (ValueError, KeyError, TypeError):
+        said = json.loads(marker.read())
+        return Published(run_id, int(said["sequence"]), said.get("manifest_sha256"))
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{marker.uri} does not say which run of its folder it was the end of: another version wrote it; "
             "set another --output.path"
         ) from None
 
 
-def publish(output: Place, run_id: str) -> Published:
-    """Make a run the last of its folder, visible to those who read it. One driver at a time may do so (lease.py)."""
-    run = Published(run_id, max((run.sequence for run in published(output)), default=0) + 1)
-    run_folder(output, run_id).child(SUCCESS).write(json.dumps({"sequence": run.sequence}).encode() + b"\n")
+def publish(output: Place, run_id: str, manifest: bytes) -> Published:
+    """Make a run the last of its folder, visible to those who read it. One driver at a time may do so (lease.py).
+
+    manifest: the content of its file, which is written.
+    """
+    sequence = max((run.sequence for run in published(output)), default=0) + 1
+    run = Published(run_id, sequence, hashlib.sha256(manifest).hexdigest())
+    content = {"sequence": run.sequence, "manifest_sha256": run.manifest_sha256}
+    run_folder(output, run_id).child(SUCCESS).write(json.dumps(content).encode() + b"\n")
     return run

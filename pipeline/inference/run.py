@@ -30,6 +30,7 @@ from pipeline.inference.ledger import Ledger
 from pipeline.inference.manifest import Counts, Example, Manifest, OutputFile, UnreadRows, WindowRecord
 from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
+from pipeline.inference.progress import PROGRESS, Journal, Progress
 from pipeline.inference.publication import SUCCESS, publish
 from pipeline.inference.reading import EXAMPLES, ReadWindows
 from pipeline.inference.summarizer import SummarizeWindow
@@ -41,15 +42,6 @@ from pipeline.versions import versions
 
 _AGAIN = "the same command goes on from here"
 _KINDS = ("summaries", "rejects")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands. seconds: since the first window could start. taken_over: documents done before the command began."""
-
-    counts: Counts
-    seconds: float
-    taken_over: int
 
 
 @dataclass
@@ -114,15 +106,17 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     with lease.held(plan.output, plan.run_id) as held:
         if plan.folder.child(SUCCESS).exists():
             raise UserError(f"run {plan.run_id} was finished by another driver just now")
-        return _execute(plan, held, on_progress)
+        with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal:
+            return _execute(plan, held, journal, on_progress)
 
 
-def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], None]) -> Finished:
+def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Callable[[Progress], None]) -> Finished:
     started = time.monotonic()
     tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
     units = list(units_of(plan.store.files, plan.pinned.window_rows))
     left = _take_over(plan, units, tally) if plan.begun and not plan.anew else _begin(plan, units)
     plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
+    journal.take_over(tally.counts, tally.taken_over)
     actors = place_actors(plan.config.resources)
     first_window: float | None = None
     told: UserError | Stopped | None = None
@@ -133,7 +127,8 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
             held.check()
             first_window = first_window or time.monotonic() - window.effort.decode_s
             tally.add(window, time.monotonic())
-            on_progress(Progress(tally.counts, time.monotonic() - first_window, tally.taken_over))
+            seconds = time.monotonic() - first_window
+            on_progress(journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors)))
         gone = find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
     except ray.exceptions.RayError as error:
         told = cluster.explained(error)
@@ -169,11 +164,12 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
         unread=tally.unread,
         output_files=sorted(tally.files, key=lambda file: file.path),
     )
-    plan.folder.child(MANIFEST).write(manifest.model_dump_json(indent=2).encode() + b"\n")
+    content = manifest.model_dump_json(indent=2).encode() + b"\n"
+    plan.folder.child(MANIFEST).write(content)
     is_sound = tally.counts.reject_share <= plan.config.input.max_reject_share
     if is_sound:
         held.look()
-        publish(plan.output, plan.run_id)
+        publish(plan.output, plan.run_id, content)
     return Finished(manifest, tally.examples, is_sound)
 
 
