@@ -11,7 +11,8 @@ from rich.text import Text
 from jobs.screen import new_console, progress
 from pipeline.config import SummarizeConfig
 from pipeline.errors import EXIT_TOO_MANY_REJECTS, exit_on_user_error
-from pipeline.inference.manifest import Example, Manifest
+from pipeline.inference.digest import Example
+from pipeline.inference.manifest import Manifest
 from pipeline.inference.plan import Plan, plan_run
 from pipeline.inference.pool import place_actors
 from pipeline.inference.rehearsal import rehearse

@@ -24,13 +24,14 @@ from pipeline import cluster
 from pipeline.errors import Stopped, UserError
 from pipeline.inference import lease, ledger
 from pipeline.inference.census import Repeated, find_gone, take_census
+from pipeline.inference.digest import Digest, Example, Room, room_for
 from pipeline.inference.effort import Effort
 from pipeline.inference.ledger import Ledger
-from pipeline.inference.manifest import Counts, Example, Manifest, OutputFile, UnreadRows, WindowRecord
+from pipeline.inference.manifest import Counts, DigestSummary, Manifest, OutputFile, UnreadRows, WindowRecord
 from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.publication import SUCCESS, publish
-from pipeline.inference.reading import EXAMPLES, ReadWindows
+from pipeline.inference.reading import ReadWindows
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow
@@ -40,6 +41,7 @@ from pipeline.versions import versions
 
 _AGAIN = "the same command goes on from here"
 _KINDS = ("summaries", "rejects")
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Tally:
     counts: Counts = field(default_factory=Counts)
     effort: Effort = field(default_factory=Effort)
     files: list[OutputFile] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
+    digest: Digest = field(default_factory=Digest)
     unread: dict[str, UnreadRows] = field(default_factory=dict)
     actors: dict[str, float] = field(default_factory=dict)
     """When each began with its first window."""
@@ -79,7 +81,7 @@ class Tally:
     def _count(self, window: WindowRecord) -> None:
         self.counts = self.counts.with_window(window)
         self.files += window.files
-        self.examples += window.examples[: EXAMPLES - len(self.examples)]
+        self.digest += window.digest
         for path, unread in window.unread.items():
             before = self.unread.get(path)
             self.unread[path] = replace_rows(unread, before.rows if before else 0)
@@ -161,6 +163,7 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
         counts=tally.counts,
         taken_over=tally.taken_over,
         gone=gone,
+        digest=DigestSummary.of(tally.counts, tally.digest),
         effort=tally.effort,
         limits=tally.effort.summed_up(actor_seconds, seconds, tally.counts.source_tokens),
         input_files=plan.input_files,
@@ -172,7 +175,7 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
     if is_sound:
         held.look()
         publish(plan.output, plan.run_id)
-    return Finished(manifest, tally.examples, is_sound)
+    return Finished(manifest, tally.digest.sample.documents[:_EXAMPLES], is_sound)
 
 
 def _begin(plan: Plan, units: Sequence[Unit]) -> Sequence[Unit]:
@@ -224,7 +227,13 @@ def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = N
         salt=plan.salt,
         ledger=done,
         repeated=repeated,
+        sample=_room(plan).sample,
     )
+
+
+def _room(plan: Plan) -> Room:
+    """What the digest of each of the plan's windows keeps."""
+    return room_for(plan.store.rows // plan.pinned.window_rows)
 
 
 def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
@@ -267,7 +276,15 @@ def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, done: Ledger, re
             fn_constructor_kwargs=summarizer_options(plan, actors),
         )
         .map_batches(
-            WriteWindow(tokenizer_file, config.input, plan.decoding.max_source_tokens, plan.output, plan.run_id, metadata),
+            WriteWindow(
+                tokenizer_file,
+                config.input,
+                plan.decoding.max_source_tokens,
+                plan.output,
+                plan.run_id,
+                metadata,
+                _room(plan),
+            ),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=LIGHT_CPUS,
