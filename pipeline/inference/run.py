@@ -32,6 +32,7 @@ from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.publication import SUCCESS, publish
 from pipeline.inference.reading import ReadWindows
+from pipeline.inference.report import write_report
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow
@@ -172,6 +173,7 @@ def _execute(plan: Plan, held: lease.Lease, on_progress: Callable[[Progress], No
     )
     plan.folder.child(MANIFEST).write(manifest.model_dump_json(indent=2).encode() + b"\n")
     is_sound = tally.counts.reject_share <= plan.config.input.max_reject_share
+    write_report(plan.output, plan.folder, manifest, tally.digest, is_sound)
     if is_sound:
         held.look()
         publish(plan.output, plan.run_id)
