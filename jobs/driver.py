@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from pydantic import Field
 from rich.table import Table
@@ -23,6 +24,7 @@ from rich.table import Table
 from jobs.screen import new_console
 from jobs.stores import write_store
 from pipeline.config import DocumentsInput, Positive
+from pipeline.inference.digest import Course, Digest, Histogram, Repeats, Sample, least, room_for
 from pipeline.inference.effort import Effort
 from pipeline.inference.manifest import OutputFile, WindowRecord
 from pipeline.inference.run import Tally
@@ -34,6 +36,8 @@ from pipeline.text.documents import DocumentFile, DocumentStore, open_store
 console = new_console()
 _ACTORS = 1000
 _ROWS = 512
+_DIGESTS = 1000
+"""Different ones, which take longer to make than to add up."""
 
 
 class Sizes(Section):
@@ -117,7 +121,28 @@ def _tally(number: int) -> Tally:
             summary_tokens=5_000,
             effort=Effort(read_s=0.1, waited_s=0.01, decode_s=3.0, write_s=0.02, actor_bytes=2**30),
             files=[file],
-            examples=[],
+            digest=_digest(at % _DIGESTS),
         )
         tally.add(WindowRecord.model_validate_json(record.model_dump_json()), at=float(at))
     return tally
+
+
+@cache
+def _digest(at: int) -> Digest:
+    """Of a window whose documents and summaries are all different."""
+    random, room = np.random.default_rng(at), room_for(1_000_000)
+    keys = random.integers(1 << 63, size=_ROWS)
+    openings: list[str | None] = [None] * _ROWS
+    for row in least(keys, room.sample):
+        openings[row] = "an opening " * 54
+    summaries = [f"a summary, which is the number {row} of window {at}" for row in range(_ROWS)]
+    return Digest(
+        course=Course.of(1_750_000_000 + at, _ROWS),
+        sources=Histogram.of(random.integers(50, 500, _ROWS)),
+        summaries=Histogram.of(random.integers(5, 25, _ROWS)),
+        read_tokens=100_000,
+        byte_tokens=100,
+        score_micronats=-600_000_000,
+        repeats=Repeats.of(summaries, room.hashes),
+        sample=Sample.of(keys, [f"document-{row}" for row in range(_ROWS)], openings, summaries),
+    )

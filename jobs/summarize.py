@@ -11,10 +11,12 @@ from rich.text import Text
 from jobs.screen import new_console, progress
 from pipeline.config import SummarizeConfig
 from pipeline.errors import EXIT_TOO_MANY_REJECTS, exit_on_user_error
-from pipeline.inference.manifest import Example, Manifest
+from pipeline.inference.digest import Example
+from pipeline.inference.manifest import Manifest
 from pipeline.inference.plan import Plan, plan_run
 from pipeline.inference.pool import place_actors
 from pipeline.inference.rehearsal import rehearse
+from pipeline.inference.report import REPORT
 from pipeline.inference.run import Finished, execute
 from pipeline.options import load_config
 from pipeline.storage import from_here
@@ -87,6 +89,7 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
     for kind in kinds:
         console.print(f"{kind + ':':<11}{plan.output.child(kind).child(f'run={plan.run_id}').uri}/*.parquet")
     console.print(f"manifest:  {plan.folder.uri}/manifest.json")
+    console.print(f"report:    {plan.folder.uri}/{REPORT}")
     if not finished.published:
         share = plan.config.input.max_reject_share
         console.print(

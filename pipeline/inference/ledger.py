@@ -45,9 +45,14 @@ def segment_path(run_id: str, window: str) -> str:
     return f"{_FOLDER}/run={run_id}/part-{window}.parquet"
 
 
-def segment(entries: Entries, record: WindowRecord) -> pa.Table:
-    """What is written there."""
-    return _table(entries).replace_schema_metadata({_RECORD: record.model_dump_json()})
+def segment(entries: Entries, record: WindowRecord) -> pa.Buffer:
+    """The file that is written there."""
+    table, file = _table(entries), pa.BufferOutputStream()
+    # As metadata of the table, which Arrow's own schema repeats, the record would be written twice.
+    with pq.ParquetWriter(file, table.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_RECORD.decode(): record.model_dump_json()})
+    return file.getvalue()
 
 
 def _table(entries: Entries) -> pa.Table:

@@ -5,12 +5,14 @@ Pure data: what is counted and how counts add up. Who computes and where files l
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.inference.digest import Digest, in_nats
 from pipeline.inference.effort import Effort
 
 
@@ -28,14 +30,6 @@ class UnreadRows(BaseModel):
 
     rows: int | None
     error: str
-
-
-class Example(BaseModel):
-    """A document's opening beside its summary, for people to look at."""
-
-    id: str
-    opening: str
-    summary: str
 
 
 class WindowRecord(BaseModel):
@@ -60,7 +54,7 @@ class WindowRecord(BaseModel):
     summary_tokens: int
     effort: Effort
     files: list[OutputFile]
-    examples: list[Example]
+    digest: Digest
 
 
 class Counts(BaseModel):
@@ -108,6 +102,44 @@ class Counts(BaseModel):
         return bad / max(self.summarized + bad, 1)
 
 
+class DigestSummary(BaseModel):
+    """What is said of a run's documents on average, by which it is compared with the next. None where there is none.
+
+    documents: that were summarized. mean_source_tokens: of whole documents. mean_score: nats a subword. Shares, from 0 to 1:
+    at_limit: of summaries that the length limit ended. truncated: of sources of which the model read a part. repeated: of
+    summaries that say what another one says (estimated: digest.Repeats). empty: of summaries without a word. byte_tokens: of
+    the subwords that the model read, those that are bytes of a character without a subword, or unknown.
+    """
+
+    documents: int = 0
+    mean_source_tokens: float | None = None
+    mean_summary_tokens: float | None = None
+    mean_score: float | None = None
+    at_limit: float | None = None
+    truncated: float | None = None
+    repeated: float | None = None
+    empty: float | None = None
+    byte_tokens: float | None = None
+
+    @classmethod
+    def of(cls, counts: Counts, digest: Digest) -> DigestSummary:
+        """Of a run's."""
+        documents = counts.summarized
+        if not documents:
+            return cls()
+        return cls(
+            documents=documents,
+            mean_source_tokens=counts.source_tokens / documents,
+            mean_summary_tokens=counts.summary_tokens / documents,
+            mean_score=in_nats(digest.score_micronats, documents - digest.unscored),
+            at_limit=counts.reached_length_limit / documents,
+            truncated=counts.truncated / documents,
+            repeated=digest.repeats.share,
+            empty=digest.empty / documents,
+            byte_tokens=digest.byte_tokens / max(digest.read_tokens, 1),
+        )
+
+
 class Gone(BaseModel):
     """Documents that an earlier run did and that are not in the input any more.
 
@@ -133,7 +165,7 @@ class Manifest(BaseModel):
     taken_over: documents that an earlier command of this run did, before it was cut off. startup_s: until the first window
     could be decoded; seconds: from there on; both of the last command. actors: of it, that decoded any. limits: what bounded
     its speed, in words. unread: files that could not be read, or not wholly, by path. ledger: how many runs had been published
-    when this one began, whose documents it skipped if they were unchanged.
+    when this one began, whose documents it skipped if they were unchanged. digest: for the next run's report to compare with.
     """
 
     format: int = 2
@@ -151,8 +183,15 @@ class Manifest(BaseModel):
     counts: Counts
     taken_over: int
     gone: Gone
+    digest: DigestSummary = DigestSummary()
     effort: Effort
     limits: str
     input_files: list[InputFile]
     unread: dict[str, UnreadRows]
     output_files: list[OutputFile]
+
+
+def manifest_schema() -> str:
+    """The JSON schema of manifests, as manifest.schema.json holds it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
+    return json.dumps(schema, indent=2) + "\n"

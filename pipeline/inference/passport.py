@@ -25,7 +25,7 @@ from pipeline.text.columns import as_row, from_row
 # Columns between the stages; a user's own have no such prefix, which plan.py checks.
 PRIVATE = "nightshift."
 ID_KEY, CONTENT_KEY = PRIVATE + "id_key", PRIVATE + "content_key"
-IDS, SOURCE_TOKENS, OPENING = PRIVATE + "ids", PRIVATE + "source_tokens", PRIVATE + "opening"
+IDS, SOURCE_TOKENS, BYTE_TOKENS, OPENING = (PRIVATE + name for name in ("ids", "source_tokens", "byte_tokens", "opening"))
 REASON, DETAIL = PRIVATE + "reason", PRIVATE + "detail"
 SUMMARY_IDS, SCORE, FINISHED = (PRIVATE + name for name in ("summary_ids", "score", "finished"))
 # Columns of a window's row that are not of its documents.

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs
 
 from pipeline.config import DocumentsInput
 from pipeline.inference.census import Repeated
+from pipeline.inference.digest import OPENING_CHARS, RUN, least
 from pipeline.inference.effort import Effort
 from pipeline.inference.ledger import Ledger
 from pipeline.inference.manifest import UnreadRows
 from pipeline.inference.passport import (
+    BYTE_TOKENS,
     CONTENT_KEY,
     DETAIL,
     ID_KEY,
@@ -32,8 +35,6 @@ from pipeline.text.columns import encode_column, flat_rows
 from pipeline.text.documents import NO_TOKEN, texts_of
 from pipeline.text.tokenizer import cached_tokenizer
 
-EXAMPLES, _OPENING_CHARS = 5, 300
-
 
 @dataclass(frozen=True)
 class ReadWindows:
@@ -41,7 +42,8 @@ class ReadWindows:
 
     window_rows, window_tokens: most documents of a window, and most subwords of their sources together, if that is bounded.
     tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document. salt: of
-    content keys. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and none.
+    content keys. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and none. sample:
+    documents of a window whose openings go along, at most (digest.Sample).
     """
 
     filesystem: fs.FileSystem
@@ -53,6 +55,7 @@ class ReadWindows:
     salt: bytes
     ledger: Ledger | None = None
     repeated: Repeated | None = None
+    sample: int = RUN.sample
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Of units as rows, their windows as rows: but for those that are written already."""
@@ -84,12 +87,13 @@ class ReadWindows:
                     number += 1
                 held = window
         if held is None:
-            held = self._encode(screen.left(nothing))
+            [held] = self._windows(screen.left(nothing))
         yield held, Passport(unit.number, number, True, dict(screen.skipped), unread)
 
     def _windows(self, documents: pa.Table) -> Iterator[pa.Table]:
         window = self._encode(documents)
-        yield from [window] if self.window_tokens is None else cut_by_tokens(window, self.window_tokens)
+        parts = [window] if self.window_tokens is None else cut_by_tokens(window, self.window_tokens)
+        yield from (with_few_openings(part, self.sample) for part in parts)
 
     def _encode(self, documents: pa.Table) -> pa.Table:
         texts, reasons, details = (
@@ -97,17 +101,21 @@ class ReadWindows:
             *(documents[c].to_pylist() for c in (REASON, DETAIL)),
         )
         sound = ["" if reason else str(text) for text, reason in zip(texts, reasons, strict=True)]
-        ids, source_tokens = encode_column(cached_tokenizer(self.tokenizer_file), sound, self.max_source_tokens)
+        tokenizer = cached_tokenizer(self.tokenizer_file)
+        ids, source_tokens = encode_column(tokenizer, sound, self.max_source_tokens)
+        values, ends = flat_rows(ids)
+        byte_tokens = np.diff(np.concatenate(([0], np.cumsum(tokenizer.stands_for_bytes[values])))[ends])
         # Some texts, of a lone zero-width space say, have characters but nothing that the tokenizer keeps.
         for row, tokens in enumerate(source_tokens.tolist()):
             if not tokens and not reasons[row]:
                 reasons[row], details[row] = NO_TOKEN
-        shown = set([row for row, reason in enumerate(reasons) if reason is None][:EXAMPLES])
-        openings = [text[:_OPENING_CHARS] if row in shown else None for row, text in enumerate(sound)]
+        # One more shows that there is more.
+        openings = [None if reason else text[: OPENING_CHARS + 1] for text, reason in zip(sound, reasons, strict=True)]
         return (
             documents.select([self.input.id_column, *self.input.keep_columns, ID_KEY, CONTENT_KEY])
             .append_column(IDS, ids)
             .append_column(SOURCE_TOKENS, pa.array(source_tokens, pa.int32()))
+            .append_column(BYTE_TOKENS, pa.array(byte_tokens, pa.int32()))
             .append_column(REASON, pa.array(reasons, pa.string()))
             .append_column(DETAIL, pa.array(details, pa.string()))
             .append_column(OPENING, pa.array(openings, pa.string()))
@@ -121,3 +129,12 @@ def cut_by_tokens(window: pa.Table, most: int) -> Iterator[pa.Table]:
         end = max(start + 1, int(np.searchsorted(ends, ends[start] + most, side="right")) - 1)
         yield window.slice(start, end - start)
         start = end
+
+
+def with_few_openings(window: pa.Table, most: int) -> pa.Table:
+    """The window with openings of so many documents at most: those whose ids have the least keys."""
+    [sound] = np.nonzero(window[REASON].is_null().to_numpy())
+    chosen = np.zeros(len(window), np.bool_)
+    chosen[sound[least(window[ID_KEY].to_numpy()[sound], most)]] = True
+    openings = pc.if_else(pa.array(chosen), window[OPENING], pa.scalar(None, pa.string()))
+    return window.set_column(window.schema.get_field_index(OPENING), OPENING, openings)

@@ -25,14 +25,16 @@ from pipeline.errors import Stopped, UserError
 from pipeline.inference import lease, ledger
 from pipeline.inference.attempts import count_attempts
 from pipeline.inference.census import Repeated, find_gone, take_census
+from pipeline.inference.digest import Digest, Example, Room, room_for
 from pipeline.inference.effort import Effort
 from pipeline.inference.ledger import Ledger
-from pipeline.inference.manifest import Counts, Example, Manifest, OutputFile, UnreadRows, WindowRecord
+from pipeline.inference.manifest import Counts, DigestSummary, Manifest, OutputFile, UnreadRows, WindowRecord
 from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.progress import PROGRESS, Journal, Progress
 from pipeline.inference.publication import SUCCESS, publish
-from pipeline.inference.reading import EXAMPLES, ReadWindows
+from pipeline.inference.reading import ReadWindows
+from pipeline.inference.report import write_report
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow
@@ -42,6 +44,7 @@ from pipeline.versions import versions
 
 _AGAIN = "the same command goes on from here"
 _KINDS = ("summaries", "rejects")
+_EXAMPLES = 5
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Tally:
     counts: Counts = field(default_factory=Counts)
     effort: Effort = field(default_factory=Effort)
     files: list[OutputFile] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
+    digest: Digest = field(default_factory=Digest)
     unread: dict[str, UnreadRows] = field(default_factory=dict)
     actors: dict[str, float] = field(default_factory=dict)
     """When each began with its first window."""
@@ -72,7 +75,7 @@ class Tally:
     def _count(self, window: WindowRecord) -> None:
         self.counts = self.counts.with_window(window)
         self.files += window.files
-        self.examples += window.examples[: EXAMPLES - len(self.examples)]
+        self.digest += window.digest
         for path, unread in window.unread.items():
             before = self.unread.get(path)
             self.unread[path] = replace_rows(unread, before.rows if before else 0)
@@ -158,6 +161,7 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
         counts=tally.counts,
         taken_over=tally.taken_over,
         gone=gone,
+        digest=DigestSummary.of(tally.counts, tally.digest),
         effort=tally.effort,
         limits=tally.effort.summed_up(actor_seconds, seconds, tally.counts.source_tokens),
         input_files=plan.input_files,
@@ -167,10 +171,11 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
     content = manifest.model_dump_json(indent=2).encode() + b"\n"
     plan.folder.child(MANIFEST).write(content)
     is_sound = tally.counts.reject_share <= plan.config.input.max_reject_share
+    write_report(plan.output, plan.folder, manifest, tally.digest, is_sound)
     if is_sound:
         held.look()
         publish(plan.output, plan.run_id, content)
-    return Finished(manifest, tally.examples, is_sound)
+    return Finished(manifest, tally.digest.sample.documents[:_EXAMPLES], is_sound)
 
 
 def _begin(plan: Plan, units: Sequence[Unit]) -> Sequence[Unit]:
@@ -221,7 +226,13 @@ def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = N
         salt=plan.salt,
         ledger=done,
         repeated=repeated,
+        sample=_room(plan).sample,
     )
+
+
+def _room(plan: Plan) -> Room:
+    """What the digest of each of the plan's windows keeps."""
+    return room_for(plan.store.rows // plan.pinned.window_rows)
 
 
 def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
@@ -264,7 +275,15 @@ def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindow
             fn_constructor_kwargs={**summarizer_options(plan, actors), "attempts": attempts},
         )
         .map_batches(
-            WriteWindow(tokenizer_file, config.input, plan.decoding.max_source_tokens, plan.output, plan.run_id, metadata),
+            WriteWindow(
+                tokenizer_file,
+                config.input,
+                plan.decoding.max_source_tokens,
+                plan.output,
+                plan.run_id,
+                metadata,
+                _room(plan),
+            ),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=LIGHT_CPUS,

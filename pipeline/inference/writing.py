@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import DocumentsInput
+from pipeline.inference.digest import RUN, Course, Digest, Histogram, Rejects, Repeats, Room, Sample, micronats
 from pipeline.inference.effort import Effort
 from pipeline.inference.ledger import ENTRY, REJECTED, Entries, as_file, segment, segment_path
-from pipeline.inference.manifest import Example, OutputFile, WindowRecord
+from pipeline.inference.manifest import OutputFile, WindowRecord
 from pipeline.inference.passport import (
+    BYTE_TOKENS,
     CONTENT_KEY,
     DETAIL,
     DONE_AT,
@@ -48,7 +50,8 @@ class WriteWindow:
     A file is named after its window and appears whole: one that is computed twice, after a crash, is written over. A window
     is done once its segment is there.
 
-    tokenizer_file: a SentencePiece model's bytes. output: the output folder. metadata: of each Parquet file.
+    tokenizer_file: a SentencePiece model's bytes. output: the output folder. metadata: of each Parquet file. room: what
+    the window's digest keeps.
     """
 
     tokenizer_file: bytes
@@ -57,6 +60,7 @@ class WriteWindow:
     output: Place
     run_id: str
     metadata: Mapping[str, str]
+    room: Room = RUN
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Write the window; returns one row, its WindowRecord as JSON."""
@@ -84,10 +88,10 @@ class WriteWindow:
             summary_tokens=_total(summaries["summary_tokens"]),
             effort=passport.effort + Effort(unwritten_s=unwritten_s, write_s=time.monotonic() - started),
             files=[file for file in files if file is not None],
-            examples=self._examples(summarized, summaries),
+            digest=self._digest(summarized, summaries, rejected),
         )
         if len(window):
-            content = as_file(segment(self._entries(window), record))
+            content = segment(self._entries(window), record)
             self.output.child(segment_path(self.run_id, passport.name)).write_patiently(content)
         return pa.table({RECORD: [record.model_dump_json()]})
 
@@ -127,17 +131,28 @@ class WriteWindow:
         entries["content"] = np.where(kept[REASON].is_valid().to_numpy(), contents | REJECTED, contents & ~REJECTED)
         return entries
 
-    def _examples(self, window: pa.Table, summaries: pa.Table) -> list[Example]:
-        shown = pc.is_valid(window[OPENING])
-        return [
-            Example(id=str(identity), opening=opening, summary=summary)
-            for identity, opening, summary in zip(
-                texts_of(window[self.input.id_column].filter(shown)),
-                window[OPENING].filter(shown).to_pylist(),
-                summaries["summary"].filter(shown).to_pylist(),
-                strict=True,
-            )
-        ]
+    def _digest(self, summarized: pa.Table, summaries: pa.Table, rejected: pa.Table) -> Digest:
+        texts = summaries["summary"].to_pylist()
+        source_tokens = summarized[SOURCE_TOKENS].to_numpy()
+        score_micronats, unscored = micronats(summarized[SCORE].to_numpy())
+        return Digest(
+            course=Course.of(time.time(), len(summarized) + len(rejected)),
+            sources=Histogram.of(source_tokens),
+            summaries=Histogram.of(summaries["summary_tokens"].to_numpy()),
+            read_tokens=int(np.minimum(source_tokens, self.max_source_tokens).sum()),
+            byte_tokens=_total(summarized[BYTE_TOKENS]),
+            score_micronats=score_micronats,
+            unscored=unscored,
+            empty=sum(not text.strip() for text in texts),
+            repeats=Repeats.of(texts, self.room.hashes),
+            sample=Sample.of(summarized[ID_KEY].to_numpy(), self._ids(summarized), summarized[OPENING].to_pylist(), texts),
+            rejects=Rejects.of(
+                rejected[ID_KEY].to_numpy(), self._ids(rejected), rejected[REASON].to_pylist(), rejected[DETAIL].to_pylist()
+            ),
+        )
+
+    def _ids(self, table: pa.Table) -> list[str | None]:
+        return [None if name is None else str(name) for name in texts_of(table[self.input.id_column])]
 
 
 def _total(column: pa.ChunkedArray) -> int | float:

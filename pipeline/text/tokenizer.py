@@ -58,6 +58,12 @@ class Tokenizer:
         """Number of ids, the special ones included."""
         return int(self._processor.vocab_size())
 
+    @functools.cached_property
+    def stands_for_bytes(self) -> npt.NDArray[np.bool_]:
+        """Of each id [V], whether it is a byte of a character outside the vocabulary, or ``<unk>``."""
+        ids = range(self.vocabulary_size)
+        return np.array([self._processor.is_byte(id_) or self._processor.is_unknown(id_) for id_ in ids], np.bool_)
+
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Encode N texts, without ``<s>`` and ``</s>``.
 

@@ -135,7 +135,7 @@ def test_the_manifest_says_what_was_done_and_success_comes_last(tmp_path: Path, 
     store = write_store(tmp_path / "in", pa.table({"id": ["a", "b", "c"], "text": [TEXTS[0], TEXTS[4], None]}))
     run(config(store, tmp_path / "out", tiny_bundle))
     folder = tmp_path / "out/runs/r"
-    names = ["_SUCCESS", "config.yaml", "manifest.json", "plan.parquet", "progress.json"]
+    names = ["_SUCCESS", "config.yaml", "manifest.json", "plan.parquet", "progress.json", "report.html"]
     assert sorted(file.name for file in folder.iterdir()) == names
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["counts"]["read"] == 3

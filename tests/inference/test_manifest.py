@@ -1,0 +1,28 @@
+"""The manifest keeps to the schema that is shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+from test_report import night, write
+
+import pipeline.inference
+from pipeline.inference.manifest import Manifest, manifest_schema
+
+
+def test_manifests_are_as_their_schema_says(tmp_path: Path, tiny_bundle: Path) -> None:
+    """To write it anew: python -c "from pipeline.inference.manifest import manifest_schema as s; print(s(), end='')"."""
+    committed = Path(pipeline.inference.__path__[0]) / "manifest.schema.json"
+    assert committed.read_text() == manifest_schema(), "the committed schema is not that of Manifest"
+    schema = json.loads(committed.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    write(tmp_path, "a", ["x", "y"], ["one", None])
+    night(tmp_path, tiny_bundle, "r")
+    manifest = json.loads((tmp_path / "out/runs/r/manifest.json").read_text())
+    assert list(validator.iter_errors(manifest)) == []
+    assert Manifest.model_validate(manifest).counts.read == 2
+    manifest["counts"]["read"] = "two"
+    assert [list(error.path) for error in validator.iter_errors(manifest)] == [["counts", "read"]]
