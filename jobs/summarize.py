@@ -16,7 +16,7 @@ from pipeline.inference.manifest import Manifest
 from pipeline.inference.plan import Plan, plan_run
 from pipeline.inference.pool import place_actors
 from pipeline.inference.rehearsal import rehearse
-from pipeline.inference.report import REPORT
+from pipeline.inference.reporting.report import REPORT
 from pipeline.inference.run import Finished, execute
 from pipeline.options import load_config
 from pipeline.storage import from_here

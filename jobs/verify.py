@@ -10,8 +10,8 @@ from rich.table import Table
 from jobs.screen import new_console, progress
 from pipeline.config import VerifyConfig
 from pipeline.errors import EXIT_STOPPED, exit_on_user_error
-from pipeline.inference.verdict import Verdict
-from pipeline.inference.verify import verify
+from pipeline.inference.verification.verdict import Verdict
+from pipeline.inference.verification.verify import verify
 from pipeline.options import load_config
 from pipeline.storage import place
 

@@ -34,7 +34,7 @@ from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.progress import PROGRESS, Journal, Progress
 from pipeline.inference.publication import SUCCESS, publish
 from pipeline.inference.reading import ReadWindows
-from pipeline.inference.report import write_report
+from pipeline.inference.reporting.report import write_report
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.inference.census import SEEN
-from pipeline.inference.matching import REPEAT, Matched, Misses, matched
+from pipeline.inference.verification.matching import REPEAT, Matched, Misses, matched
 from pipeline.inference.windows import ROW_BITS
 
 # Few ids, some of which share their first half.

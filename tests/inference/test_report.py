@@ -16,10 +16,10 @@ import pytest
 
 from pipeline.config import SummarizeConfig
 from pipeline.inference import ledger
-from pipeline.inference.findings import Before
 from pipeline.inference.manifest import DigestSummary, UnreadRows
 from pipeline.inference.plan import plan_run
-from pipeline.inference.report import apology, last_published, render
+from pipeline.inference.reporting.findings import Before
+from pipeline.inference.reporting.report import apology, last_published, render
 from pipeline.inference.run import Finished, Progress, Tally, execute
 from pipeline.storage import place
 

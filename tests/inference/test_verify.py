@@ -22,8 +22,8 @@ from pipeline.inference import ledger
 from pipeline.inference.ledger import compact
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
-from pipeline.inference.verdict import Verdict
-from pipeline.inference.verify import verify
+from pipeline.inference.verification.verdict import Verdict
+from pipeline.inference.verification.verify import verify
 from pipeline.storage import place
 
 RUN = "2029"

@@ -19,9 +19,9 @@ import ray
 from pipeline.inference.census import FILES_OF_A_TASK, ROWS_AT_A_TIME, ROWS_OF_A_TASK, SEEN
 from pipeline.inference.ledger import part_numbers
 from pipeline.inference.manifest import OutputFile
-from pipeline.inference.matching import REPEAT
 from pipeline.inference.pool import LIGHT_CPUS
-from pipeline.inference.verdict import Finding
+from pipeline.inference.verification.matching import REPEAT
+from pipeline.inference.verification.verdict import Finding
 from pipeline.inference.windows import ROW_BITS
 from pipeline.storage import Place, in_words
 from pipeline.text.documents import texts_of

@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from pipeline.errors import UserError
 from pipeline.inference.digest import Digest
-from pipeline.inference.findings import Before, findings, measures
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.publication import published, run_folder
+from pipeline.inference.reporting.findings import Before, findings, measures
 from pipeline.storage import Place, in_words
 
 REPORT = "report.html"
@@ -74,7 +74,7 @@ def render(manifest: Manifest, digest: Digest, before: Before | None, publishabl
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from pipeline.inference import plots
+    from pipeline.inference.reporting import plots
 
     counts, decoding = manifest.counts, manifest.decoding
     drawn = {

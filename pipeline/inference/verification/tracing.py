@@ -17,8 +17,8 @@ from pipeline.errors import UserError
 from pipeline.inference import ledger
 from pipeline.inference.census import ids_of, shared_out
 from pipeline.inference.manifest import InputFile, Manifest
-from pipeline.inference.matching import Matched, Rows
-from pipeline.inference.verdict import Verdict
+from pipeline.inference.verification.matching import Matched, Rows
+from pipeline.inference.verification.verdict import Verdict
 from pipeline.inference.windows import ROW_BITS, Span, Unit, rows_of, units_of
 from pipeline.storage import Place, StoredFile, place
 from pipeline.text.documents import DocumentFile, texts_of

@@ -22,12 +22,12 @@ from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.inference import ledger
 from pipeline.inference.manifest import Manifest
-from pipeline.inference.matching import match
-from pipeline.inference.outputs import Expected, Read, read_outputs, shared_out
 from pipeline.inference.plan import MANIFEST
 from pipeline.inference.publication import SUCCESS, Published, end_of, run_folder, run_ids
-from pipeline.inference.tracing import judge, open_input, open_ledger
-from pipeline.inference.verdict import Verdict
+from pipeline.inference.verification.matching import match
+from pipeline.inference.verification.outputs import Expected, Read, read_outputs, shared_out
+from pipeline.inference.verification.tracing import judge, open_input, open_ledger
+from pipeline.inference.verification.verdict import Verdict
 from pipeline.storage import Place
 
 _KINDS = ("summaries", "rejects")
