@@ -1,20 +1,18 @@
 """Which documents of a window the decoder fails on, or dies of: found by halves, so that the others are done.
 
 An error is raised where it can be caught. A process that dies, for want of memory say, leaves the count of attempts that it
-began in an actor of its own on the driver's node; whoever is given the window next goes by that.
+began behind; whoever is given the window next goes by that.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 
 from pipeline.errors import UserError
 from pipeline.storage import in_words
@@ -30,39 +28,37 @@ Ints = npt.NDArray[np.int64]
 R = TypeVar("R")
 
 
+@dataclass(frozen=True)
 class Attempts:
-    """Attempts that were begun and did not end: whoever made them has died. One for a run, as an actor of Ray's."""
+    """Attempts of a run that were begun and did not end: whoever made them has died. run: a name of its own.
 
-    def __init__(self) -> None:
-        self._open: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    They are kept by the cluster's head, for as long as it lives, and not by an actor, which is a process more to start.
+    """
+
+    run: str
 
     def begin(self, window: str, part: str) -> tuple[bool, int]:
         """Whether this part of a window may be tried, and how often processes died with the window in all."""
-        parts = self._open[window]
-        deaths = parts.total()
-        may_be_tried = parts[part] < _TRIES
-        parts[part] += may_be_tried
-        return may_be_tried, deaths
+        begun = {key: int(_internal_kv_get(key)) for key in _internal_kv_list(self._key(window, ""))}
+        key = self._key(window, part)
+        times = begun.get(key, 0)
+        if times < _TRIES:
+            _internal_kv_put(key, str(times + 1).encode())
+        return times < _TRIES, sum(begun.values())
 
     def end(self, window: str, part: str) -> None:
         """What was begun has ended, well or not."""
-        del self._open[window][part]
-        if not self._open[window].total():
-            del self._open[window]
+        _internal_kv_del(self._key(window, part))
 
-
-def count_attempts() -> Any:
-    """Start an actor that counts, on the node of this process, which ends with it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Attempts)  # type: ignore[call-overload]
-    return remote.remote()
+    def _key(self, window: str, part: str) -> bytes:
+        return f"nightshift/{self.run}/{window}/{part}".encode()
 
 
 @dataclass(frozen=True)
 class Search:
-    """For the documents of one window. attempts: the actor, or None to catch errors alone."""
+    """For the documents of one window. attempts: of the run, or None to catch errors alone."""
 
-    attempts: Any
+    attempts: Attempts | None
     window: str
 
     def all_but_failing(
@@ -112,7 +108,7 @@ class Search:
         if self.attempts is None or not len(rows):
             return decode(rows)
         part = f"{rows[0]}-{rows[-1]}"
-        may_be_tried, deaths = ray.get(self.attempts.begin.remote(self.window, part))
+        may_be_tried, deaths = self.attempts.begin(self.window, part)
         if deaths > _MOST_DEATHS:
             raise UserError(
                 f"{deaths} processes died decoding one window of documents: there may be too little memory for them; "
@@ -123,4 +119,4 @@ class Search:
         try:
             return decode(rows)
         finally:
-            ray.get(self.attempts.end.remote(self.window, part))
+            self.attempts.end(self.window, part)

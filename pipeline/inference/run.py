@@ -9,6 +9,7 @@ sees a record per window, never a document.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from ray.data import ActorPoolStrategy
 from pipeline import cluster
 from pipeline.errors import Stopped, UserError
 from pipeline.inference import lease, ledger
-from pipeline.inference.attempts import count_attempts
+from pipeline.inference.attempts import Attempts
 from pipeline.inference.census import Repeated, find_gone, take_census
 from pipeline.inference.digest import Digest, Example, Room, room_for
 from pipeline.inference.effort import Effort
@@ -126,7 +127,7 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
     try:
         done = ledger.load(plan.output, plan.pinned.ledger)
         census = take_census(units, plan.store.root.filesystem, plan.config.input.id_column, done)
-        for window in _windows(plan, left, actors, reader(plan, done, census.repeated), count_attempts()):
+        for window in _windows(plan, left, actors, reader(plan, done, census.repeated)):
             held.check()
             first_window = first_window or time.monotonic() - window.effort.decode_s
             tally.add(window, time.monotonic())
@@ -249,7 +250,7 @@ def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
     }
 
 
-def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindows, attempts: Any) -> Iterator[WindowRecord]:
+def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindows) -> Iterator[WindowRecord]:
     """The graph of the run; a record as each window is written. Raises Ray's error if a stage fails."""
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
@@ -272,7 +273,7 @@ def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindow
             batch_size=None,
             compute=ActorPoolStrategy(min_size=actors.fewest, max_size=actors.number),
             **actors.ray_options,
-            fn_constructor_kwargs={**summarizer_options(plan, actors), "attempts": attempts},
+            fn_constructor_kwargs={**summarizer_options(plan, actors), "attempts": Attempts(uuid.uuid4().hex)},
         )
         .map_batches(
             WriteWindow(

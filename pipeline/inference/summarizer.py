@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import torch
 
 from pipeline.cluster import cpus_here
 from pipeline.config import EOS, DecodingConfig
-from pipeline.inference.attempts import Search
+from pipeline.inference.attempts import Attempts, Search
 from pipeline.inference.effort import Effort, peak_bytes
 from pipeline.inference.passport import DETAIL, FINISHED, IDS, REASON, SCORE, SUMMARY_IDS, of_windows_row, windows_row
 from pipeline.model.bundle import bundle_from_files
@@ -40,8 +39,8 @@ class SummarizeWindow:
         bundle_files: the bundle's files by name, in Ray's object store. gpus: this actor's part of the GPU that Ray assigned;
             0 to compute on CPUs. cpus: its part of the machine's. token_budget: padded source tokens of a batch; None for what
             memory has room for, of whose free part an actor takes as large a part as of the device. precision: of matrix
-            products. threads: CPU threads to compute with, no more of them than the machine has cores. attempts: the actor that
-            counts them (attempts.py); None: none does.
+            products. threads: CPU threads to compute with, no more of them than the machine has cores. attempts: that are
+            counted, of the run (attempts.py); None: none are.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class SummarizeWindow:
         token_budget: int | None,
         precision: str,
         threads: int,
-        attempts: Any = None,
+        attempts: Attempts | None = None,
     ) -> None:
         self._threads = min(threads, cpus_here())
         torch.set_num_threads(self._threads)

@@ -20,7 +20,7 @@ from pipeline import cluster
 from pipeline.config import DecodingConfig, ModelConfig, SummarizeConfig
 from pipeline.errors import UserError
 from pipeline.inference import attempts
-from pipeline.inference.attempts import Search, count_attempts
+from pipeline.inference.attempts import Attempts, Search
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
 from pipeline.model.bundle import save_bundle
@@ -78,13 +78,13 @@ def decode_until_it_lives(counter: Any, deadly: set[int]) -> tuple[tuple[list[in
 
 def test_a_document_that_processes_die_of_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.connect()
-    (found, failed), deaths = decode_until_it_lives(count_attempts(), {11})
+    (found, failed), deaths = decode_until_it_lives(Attempts("one"), {11})
     assert found == [row for row in range(20) if row != 11]
     assert failed == {11: "the process that decoded it died, 2 times"}
     assert deaths <= 2 * 6
     monkeypatch.setattr(attempts, "_MOST_DEATHS", 3)
-    counter = count_attempts()
-    ray.get([counter.begin.remote("w", part) for part in ("0-19", "0-19", "0-9", "0-9")])
+    counter = Attempts("other")
+    assert [counter.begin("w", part) for part in ("0-19", "0-19", "0-9", "0-9")] == [(True, deaths) for deaths in range(4)]
     with pytest.raises(UserError, match="4 processes died decoding one window"):
         Search(counter, "w").all_but_failing(np.arange(20), lambda rows: rows, lambda: None)
 
