@@ -44,7 +44,10 @@ def connect() -> None:
         address = os.environ.get("RAY_ADDRESS") or "local"
         # Two CPUs at least, however few there are: tasks that read and write ask for some beside those who work. A cluster that
         # lives as long as the job has no use for a dashboard, whose ten processes start for seconds.
-        own: dict[str, Any] = {"num_cpus": max(2, cpus_here()), "include_dashboard": False} if address == "local" else {}
+        cpus = max(2, cpus_here())
+        own: dict[str, Any] = (
+            {"num_cpus": cpus, "include_dashboard": False, "_system_config": _of_ones_own(cpus)} if address == "local" else {}
+        )
         host, _, port = address.rpartition("/")[2].rpartition(":")
         try:
             if port.isdigit():  # Ray itself would go on trying for a quarter of an hour
@@ -64,6 +67,15 @@ def connect() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _of_ones_own(cpus: int) -> dict[str, Any]:
+    """What Ray's processes are told where they serve one job alone.
+
+    A process that has read stays for one that writes, since its start takes longer than many a task does; and nobody asks what
+    tasks there were, of which Ray would keep an account that grows.
+    """
+    return {"num_workers_soft_limit": 4 * cpus, "task_events_report_interval_ms": 0}
 
 
 def cpus_here() -> int:

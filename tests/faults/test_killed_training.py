@@ -52,7 +52,8 @@ def kill_the_driver(killed: dict[str, Any], tmp_path: Path) -> int:
     return int(told.split("step")[1].split()[0])
 
 
-@pytest.mark.parametrize("driver_too", [False, pytest.param(True, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("driver_too", [False, True])
 def test_kill_a_worker_and_run_again(
     command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_too: bool
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_next_night_does_what_is_new_or_changed(tmp_path: Path, tiny_bundle:
     assert (again.counts.summarized, again.counts.skipped) == (128, {})
 
 
+@pytest.mark.faults
 def test_the_last_entry_counts_in_a_compacted_ledger_too(tmp_path: Path, tiny_bundle: Path) -> None:
     """A text that turns back is done again: the last summary is that of the text in between."""
     output = place(str(tmp_path / "out"), "--output.path")
@@ -139,6 +140,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_bundle: Path) -> No
     assert (written(tmp_path, "after"), after.counts.skipped) == (list(range(200, 205)), {"summarized": 95})
 
 
+@pytest.mark.faults
 def test_what_was_cut_off_is_not_there_for_other_runs(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", texts(0, 30))
     with pytest.raises(Killed):
@@ -148,6 +150,7 @@ def test_what_was_cut_off_is_not_there_for_other_runs(tmp_path: Path, tiny_bundl
     assert night(tmp_path, tiny_bundle, "cut").manifest.counts.summarized == 30
 
 
+@pytest.mark.faults
 def test_a_run_whose_input_has_changed_begins_anew(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", texts(0, 30))
     write(tmp_path, "b", texts(30, 60))
@@ -159,6 +162,7 @@ def test_a_run_whose_input_has_changed_begins_anew(tmp_path: Path, tiny_bundle: 
     assert (finished.taken_over, written(tmp_path, "r")) == (0, list(range(30, 55)))
 
 
+@pytest.mark.faults
 def test_a_run_that_was_cut_off_wants_the_same_options(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", texts(0, 30))
     with pytest.raises(Killed):
@@ -171,6 +175,7 @@ def test_a_run_that_was_cut_off_wants_the_same_options(tmp_path: Path, tiny_bund
     assert written(tmp_path, "r") == list(range(30))
 
 
+@pytest.mark.faults
 def test_a_written_file_that_is_gone_is_made_again(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", texts(0, 50))
 

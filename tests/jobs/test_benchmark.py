@@ -50,6 +50,7 @@ def test_a_whole_run_beside_the_engine(benchmark: Callable[..., int], tmp_path: 
     assert figures["actors"] == 1
 
 
+@pytest.mark.faults
 def test_more_actors_and_larger_inputs(benchmark: Callable[..., int], tmp_path: Path) -> None:
     short = ("--decoding.max_source_tokens", "8", "--decoding.max_target_tokens", "4", "--decoding.min_target_tokens", "0")
     scales = ("--scale.actors", "1", "--scale.actors_rows", "40", "--scale.rows", "40", "--scale.tiny_files", "0")

@@ -94,6 +94,7 @@ def test_a_run_that_was_cut_off(watched: tuple[Path, str], tmp_path: Path) -> No
         state(tmp_path / "nowhere")
 
 
+@pytest.mark.faults
 def test_a_ledger_is_compacted_by_the_job(watched: tuple[Path, str], tmp_path: Path) -> None:
     output = Path(shutil.copytree(watched[0], tmp_path / "out"))
     nothing = job("compact", "--output.path", str(output))

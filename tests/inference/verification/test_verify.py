@@ -141,6 +141,7 @@ def test_a_lost_row_though_all_else_was_adapted(output: Path) -> None:
     assert any(fault.startswith(lost) for fault in found)
 
 
+@pytest.mark.faults
 def test_ids_that_make_many_parts(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "_ENTRIES_OF_A_PART", 10)
     assert ledger.parts_for(98) == 16

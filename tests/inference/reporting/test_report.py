@@ -189,6 +189,7 @@ def test_a_run_with_nothing_to_do_says_so(tmp_path: Path, tiny_bundle: Path) -> 
     assert page.elements["article"] == 0
 
 
+@pytest.mark.faults
 def test_a_run_without_a_sound_document_is_not_well(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", ["x", "y"], [None, ""])
     finished = night(tmp_path, tiny_bundle, "bad", input={"max_reject_share": 0.5})
@@ -208,6 +209,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.faults
 def test_a_run_that_was_cut_off_reports_all_of_it(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", [f"d{n}" for n in range(200)], [f"Document {n} speaks of graphs." for n in range(199)] + [None])
     whole = night(tmp_path, tiny_bundle, "whole", output={"path": str(tmp_path / "other"), "run_id": "whole"})
@@ -235,6 +237,7 @@ def test_a_run_that_was_cut_off_reports_all_of_it(tmp_path: Path, tiny_bundle: P
     assert sum(tally.digest.course.documents.values()) == 200
 
 
+@pytest.mark.faults
 def test_unread_files_and_passwords(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", ["x"], ["one"])
     manifest = night(tmp_path, tiny_bundle, "r").manifest
@@ -255,6 +258,7 @@ def test_a_fault_of_the_report_leaves_a_page_that_says_so() -> None:
     assert page.elements["script"] == 0
 
 
+@pytest.mark.faults
 def test_an_earlier_manifest_that_cannot_be_read_is_not_compared_with(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", ["x"], ["one"])
     night(tmp_path, tiny_bundle, "old")
