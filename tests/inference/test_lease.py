@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.errors import Stopped, UserError
@@ -49,6 +50,8 @@ def test_the_second_driver_is_told_who_holds_it(tmp_path: Path, output: Place) -
             pass
     finally:
         other.send_signal(signal.SIGKILL)
+        while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
     with lease.held(output, "r"):  # though nobody has taken note of its end: it is a zombie
         assert lease.holder_of(output) == lease.Holder("r", lease._machine(), os.getpid(), lease._born(os.getpid()))
     other.wait()
