@@ -93,7 +93,7 @@ class Cluster:
             with contextlib.suppress(psutil.Error):
                 for process in node.children(recursive=True):
                     title = " ".join(process.cmdline())
-                    if title.startswith("ray::") and word in title:
+                    if title.startswith("ray::") and word in title and "Agent" not in title:  # no node lives without its agents
                         found.append(process)
         return found
 
