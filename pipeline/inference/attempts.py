@@ -24,6 +24,10 @@ _MANY = 8
 _MOST_DEATHS = 64
 """Of processes with one window. To find one document in 512 takes 20."""
 
+_ADVICE = (
+    "of which there may be too many for the memory; set --resources.actors, window_rows or --decoding.max_source_tokens lower"
+)
+
 Ints = npt.NDArray[np.int64]
 R = TypeVar("R")
 
@@ -37,14 +41,17 @@ class Attempts:
 
     run: str
 
-    def begin(self, window: str, part: str) -> tuple[bool, int]:
-        """Whether this part of a window may be tried, and how often processes died with the window in all."""
-        begun = {key: int(_internal_kv_get(key)) for key in _internal_kv_list(self._key(window, ""))}
+    def begin(self, window: str, part: str) -> bool:
+        """Whether this part of a window may be tried: it is then one that was begun."""
         key = self._key(window, part)
-        times = begun.get(key, 0)
+        times = int(_internal_kv_get(key) or 0)
         if times < _TRIES:
             _internal_kv_put(key, str(times + 1).encode())
-        return times < _TRIES, sum(begun.values())
+        return times < _TRIES
+
+    def deaths(self, window: str) -> int:
+        """How often processes died with a window, before its next attempt."""
+        return sum(int(_internal_kv_get(key) or 0) for key in _internal_kv_list(self._key(window, "")))
 
     def end(self, window: str, part: str) -> None:
         """What was begun has ended, well or not."""
@@ -75,8 +82,9 @@ class Search:
         Raises:
             UserError: processes died of too many of them. Else what ``decode`` or ``is_sound`` raised: all of many fail.
         """
+        self._check_deaths()
         try:
-            found = self._attempt(rows, decode)
+            found = self._attempt(_part(rows), rows, decode)
         except Exception:
             is_sound()
             failed = self._failing_half(rows, decode)
@@ -86,7 +94,15 @@ class Search:
             if found is not None:
                 return found, {}
             failed = self._failing_half(rows, decode)
-        return decode(np.setdiff1d(rows, list(failed))), failed
+        found = self._attempt("the others", np.setdiff1d(rows, list(failed)), decode)
+        if found is None:
+            raise UserError(f"processes die decoding {len(rows) - len(failed)} documents together, {_ADVICE}")
+        return found, failed
+
+    def _check_deaths(self) -> None:
+        """Raises UserError if processes died of more documents of the window than chance or a bad one explains."""
+        if self.attempts is not None and (deaths := self.attempts.deaths(self.window)) > _MOST_DEATHS:
+            raise UserError(f"{deaths} processes died decoding one window of documents, {_ADVICE}")
 
     def _failing_half(self, rows: Ints, decode: Callable[[Ints], R]) -> dict[int, str]:
         middle = len(rows) // 2
@@ -96,27 +112,24 @@ class Search:
         if not len(rows):
             return {}
         try:
-            if self._attempt(rows, decode) is not None:
+            if self._attempt(_part(rows), rows, decode) is not None:
                 return {}
             told = f"the process that decoded it died, {_TRIES} times"
         except Exception as error:
             told = in_words(error)
         return {int(rows[0]): told} if len(rows) == 1 else self._failing_half(rows, decode)
 
-    def _attempt(self, rows: Ints, decode: Callable[[Ints], R]) -> R | None:
-        """What came of it; None if processes died of it before."""
-        if self.attempts is None or not len(rows):
+    def _attempt(self, part: str, rows: Ints, decode: Callable[[Ints], R]) -> R | None:
+        """What came of it; None if processes died of it before. part: of the window, by name."""
+        if self.attempts is None:
             return decode(rows)
-        part = f"{rows[0]}-{rows[-1]}"
-        may_be_tried, deaths = self.attempts.begin(self.window, part)
-        if deaths > _MOST_DEATHS:
-            raise UserError(
-                f"{deaths} processes died decoding one window of documents: there may be too little memory for them; "
-                "set --resources.actors, window_rows or --decoding.max_source_tokens lower"
-            )
-        if not may_be_tried:
+        if not self.attempts.begin(self.window, part):
             return None
         try:
             return decode(rows)
         finally:
             self.attempts.end(self.window, part)
+
+
+def _part(rows: Ints) -> str:
+    return f"{rows[0]}-{rows[-1]}" if len(rows) else "none"

@@ -76,16 +76,34 @@ def decode_until_it_lives(counter: Any, deadly: set[int]) -> tuple[tuple[list[in
     raise AssertionError("they all died")
 
 
-def test_a_document_that_processes_die_of_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_processes_die_of_is_found() -> None:
     cluster.connect()
     (found, failed), deaths = decode_until_it_lives(Attempts("one"), {11})
     assert found == [row for row in range(20) if row != 11]
     assert failed == {11: "the process that decoded it died, 2 times"}
-    assert deaths <= 2 * 6
+    assert 2 <= deaths <= 2 * 6
+
+
+def test_too_many_deaths_end_the_run_and_reject_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.connect()
     monkeypatch.setattr(attempts, "_MOST_DEATHS", 3)
     counter = Attempts("other")
-    assert [counter.begin("w", part) for part in ("0-19", "0-19", "0-9", "0-9")] == [(True, deaths) for deaths in range(4)]
-    with pytest.raises(UserError, match="4 processes died decoding one window"):
+    for part in ("0-19", "0-19", "0-9", "0-9"):
+        assert counter.begin("w", part)
+    assert not counter.begin("w", "0-9")
+    for number in (20, 4):  # few, too, of which all would fail
+        with pytest.raises(UserError, match=r"^4 processes died decoding one window"):
+            Search(counter, "w").all_but_failing(np.arange(number), lambda rows: rows, lambda: None)
+
+
+def test_those_that_are_left_may_be_too_many_together() -> None:
+    """Processes that die of them all, though of no half: the search ends, and does not go on for ever."""
+    cluster.connect()
+    counter = Attempts("third")
+    for part in ("0-19", "the others"):
+        assert counter.begin("w", part)
+        assert counter.begin("w", part)
+    with pytest.raises(UserError, match=r"^processes die decoding 20 documents together"):
         Search(counter, "w").all_but_failing(np.arange(20), lambda rows: rows, lambda: None)
 
 
