@@ -2,6 +2,7 @@
 
 ``decode``    the decoder beside a textbook's loop and a sorted one, in each precision; --help lists its options
 ``driver``    what a run of millions of files and windows asks of its driver, without the run
+``nights``    what a second night costs of whose documents few are new
 ``pipeline``  a whole run beside the bare engine: documents/s
 ``scale``     what more actors give, what larger inputs cost, and what the shape of their files does
 ``workers``   whether two DDP workers learn like one with twice the batch; the options are those of jobs.train
@@ -25,6 +26,7 @@ from pipeline.versions import versions
 _BENCHMARKS = {
     "decode": "jobs.decoders",
     "driver": "jobs.driver",
+    "nights": "jobs.nights",
     "pipeline": "jobs.throughput",
     "scale": "jobs.scale",
     "workers": "jobs.workers",

@@ -34,12 +34,17 @@ def write_store(folder: Path, texts: Sequence[str], rows: int, files: int, rows_
 
 
 def whole_run(
-    store: Path, output: Path, model: ModelPath, resources: Resources, decoding: DecodingOverrides | None = None
+    store: Path,
+    output: Path,
+    model: ModelPath,
+    resources: Resources,
+    decoding: DecodingOverrides | None = None,
+    run_id: str = "benchmark",
 ) -> Manifest:
     """Summarize a store on this machine's CPUs."""
     values: dict[str, Any] = {
         "input": {"path": str(store)},
-        "output": {"path": str(output), "run_id": "benchmark"},
+        "output": {"path": str(output), "run_id": run_id},
         "model": model.model_dump(),
         "decoding": {} if decoding is None else decoding.model_dump(),
         "resources": {**resources.model_dump(), "use_gpu": False},

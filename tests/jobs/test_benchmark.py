@@ -61,6 +61,17 @@ def test_more_actors_and_larger_inputs(benchmark: Callable[..., int], tmp_path: 
     assert figures["shapes"] == []
 
 
+@pytest.mark.faults
+def test_a_second_night(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    sizes = ("--nights.documents", "60", "--nights.new", "7", "--nights.changed", "5", "--nights.gone", "3")
+    assert benchmark("nights", "--json", str(tmp_path / "figures.json"), "--input.rows", "20", *sizes) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["first"]["counts"] == {"read": 60, "skipped": {}, "summarized": 60, "rejected": {}}
+    assert figures["second"]["counts"] == {"read": 64, "skipped": {"summarized": 52}, "summarized": 12, "rejected": {}}
+    assert figures["second"]["gone"] == 3
+    assert 0 < figures["decoding_share"] == figures["second"]["decode_s"] / figures["first"]["decode_s"]
+
+
 def test_the_drivers_own_work(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ("--run.files", "2000", "--run.windows", "1000", "--run.opened", "20")
     assert benchmark("driver", "--json", str(tmp_path / "figures.json"), *options) == 0
