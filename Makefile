@@ -15,7 +15,7 @@ exhaustive: .venv/installed-dev   ## compare the decoder with the reference on 5
 	test -d prepared/arxiv || .venv/bin/python -m jobs.prepare --config configs/prepare.arxiv.yaml
 	.venv/bin/python -m pytest -m exhaustive
 
-faults: .venv/installed-dev       ## kill runs at each step of their commits, and at random moments in a cluster of three nodes: an hour
+faults: .venv/installed-dev       ## kill runs at each step of their commits, and at random moments in a cluster of three nodes: over an hour
 	.venv/bin/python -m pytest -m faults
 	.venv/bin/python tests/faults/chaos.py
 

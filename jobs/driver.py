@@ -27,7 +27,7 @@ from pipeline.config import DocumentsInput, Positive
 from pipeline.inference.digest import Course, Digest, Histogram, Repeats, Sample, least, room_for
 from pipeline.inference.effort import Effort
 from pipeline.inference.manifest import OutputFile, WindowRecord
-from pipeline.inference.run import Tally
+from pipeline.inference.tally import Tally
 from pipeline.inference.windows import units_of
 from pipeline.options import JobConfig, Section, load_config
 from pipeline.storage import StoredFile

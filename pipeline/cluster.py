@@ -9,8 +9,8 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import ray
 import ray.data
@@ -125,6 +125,27 @@ def wait_for_room(each: Mapping[str, float], number: int, beside: float, seconds
             )
         gc.collect()  # a run that failed in this process may hold its actors in a cycle of objects
         time.sleep(_LOOK_EVERY_S)
+
+
+T = TypeVar("T")
+
+
+def shared_out(items: Iterable[T], weight: Callable[[T], int], most: int, most_items: int = 256) -> Iterator[list[T]]:
+    """Items for one task each, in order: each but the last just reaches the most weight, or has so many items."""
+    some, weighs = list[T](), 0
+    for item in items:
+        some.append(item)
+        weighs += weight(item)
+        if weighs >= most or len(some) == most_items:
+            yield some
+            some, weighs = [], 0
+    if some:
+        yield some
+
+
+def returned(refs: Any) -> list[Any]:
+    """What a task returns, of one value too."""
+    return refs if isinstance(refs, list) else [refs]
 
 
 def explained(error: RayError) -> UserError | Stopped:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 
+from pipeline import cluster
 from pipeline.errors import UserError
-from pipeline.inference.ledger import Entries, Ledger, as_file, part_numbers, parts_for, returned
+from pipeline.inference.ledger import Entries, Ledger, as_file, part_numbers, parts_for
 from pipeline.inference.manifest import Gone
 from pipeline.inference.pool import LIGHT_CPUS
 from pipeline.inference.publication import published
@@ -34,7 +35,7 @@ SEEN = np.dtype([("id", "<u8"), ("more", "<u8"), ("at", "<u8")])
 _REPEAT = np.dtype([("at", "<u8"), ("first", "<u8")])
 ROWS_OF_A_TASK = 500_000
 ROWS_AT_A_TIME = 16_384
-FILES_OF_A_TASK = 256
+_BYTES_OF_A_TASK = 2**28
 _MOST_NAMED, _SHOWN = 100_000, 1000
 GONE = "gone.parquet"
 Repeats = npt.NDArray[np.void]
@@ -67,8 +68,7 @@ def take_census(units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str
     """
     rows = sum(unit.rows for unit in units)
     parts = max(len(ledger.parts), parts_for(rows))
-    ids = ids_of.options(num_returns=parts)
-    by_task = [returned(ids.remote(some, filesystem, id_column, parts)) for some in shared_out(units)]
+    by_task = read_ids(units, filesystem, id_column, parts)
     sifted = []
     for part in range(parts):
         # The ledger has no more parts than the store, each for several of the store's if it has fewer.
@@ -77,21 +77,17 @@ def take_census(units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str
     return Census(Repeated(_sorted.remote(*(repeats for repeats, _ in sifted))), [missing for _, missing in sifted])
 
 
-def shared_out(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Units for one task each."""
-    some, rows = list[Unit](), 0
-    for unit in units:
-        some.append(unit)
-        rows += unit.rows
-        if rows >= ROWS_OF_A_TASK:
-            yield some
-            some, rows = [], 0
-    if some:
-        yield some
+def read_ids(
+    units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str, parts: int
+) -> list[list[ray.ObjectRef[npt.NDArray[np.void]]]]:
+    """Of each task, the rows that have an id (SEEN), by part."""
+    read = _ids_of.options(num_returns=parts)
+    some = cluster.shared_out(units, lambda unit: unit.rows, ROWS_OF_A_TASK)
+    return [cluster.returned(read.remote(units, filesystem, id_column, parts)) for units in some]
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
-def ids_of(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int) -> Any:
+def _ids_of(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int) -> Any:
     """Keys and positions of the rows that have an id, by part."""
     divided: list[list[Any]] = [[] for _ in range(parts)]
     for unit in units:
@@ -123,12 +119,9 @@ def find_gone(output: Place, folder: Place, until: int, census: Census) -> Gone:
     for run in published(output):
         for kind in ("summaries", "rejects") if run.sequence <= until else ():
             place = output.child(f"{kind}/run={run.run_id}")
-            files = [file.path for file in place.files()] if place.exists() else []
-            tasks = [
-                _names.remote(output.filesystem, files[start : start + FILES_OF_A_TASK], wanted)
-                for start in range(0, len(files), FILES_OF_A_TASK)
-            ]
-            for found in ray.get(tasks):
+            files = place.files() if place.exists() else []
+            some = cluster.shared_out(files, lambda file: file.size, _BYTES_OF_A_TASK)
+            for found in ray.get([_names.remote(output.filesystem, [file.path for file in part], wanted) for part in some]):
                 names |= found
     ids = sorted(names.values())
     folder.child(GONE).write(as_file(pa.table({"id": ids})))

@@ -144,7 +144,7 @@ def _await_expiry(folder: Place) -> None:
                 continue
             holder, renewals = claim
             if holder.is_here and not holder.is_running:
-                folder.child(name).remove()
+                _remove(folder, name)
                 continue
             if holder.is_here or seen.setdefault(name, renewals) != renewals:
                 raise UserError(
@@ -155,9 +155,16 @@ def _await_expiry(folder: Place) -> None:
             return
         if time.monotonic() - started > EXPIRE_S:
             for name in seen:
-                folder.child(name).remove()
+                _remove(folder, name)
             return
         time.sleep(RENEW_S / 5)
+
+
+def _remove(folder: Place, claim: str) -> None:
+    """A claim whose holder is gone, and what is left of its renewal if that was being written."""
+    for name in folder.names():
+        if name.startswith(claim):
+            folder.child(name).remove()
 
 
 def _write_claim(claim: Place, holder: Holder, renewals: int) -> None:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.inference.manifest import WindowRecord
 from pipeline.inference.pool import LIGHT_CPUS
@@ -36,7 +37,8 @@ _FOLDER, _COMPACTED = "ledger", "ledger/compacted"
 _RECORD = b"nightshift.window"
 _DATED = np.dtype([*ENTRY.descr, ("sequence", "<u4")])
 _ENTRIES_OF_A_PART = 4 * 2**20
-_FILES_OF_A_TASK = 256
+_BYTES_OF_A_TASK = 2**28
+"""Of files. They hold little that compresses: some 300 MB of entries, and their runs."""
 _FOOTERS_AT_A_TIME = 16
 
 
@@ -127,7 +129,7 @@ def parts_for(entries: int) -> int:
 def part_numbers(ids: Keys, parts: int) -> npt.NDArray[np.int64]:
     """The part of each id, by its first bits."""
     bits = parts.bit_length() - 1
-    return (ids >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(ids), np.int64)
+    return (ids >> np.uint64(64 - bits)).astype(np.int64) if bits > 0 else np.zeros(len(ids), np.int64)
 
 
 def load(output: Place, until: int) -> Ledger:
@@ -148,8 +150,10 @@ def load(output: Place, until: int) -> Ledger:
         return Ledger([], 0)
     parts = parts_for(sum(file.size for file, _ in files) // ENTRY.itemsize)
     read = _read_entries.options(num_returns=parts)
-    chosen = (files[start : start + _FILES_OF_A_TASK] for start in range(0, len(files), _FILES_OF_A_TASK))
-    by_task = [returned(read.remote(output.filesystem, [(file.path, at) for file, at in some], parts)) for some in chosen]
+    chosen = cluster.shared_out(files, lambda file: file[0].size, _BYTES_OF_A_TASK)
+    by_task = [
+        cluster.returned(read.remote(output.filesystem, [(file.path, at) for file, at in some], parts)) for some in chosen
+    ]
     merged = [_last_of_each.options(num_returns=2).remote(*pieces) for pieces in zip(*by_task, strict=True)]
     return Ledger([part for part, _ in merged], sum(ray.get([entries for _, entries in merged])))
 
@@ -157,11 +161,6 @@ def load(output: Place, until: int) -> Ledger:
 def _files(folder: Place, sequence: int) -> list[tuple[StoredFile, int]]:
     found = folder.files() if folder.exists() else []  # some may be the rest of one that was cut off
     return [(file, sequence) for file in found if file.path.endswith(".parquet")]
-
-
-def returned(refs: Any) -> list[Any]:
-    """What a task returns, of one value too."""
-    return refs if isinstance(refs, list) else [refs]
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
@@ -195,7 +194,7 @@ def _last_of_each(*pieces: Any) -> tuple[Any, int]:
 
 
 def compact(output: Place) -> tuple[int, int]:
-    """Write the ledger's entries into few files, and remove those that they replace.
+    """Write the ledger's entries into few files, and remove those that they replace. The caller holds the lease.
 
     Killed at any moment, it leaves a ledger that says the same.
 

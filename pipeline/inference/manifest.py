@@ -31,6 +31,9 @@ class UnreadRows(BaseModel):
     rows: int | None
     error: str
 
+    def __add__(self, more: UnreadRows) -> UnreadRows:
+        return UnreadRows(rows=(self.rows or 0) + (more.rows or 0), error=more.error)
+
 
 class WindowRecord(BaseModel):
     """What became of one window of documents.

@@ -7,6 +7,7 @@ runs/<run_id>/plan.parquet    what a run began with: its input files, and in the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from pipeline.inference.ledger import compacted_until
 from pipeline.inference.manifest import InputFile, Manifest
 from pipeline.inference.passport import PRIVATE
 from pipeline.inference.publication import SUCCESS, published, run_folder, run_ids
+from pipeline.inference.summaries import RUN
 from pipeline.inference.writing import REJECT_COLUMNS, SUMMARY_COLUMNS
 from pipeline.storage import Place, StoredFile, in_words, place
 from pipeline.text.documents import DocumentFile, DocumentStore, open_store
@@ -182,7 +184,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         ledger=0 if config.full else max((run.sequence for run in published(output)), default=0),
         unread={},
     )
-    run_id = run_id or _cut_off(output, pinned) or now.strftime("%Y%m%dT%H%M%SZ")
+    run_id = run_id or _cut_off(output, pinned) or _new_id(output, now)
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
         store = open_store(config.input)
@@ -207,7 +209,15 @@ def plan_run(config: SummarizeConfig) -> Plan:
         return Plan(config, run_id, store, output, bundle_files, decoding, pinned, begun=True, anew=why)
     waiting = len(found) - len(files) - len(before.unread)
     store = DocumentStore(root, files, before.unread)
+    windows = {"window_rows": before.window_rows, "window_tokens": before.window_tokens}
+    config = config.model_copy(update={"resources": config.resources.model_copy(update=windows)})
     return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
+
+
+def _new_id(output: Place, now: datetime) -> str:
+    """The time, with a number more where a clock that was set back gives it again."""
+    taken, run_id = set(run_ids(output)), now.strftime("%Y%m%dT%H%M%SZ")
+    return next(name for number in itertools.count(1) if (name := run_id if number == 1 else f"{run_id}-{number}") not in taken)
 
 
 def _cut_off(output: Place, pinned: Pinned) -> str | None:
@@ -237,7 +247,7 @@ def _check_names(config: SummarizeConfig) -> None:
     kept = [config.input.id_column, *config.input.keep_columns]
     if repeated := [column for column in config.input.keep_columns if kept.count(column) > 1]:
         raise UserError(f"--input.keep_columns {repeated[0]!r} comes twice, or is the id column, which is kept anyway")
-    own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS}
+    own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS, RUN}
     for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
         if column in own or column.startswith(PRIVATE):
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")

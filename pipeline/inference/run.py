@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -26,10 +26,9 @@ from pipeline.errors import Stopped, UserError
 from pipeline.inference import lease, ledger
 from pipeline.inference.attempts import Attempts
 from pipeline.inference.census import Repeated, find_gone, take_census
-from pipeline.inference.digest import Digest, Example, Room, room_for
-from pipeline.inference.effort import Effort
+from pipeline.inference.digest import Example, Room, room_for
 from pipeline.inference.ledger import Ledger
-from pipeline.inference.manifest import Counts, DigestSummary, Manifest, OutputFile, UnreadRows, WindowRecord
+from pipeline.inference.manifest import Manifest, UnreadRows, WindowRecord
 from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.progress import PROGRESS, Journal, Progress
@@ -37,54 +36,13 @@ from pipeline.inference.publication import SUCCESS, publish
 from pipeline.inference.reading import ReadWindows
 from pipeline.inference.reporting.report import write_report
 from pipeline.inference.summarizer import SummarizeWindow
+from pipeline.inference.taking_over import AGAIN, KINDS, check_input, clear_cut_off, keep_recorded, take_over
+from pipeline.inference.tally import Tally
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow
 from pipeline.model.bundle import TOKENIZER
-from pipeline.storage import PART, StoredFile
-from pipeline.versions import versions
 
-_AGAIN = "the same command goes on from here"
-_KINDS = ("summaries", "rejects")
 _EXAMPLES = 5
-
-
-@dataclass
-class Tally:
-    """What the driver keeps of the windows that are written: it grows with the files, not with the documents."""
-
-    counts: Counts = field(default_factory=Counts)
-    effort: Effort = field(default_factory=Effort)
-    files: list[OutputFile] = field(default_factory=list)
-    digest: Digest = field(default_factory=Digest)
-    unread: dict[str, UnreadRows] = field(default_factory=dict)
-    actors: dict[str, float] = field(default_factory=dict)
-    """When each began with its first window."""
-    taken_over: int = 0
-
-    def add(self, window: WindowRecord, at: float) -> None:
-        """One more, that was written at this time (s)."""
-        self._count(window)
-        self.effort += window.effort
-        if window.documents:
-            self.actors.setdefault(window.actor, at - window.effort.decode_s)
-
-    def take_over(self, window: WindowRecord) -> None:
-        """One that an earlier command of the run wrote."""
-        self._count(window)
-        self.taken_over += window.documents
-
-    def _count(self, window: WindowRecord) -> None:
-        self.counts = self.counts.with_window(window)
-        self.files += window.files
-        self.digest += window.digest
-        for path, unread in window.unread.items():
-            before = self.unread.get(path)
-            self.unread[path] = replace_rows(unread, before.rows if before else 0)
-
-
-def replace_rows(unread: UnreadRows, more: int | None) -> UnreadRows:
-    """Unread rows of a file, with more of them."""
-    return UnreadRows(rows=(unread.rows or 0) + (more or 0), error=unread.error)
 
 
 @dataclass(frozen=True)
@@ -110,6 +68,7 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     with lease.held(plan.output, plan.run_id) as held:
         if plan.folder.child(SUCCESS).exists():
             raise UserError(f"run {plan.run_id} was finished by another driver just now")
+        clear_cut_off(plan.folder)
         with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal:
             return _execute(plan, held, journal, on_progress)
 
@@ -118,7 +77,7 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
     started = time.monotonic()
     tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
     units = list(units_of(plan.store.files, plan.pinned.window_rows))
-    left = _take_over(plan, units, tally) if plan.begun and not plan.anew else _begin(plan, units)
+    left = take_over(plan, units, tally) if plan.begun and not plan.anew else _begin(plan, units)
     plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
     journal.take_over(tally.counts, tally.taken_over)
     actors = place_actors(plan.config.resources)
@@ -127,48 +86,25 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
     try:
         done = ledger.load(plan.output, plan.pinned.ledger)
         census = take_census(units, plan.store.root.filesystem, plan.config.input.id_column, done)
-        for window in _windows(plan, left, actors, reader(plan, done, census.repeated)):
-            held.check()
-            first_window = first_window or time.monotonic() - window.effort.decode_s
-            tally.add(window, time.monotonic())
-            seconds = time.monotonic() - first_window
-            on_progress(journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors)))
+        # Closed at once if this fails, or its tasks would write on when the lease is another's.
+        with closing(_windows(plan, left, actors, reader(plan, done, census.repeated))) as windows:
+            for window in windows:
+                held.check()
+                first_window = first_window or time.monotonic() - window.effort.decode_s
+                tally.add(window, time.monotonic())
+                seconds = time.monotonic() - first_window
+                on_progress(journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors)))
         gone = find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
     except ray.exceptions.RayError as error:
         told = cluster.explained(error)
         if isinstance(told, Stopped):
-            told = Stopped(f"{told}; the log files of Ray tell more; {_AGAIN}")
+            told = Stopped(f"{told}; the log files of Ray tell more; {AGAIN}")
     if told is not None:
         # Not from the error itself, whose frames hold the actors, and these their room in the cluster.
         raise told
-    _check_input(plan, tally)
-    _keep_recorded(plan, {file.path for file in tally.files})
-    ended = time.monotonic()
-    startup_s = (first_window or ended) - started
-    seconds = ended - started - startup_s
-    actor_seconds = sum(ended - began for began in tally.actors.values())
-    manifest = Manifest(
-        run_id=plan.run_id,
-        started_at=plan.pinned.started_at,
-        finished_at=datetime.now(UTC),
-        startup_s=startup_s,
-        seconds=seconds,
-        model_fingerprint=plan.model_fingerprint,
-        config=as_json(plan.config),
-        decoding=plan.decoding.model_dump(),
-        versions=versions(),
-        actors=len(tally.actors),
-        ledger=plan.pinned.ledger,
-        counts=tally.counts,
-        taken_over=tally.taken_over,
-        gone=gone,
-        digest=DigestSummary.of(tally.counts, tally.digest),
-        effort=tally.effort,
-        limits=tally.effort.summed_up(actor_seconds, seconds, tally.counts.source_tokens),
-        input_files=plan.input_files,
-        unread=tally.unread,
-        output_files=sorted(tally.files, key=lambda file: file.path),
-    )
+    check_input(plan, tally)
+    keep_recorded(plan, {file.path for file in tally.files})
+    manifest = tally.manifest(plan, gone, started, first_window or time.monotonic())
     content = manifest.model_dump_json(indent=2).encode() + b"\n"
     plan.folder.child(MANIFEST).write(content)
     is_sound = tally.counts.reject_share <= plan.config.input.max_reject_share
@@ -181,38 +117,10 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
 
 def _begin(plan: Plan, units: Sequence[Unit]) -> Sequence[Unit]:
     """Write the plan, and remove what a run of this id left that cannot be used; all units are left to do."""
-    for kind in (*_KINDS, "ledger"):
+    for kind in (*KINDS, "ledger"):
         plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
     plan.write()
     return units
-
-
-def _take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit]:
-    """Count the windows that are written, and leave them out of the units; those of which nothing is left are left out too."""
-    sizes = {path: file.size for path, file in _written(plan).items()}
-    done: dict[int, set[int]] = {}
-    ends: dict[int, int] = {}
-    for window in ledger.records(plan.output, plan.run_id):
-        if all(sizes.get(file.path) == file.bytes for file in window.files):
-            tally.take_over(window)
-            done.setdefault(window.unit, set()).add(window.number)
-            if window.last:
-                ends[window.unit] = window.number
-    return [
-        replace(unit, done=tuple(sorted(done.get(unit.number, ()))))
-        for unit in units
-        if unit.number not in ends or len(done[unit.number]) <= ends[unit.number]
-    ]
-
-
-def _written(plan: Plan, kinds: Sequence[str] = _KINDS) -> Mapping[str, StoredFile]:
-    """The files of these kinds that lie in the run's folders, by path within the output."""
-    found: dict[str, StoredFile] = {}
-    for kind in kinds:
-        folder = plan.output.child(f"{kind}/run={plan.run_id}")
-        if folder.exists():
-            found |= {f"{kind}/run={plan.run_id}/{file.path.rpartition('/')[2]}": file for file in folder.files()}
-    return found
 
 
 def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = None) -> ReadWindows:
@@ -250,7 +158,7 @@ def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
     }
 
 
-def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindows) -> Iterator[WindowRecord]:
+def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindows) -> Generator[WindowRecord, None, None]:
     """The graph of the run; a record as each window is written. Raises Ray's error if a stage fails."""
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
@@ -292,28 +200,3 @@ def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindow
     )
     for row in windows.iter_rows():
         yield WindowRecord.model_validate_json(row[RECORD])
-
-
-def _check_input(plan: Plan, tally: Tally) -> None:
-    """Raises Stopped if not all of it came through, or it has changed. New files are the next run's."""
-    came = tally.counts.read + tally.counts.unread
-    if came != plan.store.rows:
-        raise Stopped(f"{came} documents came through where there were {plan.store.rows} at the start; {_AGAIN}")
-    unchanged = set(plan.store.root.parquet_files(recursive=True))
-    if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
-        raise Stopped(
-            f"{len(changed)} files have changed since the run began, {changed[0]} among them; the same command begins it anew"
-        )
-
-
-def _keep_recorded(plan: Plan, recorded: set[str]) -> None:
-    """Remove the run's files that no record names: what a crash cut off. Stop if one that a record names is missing."""
-    found = _written(plan)
-    if missing := recorded - found.keys():
-        raise Stopped(
-            f"{len(missing)} files that were written are not in {plan.output.uri}, {min(missing)} among them: "
-            f"is it a folder that all nodes share, and did no other run {plan.run_id} write there? {_AGAIN}"
-        )
-    cut_off = [file for path, file in _written(plan, ("ledger",)).items() if path.endswith(PART)]
-    for file in [*(found[path] for path in found.keys() - recorded), *cut_off]:
-        plan.output.filesystem.delete_file(file.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from pipeline.config import SummarizeConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.inference.ledger import compact
-from pipeline.inference.plan import plan_run
+from pipeline.inference.plan import _new_id, plan_run
 from pipeline.inference.run import Finished, Progress, execute
 from pipeline.storage import place
 
@@ -140,6 +141,15 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_bundle: Path) -> No
     assert (written(tmp_path, "after"), after.counts.skipped) == (list(range(200, 205)), {"summarized": 95})
 
 
+def test_no_run_is_named_as_another_though_the_clock_is(tmp_path: Path) -> None:
+    output, now = place(str(tmp_path / "out"), "--output.path"), datetime(2026, 1, 31, 23, tzinfo=UTC)
+    names = []
+    for _ in range(3):
+        names.append(_new_id(output, now))
+        (tmp_path / "out/runs" / names[-1]).mkdir(parents=True)
+    assert names == ["20260131T230000Z", "20260131T230000Z-2", "20260131T230000Z-3"]
+
+
 @pytest.mark.faults
 def test_what_was_cut_off_is_not_there_for_other_runs(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", texts(0, 30))
@@ -171,6 +181,7 @@ def test_a_run_that_was_cut_off_wants_the_same_options(tmp_path: Path, tiny_bund
         night(tmp_path, tiny_bundle, "r", decoding={"max_target_tokens": 5})
     # How large windows are is no part of what was asked for: it stays as it was.
     finished = night(tmp_path, tiny_bundle, "r", resources={"actors": 1, "window_rows": 7}).manifest
+    assert finished.config["resources"]["window_rows"] == 10
     assert (finished.counts.summarized, len(finished.output_files)) == (30, 3)
     assert written(tmp_path, "r") == list(range(30))
 

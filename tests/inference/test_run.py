@@ -244,7 +244,7 @@ def test_an_empty_store_gives_an_empty_finished_run(tmp_path: Path, tiny_bundle:
     assert (tmp_path / "out/runs/r/_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("column", ["summary", "nightshift.ids"])
+@pytest.mark.parametrize("column", ["summary", "run", "nightshift.ids"])
 def test_a_kept_column_may_not_hide_one_of_the_outputs(tmp_path: Path, tiny_bundle: Path, column: str) -> None:
     store = write_store(tmp_path / "in", pa.table({"id": [1], "text": ["t"], column: ["c"]}))
     with pytest.raises(UserError, match=f"'{column}'"):

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from pipeline.inference.census import FILES_OF_A_TASK, ROWS_AT_A_TIME, ROWS_OF_A_TASK, SEEN
+from pipeline.inference.census import ROWS_AT_A_TIME, SEEN
 from pipeline.inference.ledger import part_numbers
 from pipeline.inference.manifest import OutputFile
 from pipeline.inference.pool import LIGHT_CPUS
@@ -56,19 +56,6 @@ class Expected:
 
     id_column: str
     metadata: dict[str, str]
-
-
-def shared_out(files: Sequence[tuple[int, OutputFile]]) -> Iterator[list[tuple[int, OutputFile]]]:
-    """Files, with their numbers, for one task each."""
-    some, rows = list[tuple[int, OutputFile]](), 0
-    for number, file in files:
-        some.append((number, file))
-        rows += file.rows
-        if rows >= ROWS_OF_A_TASK or len(some) == FILES_OF_A_TASK:
-            yield some
-            some, rows = [], 0
-    if some:
-        yield some
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)

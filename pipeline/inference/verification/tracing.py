@@ -15,7 +15,7 @@ import ray.exceptions
 from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.inference import ledger
-from pipeline.inference.census import ids_of, shared_out
+from pipeline.inference.census import read_ids
 from pipeline.inference.manifest import InputFile, Manifest
 from pipeline.inference.verification.matching import Matched, Rows
 from pipeline.inference.verification.verdict import Verdict
@@ -47,12 +47,11 @@ class Input:
         """At most, that the run could not read."""
         return sum(self.files[number].rows for number in self.unread)
 
-    def ids(self, parts: int) -> Iterator[list[ray.ObjectRef[Rows]]]:
+    def ids(self, parts: int) -> list[list[ray.ObjectRef[Rows]]]:
         """Of each task, the rows that have an id (census.SEEN), by part."""
         # Into how many row groups a file is divided is not known here: units are cut as if it were one.
         files = [DocumentFile(StoredFile(f.path, f.bytes, f.modified), (f.rows,) if f.rows else ()) for f in self.files]
-        for some in shared_out(list(units_of(files, _ROWS_OF_A_WINDOW))):
-            yield ledger.returned(ids_of.options(num_returns=parts).remote(some, self.root.filesystem, self.id_column, parts))
+        return read_ids(list(units_of(files, _ROWS_OF_A_WINDOW)), self.root.filesystem, self.id_column, parts)
 
 
 def open_input(manifest: Manifest, verdict: Verdict) -> Input:

@@ -21,11 +21,12 @@ from pydantic import ValidationError
 from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.inference import ledger
+from pipeline.inference.census import ROWS_OF_A_TASK
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.plan import MANIFEST
 from pipeline.inference.publication import SUCCESS, Published, end_of, run_folder, run_ids
 from pipeline.inference.verification.matching import match
-from pipeline.inference.verification.outputs import Expected, Read, read_outputs, shared_out
+from pipeline.inference.verification.outputs import Expected, Read, read_outputs
 from pipeline.inference.verification.tracing import judge, open_input, open_ledger
 from pipeline.inference.verification.verdict import Verdict
 from pipeline.storage import Place
@@ -138,8 +139,9 @@ def _prove(output: Place, manifest: Manifest, verdict: Verdict) -> None:
     expected = Expected(input.id_column, metadata)
     files = [(number, file) for number, file in enumerate(manifest.output_files) if file.path in there]
     reading = read_outputs.options(num_returns=parts + 1)
-    outputs = [ledger.returned(reading.remote(output, some, expected, parts)) for some in shared_out(files)]
-    matched = match(list(input.ids(parts)), [rows for _, *rows in outputs], known, parts, input.unread)
+    chosen = cluster.shared_out(files, lambda numbered: numbered[1].rows, ROWS_OF_A_TASK)
+    outputs = [cluster.returned(reading.remote(output, some, expected, parts)) for some in chosen]
+    matched = match(input.ids(parts), [rows for _, *rows in outputs], known, parts, input.unread)
     read = Read()
     for came, *_ in outputs:
         read += ray.get(came)
