@@ -175,11 +175,9 @@ def main() -> int:
             found = difference(output, folder / "undisturbed")
             outcome = outcomes[fault]
             outcome.runs += 1
-            outcome.lost, outcome.doubled, outcome.other = (
-                outcome.lost + found.lost,
-                outcome.doubled + found.doubled,
-                outcome.other + found.other,
-            )
+            outcome.lost += found.lost
+            outcome.doubled += found.doubled
+            outcome.other += found.other
             print(f"run {number + 1}: {fault}: {found}" + ("" if found.is_none else f"\n{told}"), flush=True)
             shutil.rmtree(output)
     table = Table("fault", "runs", "kills", "commands", "lost", "doubled", "other values", "committed windows done again")
@@ -197,16 +195,8 @@ def main() -> int:
 
 
 def _command(cluster: Cluster, store: Path, output: Path) -> Command:
-    options = [
-        "--resources.window_rows",
-        "50",
-        "--resources.actors",
-        "2",
-        "--resources.threads",
-        "1",
-        "--resources.wait_s",
-        "120",
-    ]
+    resources = {"window_rows": 50, "actors": 2, "threads": 1, "wait_s": 120}
+    options = [word for name, value in resources.items() for word in (f"--resources.{name}", str(value))]
     return Command(store, output, options, list(cluster.environment.items()))
 
 

@@ -83,11 +83,12 @@ def rows_of(output: Path, kind: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class Difference:
-    """Rows that are lost, that come twice, and that are otherwise than in an undisturbed output."""
+    """Rows that are lost, that come twice, and that are otherwise than in an undisturbed output, of which one is shown."""
 
     lost: int
     doubled: int
     other: int
+    shown: str = ""
 
     @property
     def is_none(self) -> bool:
@@ -98,14 +99,15 @@ class Difference:
 def difference(output: Path, undisturbed: Path) -> Difference:
     """Of summaries and rejects, value for value."""
     lost = doubled = other = 0
+    shown = ""
     for kind in ("summaries", "rejects"):
         found, expected = (_by_id(rows_of(folder, kind)) for folder in (output, undisturbed))
         lost += len(expected.keys() - found.keys())
         doubled += sum(len(rows) - 1 for rows in found.values())
-        other += len(found.keys() - expected.keys()) + sum(
-            rows[0] != expected[key][0] for key, rows in found.items() if key in expected
-        )
-    return Difference(lost, doubled, other)
+        others = [key for key, rows in found.items() if rows[0] != expected.get(key, [None])[0]]
+        other += len(others)
+        shown = shown or "".join(f"{found[key][0]} instead of {expected.get(key)}" for key in others[:1])
+    return Difference(lost, doubled, other, shown)
 
 
 def _by_id(table: pa.Table) -> dict[Any, list[dict[str, Any]]]:

@@ -68,7 +68,7 @@ def test_a_run_that_is_being_done(watched: tuple[Path, str]) -> None:
 def test_a_run_that_was_cut_off(watched: tuple[Path, str], tmp_path: Path) -> None:
     output = Path(shutil.copytree(watched[0], tmp_path / "out"))
     assert state(output).startswith("cut off: run r, process ")
-    [claim] = (output / "lease").iterdir()
+    [claim] = (output / "lease").glob("*.json")
     elsewhere = json.loads(claim.read_text()) | {"machine": "far away"}
     claim.write_text(json.dumps(elsewhere))
     said = output / "runs/r/progress.json"
