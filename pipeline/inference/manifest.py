@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -79,18 +80,27 @@ class Counts(BaseModel):
 
     def with_window(self, window: WindowRecord) -> Counts:
         """The counts with a window's added."""
-        rejected = Counter(self.rejected) + Counter(window.rejected)
-        skipped = Counter(self.skipped) + Counter(window.skipped)
+        before = self.without(window.skipped, window.unread)
         return Counts(
-            read=self.read + window.documents + sum(window.skipped.values()),
-            unread=self.unread + sum(unread.rows or 0 for unread in window.unread.values()),
-            skipped=dict(skipped),
+            read=before.read + window.documents,
+            unread=before.unread,
+            skipped=before.skipped,
             summarized=self.summarized + window.documents - sum(window.rejected.values()),
-            rejected=dict(rejected),
+            rejected=dict(Counter(self.rejected) + Counter(window.rejected)),
             truncated=self.truncated + window.truncated,
             reached_length_limit=self.reached_length_limit + window.reached_length_limit,
             source_tokens=self.source_tokens + window.source_tokens,
             summary_tokens=self.summary_tokens + window.summary_tokens,
+        )
+
+    def without(self, skipped: Mapping[str, int], unread: Mapping[str, UnreadRows]) -> Counts:
+        """The counts with documents that are left out added."""
+        return self.model_copy(
+            update={
+                "read": self.read + sum(skipped.values()),
+                "skipped": dict(Counter(self.skipped) + Counter(skipped)),
+                "unread": self.unread + sum(of_file.rows or 0 for of_file in unread.values()),
+            }
         )
 
     @property

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +51,7 @@ class Pinned(BaseModel):
     full: bool
     window_rows: int
     window_tokens: int | None
+    sort: Literal["window", "global"] = "window"
     ledger: int
     unread: dict[str, str]
 
@@ -181,6 +182,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         full=config.full,
         window_rows=config.resources.window_rows,
         window_tokens=config.resources.window_tokens,
+        sort=config.resources.sort,
         ledger=0 if config.full else max((run.sequence for run in published(output)), default=0),
         unread={},
     )
@@ -209,7 +211,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         return Plan(config, run_id, store, output, bundle_files, decoding, pinned, begun=True, anew=why)
     waiting = len(found) - len(files) - len(before.unread)
     store = DocumentStore(root, files, before.unread)
-    windows = {"window_rows": before.window_rows, "window_tokens": before.window_tokens}
+    windows = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "sort")}
     config = config.model_copy(update={"resources": config.resources.model_copy(update=windows)})
     return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
 

@@ -16,7 +16,6 @@ from pipeline.inference.census import Repeated
 from pipeline.inference.digest import OPENING_CHARS, RUN, least
 from pipeline.inference.effort import Effort
 from pipeline.inference.ledger import Ledger
-from pipeline.inference.manifest import UnreadRows
 from pipeline.inference.passport import (
     BYTE_TOKENS,
     CONTENT_KEY,
@@ -29,8 +28,8 @@ from pipeline.inference.passport import (
     Passport,
     windows_row,
 )
-from pipeline.inference.screening import Screen
-from pipeline.inference.windows import POSITION, Unit, Unreadable, end_the_run, regrouped, rows_of, unit_of_row
+from pipeline.inference.screening import SCREENED, Screen, bad_files
+from pipeline.inference.windows import POSITION, Unit, regrouped, rows_of, unit_of_row
 from pipeline.text.columns import encode_column, flat_rows
 from pipeline.text.documents import NO_TOKEN, texts_of
 from pipeline.text.tokenizer import cached_tokenizer
@@ -43,7 +42,8 @@ class ReadWindows:
     window_rows, window_tokens: most documents of a window, and most subwords of their sources together, if that is bounded.
     tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document. salt: of
     content keys. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and none. sample:
-    documents of a window whose openings go along, at most (digest.Sample).
+    documents of a window whose openings go along, at most (digest.Sample). screened: the store is the copy that sorting.py
+    made, of which all is to be done.
     """
 
     filesystem: fs.FileSystem
@@ -56,6 +56,20 @@ class ReadWindows:
     ledger: Ledger | None = None
     repeated: Repeated | None = None
     sample: int = RUN.sample
+    screened: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """That are read of the input."""
+        return list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
+
+    def screen(self) -> Screen:
+        """For the rows of one unit."""
+        return Screen(self.input, self.salt, self.ledger, self.repeated)
+
+    def nothing(self) -> pa.Table:
+        """No rows of a unit."""
+        return pa.table({column: pa.nulls(0) for column in [*self.columns, POSITION]})
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Of units as rows, their windows as rows: but for those that are written already."""
@@ -68,26 +82,21 @@ class ReadWindows:
 
     def read(self, unit: Unit) -> Iterator[tuple[pa.Table, Passport]]:
         """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none."""
-        columns = list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
-        unread: dict[str, UnreadRows] = {}
-
-        def note(file: Unreadable) -> None:
-            if self.input.on_bad_file == "fail":
-                end_the_run(file)
-            unread[file.path] = UnreadRows(rows=file.rows, error=file.error)
-
-        screen = Screen(self.input, self.salt, self.ledger, self.repeated)
-        rows = rows_of(unit, self.filesystem, columns, self.window_rows, note)
-        nothing = pa.table({column: pa.nulls(0) for column in [*columns, POSITION]})
+        unread, note = bad_files(self.input)
+        screen = self.screen()
+        if self.screened:
+            rows = rows_of(unit, self.filesystem, [*self.columns, *SCREENED], self.window_rows)
+        else:
+            rows = map(screen.left, rows_of(unit, self.filesystem, self.columns, self.window_rows, note))
         number, held = 0, None
-        for table in regrouped(map(screen.left, rows), self.window_rows):
+        for table in regrouped(rows, self.window_rows):
             for window in self._windows(table):
                 if held is not None:
                     yield held, Passport(unit.number, number, False)
                     number += 1
                 held = window
         if held is None:
-            [held] = self._windows(screen.left(nothing))
+            [held] = self._windows(screen.left(self.nothing()))
         yield held, Passport(unit.number, number, True, dict(screen.skipped), unread)
 
     def _windows(self, documents: pa.Table) -> Iterator[pa.Table]:

@@ -1,9 +1,10 @@
 """One run: every document of a store that is new to a summary or a reject, once.
 
     plan ── census ── read and tokenize, a window at a time ── summarize (actors) ── write ── manifest, _SUCCESS
+                  └─ (sort) ─┘
 
-What makes a window stands in windows.py, what the stages do with it in reading.py, summarizer.py and writing.py. The driver
-sees a record per window, never a document.
+What makes a window stands in windows.py, what the stages do with it in reading.py, summarizer.py and writing.py; sorting.py is
+for those who ask for it. The driver sees a record per window, never a document.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
@@ -35,6 +36,7 @@ from pipeline.inference.progress import PROGRESS, Journal, Progress
 from pipeline.inference.publication import SUCCESS, publish
 from pipeline.inference.reading import ReadWindows
 from pipeline.inference.reporting.report import write_report
+from pipeline.inference.sorting import remove_sorted, sort_documents, sorted_before
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.taking_over import AGAIN, KINDS, check_input, clear_cut_off, keep_recorded, take_over
 from pipeline.inference.tally import Tally
@@ -76,18 +78,23 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
 def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Callable[[Progress], None]) -> Finished:
     started = time.monotonic()
     tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
-    units = list(units_of(plan.store.files, plan.pinned.window_rows))
-    left = take_over(plan, units, tally) if plan.begun and not plan.anew else _begin(plan, units)
+    if not plan.begun or plan.anew:
+        _begin(plan)
     plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
-    journal.take_over(tally.counts, tally.taken_over)
     actors = place_actors(plan.config.resources)
     first_window: float | None = None
     told: UserError | Stopped | None = None
     try:
+        units = list(units_of(plan.store.files, plan.pinned.window_rows))
         done = ledger.load(plan.output, plan.pinned.ledger)
         census = take_census(units, plan.store.root.filesystem, plan.config.input.id_column, done)
+        read = reader(plan, done, census.repeated)
+        if plan.pinned.sort == "global":
+            units, read = _sorted(plan, units, read, tally)
+        left = take_over(plan, units, tally)
+        journal.take_over(tally.counts, tally.taken_over)
         # Closed at once if this fails, or its tasks would write on when the lease is another's.
-        with closing(_windows(plan, left, actors, reader(plan, done, census.repeated))) as windows:
+        with closing(_windows(plan, left, actors, read)) as windows:
             for window in windows:
                 held.check()
                 first_window = first_window or time.monotonic() - window.effort.decode_s
@@ -112,15 +119,28 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
     if is_sound:
         held.look()
         publish(plan.output, plan.run_id, content)
+        remove_sorted(plan.folder)
     return Finished(manifest, tally.digest.sample.documents[:_EXAMPLES], is_sound)
 
 
-def _begin(plan: Plan, units: Sequence[Unit]) -> Sequence[Unit]:
-    """Write the plan, and remove what a run of this id left that cannot be used; all units are left to do."""
+def _begin(plan: Plan) -> None:
+    """Write the plan, and remove what a run of this id left that cannot be used."""
     for kind in (*KINDS, "ledger"):
         plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
+    remove_sorted(plan.folder)
     plan.write()
-    return units
+
+
+def _sorted(plan: Plan, units: Sequence[Unit], read: ReadWindows, tally: Tally) -> tuple[list[Unit], ReadWindows]:
+    """The units of the store that has all documents of these in order, and the stage that reads it."""
+    copy = sorted_before(plan.folder)
+    if copy is None:
+        _begin(plan)  # the windows of another copy would not be those that are written
+        copy = sort_documents(units, read, plan.folder)
+    for seen in copy.seen:
+        tally.leave_out(seen.skipped, seen.unread)
+    files = units_of(copy.files, plan.pinned.window_rows)
+    return list(files), replace(read, filesystem=plan.output.filesystem, screened=True)
 
 
 def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = None) -> ReadWindows:

@@ -6,6 +6,7 @@ Those that are no documents stay, with the reason why they are rejected.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,14 @@ import pyarrow as pa
 from pipeline.config import DocumentsInput
 from pipeline.inference.census import Repeated
 from pipeline.inference.ledger import REJECTED, Ledger
+from pipeline.inference.manifest import UnreadRows
 from pipeline.inference.passport import CONTENT_KEY, DETAIL, ID_KEY, REASON
-from pipeline.inference.windows import POSITION, ROW_BITS
+from pipeline.inference.windows import POSITION, ROW_BITS, Unreadable, end_the_run
 from pipeline.text.documents import rejection, texts_of
 from pipeline.text.keys import content_keys, id_keys
+
+SCREENED = (ID_KEY, CONTENT_KEY, REASON, DETAIL)
+"""Columns that rows have once they were screened: their keys, and why they are rejected."""
 
 
 class Screen:
@@ -34,7 +39,7 @@ class Screen:
         self.skipped: Counter[str] = Counter()
 
     def left(self, rows: pa.Table) -> pa.Table:
-        """Of rows with a ``POSITION`` those that are to be done, with their keys, and the reason and detail of a reject."""
+        """Of rows with a ``POSITION`` those that are to be done, with the columns ``SCREENED``."""
         texts, ids = texts_of(rows[self._input.text_column]), rows[self._input.id_column]
         rejections = [
             rejection(valid, text, self._input.max_chars) for valid, text in zip(ids.is_valid().to_pylist(), texts, strict=True)
@@ -53,8 +58,7 @@ class Screen:
             rejected = int((before[done] & REJECTED).sum())
             self.skipped += Counter({"rejected": rejected, "summarized": int(done.sum()) - rejected})
         table = (
-            rows.drop_columns([POSITION])
-            .append_column(ID_KEY, pa.array(keys))
+            rows.append_column(ID_KEY, pa.array(keys))
             .append_column(CONTENT_KEY, pa.array(contents))
             .append_column(REASON, pa.array([why for why, _ in rejections], pa.string()))
             .append_column(DETAIL, pa.array([detail for _, detail in rejections], pa.string()))
@@ -75,3 +79,15 @@ class Screen:
                     f"row {first} of input file {file}, both counted from 0 as in the manifest, has this id before it",
                 )
         return repeats
+
+
+def bad_files(input: DocumentsInput) -> tuple[dict[str, UnreadRows], Callable[[Unreadable], None]]:
+    """What a unit's files that cannot be read are noted in, and by: the first ends the run if the configuration says so."""
+    unread: dict[str, UnreadRows] = {}
+
+    def note(file: Unreadable) -> None:
+        if input.on_bad_file == "fail":
+            end_the_run(file)
+        unread[file.path] = UnreadRows(rows=file.rows, error=file.error)
+
+    return unread, note

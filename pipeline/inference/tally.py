@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -38,13 +39,21 @@ class Tally:
         self._count(window)
         self.taken_over += window.documents
 
+    def leave_out(self, skipped: Mapping[str, int], unread: Mapping[str, UnreadRows]) -> None:
+        """What no window tells of: documents that an earlier run did, and rows that could not be read."""
+        self.counts = self.counts.without(skipped, unread)
+        self._note(unread)
+
+    def _note(self, unread: Mapping[str, UnreadRows]) -> None:
+        for path, rows in unread.items():
+            before = self.unread.get(path)
+            self.unread[path] = rows if before is None else before + rows
+
     def _count(self, window: WindowRecord) -> None:
         self.counts = self.counts.with_window(window)
         self.files += window.files
         self.digest += window.digest
-        for path, unread in window.unread.items():
-            before = self.unread.get(path)
-            self.unread[path] = unread if before is None else before + unread
+        self._note(window.unread)
 
     def manifest(self, plan: Plan, gone: Gone, started: float, first_window: float) -> Manifest:
         """Of a run that ends now. started: when its last command did, and first_window: its first window (s)."""

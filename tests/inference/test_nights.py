@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+from a_night import Killed, kill_after, night, texts, write, written
 
-from pipeline.config import SummarizeConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.inference.ledger import compact
-from pipeline.inference.plan import _new_id, plan_run
-from pipeline.inference.run import Finished, Progress, execute
+from pipeline.inference.plan import _new_id
+from pipeline.inference.run import Progress
 from pipeline.storage import place
-
-
-def night(
-    tmp_path: Path,
-    bundle: Path,
-    run_id: str | None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-    **sections: Any,
-) -> Finished:
-    """A run over tmp_path/in."""
-    values: dict[str, Any] = {
-        "input": {"path": str(tmp_path / "in"), **sections.pop("input", {})},
-        "output": {"path": str(tmp_path / "out"), "run_id": run_id},
-        "model": {"path": str(bundle)},
-        "resources": {"actors": 1, "window_rows": 10},
-        **sections,
-    }
-    return execute(plan_run(SummarizeConfig.model_validate(values)), on_progress)
-
-
-def write(tmp_path: Path, name: str, texts: dict[Any, str | None]) -> None:
-    (tmp_path / "in").mkdir(exist_ok=True)
-    pq.write_table(
-        pa.table({"id": list(texts), "text": pa.array(texts.values(), pa.string())}), tmp_path / f"in/{name}.parquet"
-    )
-
-
-def written(tmp_path: Path, run_id: str, kind: str = "summaries") -> list[Any]:
-    folder = tmp_path / f"out/{kind}/run={run_id}"
-    return sorted(pads.dataset(folder).to_table()["id"].to_pylist()) if folder.exists() else []
-
-
-def texts(start: int, end: int, word: str = "graphs") -> dict[Any, str | None]:
-    return {n: f"Document number {n} speaks of {word}." for n in range(start, end)}
 
 
 def test_the_next_night_does_what_is_new_or_changed(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -107,21 +71,6 @@ def test_ids_that_come_twice(tmp_path: Path, tiny_bundle: Path) -> None:
     assert first.counts.rejected == {"duplicate_id": 2}
     second = night(tmp_path, tiny_bundle, "second").manifest
     assert (second.counts.skipped, second.counts.rejected) == ({"summarized": 3}, {"duplicate_id": 2})
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_after(windows: int) -> Callable[[Progress], None]:
-    left = [windows]
-
-    def kill(_: Progress) -> None:
-        left[0] -= 1
-        if not left[0]:
-            raise Killed
-
-    return kill
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_bundle: Path) -> None:
