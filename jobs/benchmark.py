@@ -3,6 +3,7 @@
 ``decode``    the decoder beside a textbook's loop and a sorted one, in each precision; --help lists its options
 ``driver``    what a run of millions of files and windows asks of its driver, without the run
 ``nights``    what a second night costs of whose documents few are new
+``outlier``   what one long document costs the window of short ones that it is in
 ``pipeline``  a whole run beside the bare engine: documents/s
 ``scale``     what more actors give, what larger inputs cost, and what the shape of their files does
 ``workers``   whether two DDP workers learn like one with twice the batch; the options are those of jobs.train
@@ -27,6 +28,7 @@ _BENCHMARKS = {
     "decode": "jobs.decoders",
     "driver": "jobs.driver",
     "nights": "jobs.nights",
+    "outlier": "jobs.outlier",
     "pipeline": "jobs.throughput",
     "scale": "jobs.scale",
     "workers": "jobs.workers",

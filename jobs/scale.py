@@ -45,6 +45,7 @@ class Scales(Section):
     actors_rows: Positive = Field(4000, description="documents of each of these runs")
     rows: list[Positive] = Field([1000, 10_000, 100_000], description="documents of runs whose memory is compared, by size")
     tiny_files: int = Field(10_000, ge=0, description="files of ten documents, beside one of one row group, and eight; 0: none")
+    large_rows: int = Field(0, ge=0, description="documents of one more file of one row group, a large one; 0: none")
 
 
 class ScaleBenchmark(JobConfig):
@@ -106,14 +107,16 @@ def _more_rows(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, A
 
 def _shapes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
     rows, found = 10 * config.scale.tiny_files, list[dict[str, Any]]()
+    large = config.scale.large_rows
     shapes = {
-        f"{_FILES} files": (_FILES, ROWS_OF_A_GROUP),
-        "files of ten": (config.scale.tiny_files, ROWS_OF_A_GROUP),
-        "one file, one row group": (1, rows),
+        f"{_FILES} files": (rows, _FILES, ROWS_OF_A_GROUP),
+        "files of ten": (rows, config.scale.tiny_files, ROWS_OF_A_GROUP),
+        "one file, one row group": (rows, 1, rows),
+        **({f"one file of {large:,}, one row group": (large, 1, large)} if large else {}),
     }
     table = Table("", "documents/s", "of the first's", "start-up (s)", title=f"{rows:,} documents")
-    for name, (files, group) in shapes.items() if rows else ():
-        with _store(texts, rows, files, group) as (store, output):
+    for name, (number, files, group) in shapes.items() if rows else ():
+        with _store(texts, number, files, group) as (store, output):
             run = whole_run(store, output, config.model, config.resources, config.decoding)
         ratio = _rate(run) / found[0]["documents_per_s"] if found else 1.0
         found.append({"shape": name, "documents_per_s": _rate(run), "ratio_to_first": ratio, "startup_s": run.startup_s})

@@ -93,7 +93,7 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
     if not finished.published:
         share = plan.config.input.max_reject_share
         console.print(
-            f"not published: {manifest.counts.reject_share:.1%} of the new documents were rejected or unread, and "
+            f"not published: {manifest.counts.reject_share:.1%} of the documents were rejected or unread, and "
             f"--input.max_reject_share is {share:g}; with a higher one the same command publishes the run as it is, and with "
             "mended files it begins anew; until then it comes back to this run"
         )

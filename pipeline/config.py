@@ -284,7 +284,7 @@ class DocumentsInput(Section):
         "fail", description="a file that cannot be read, or has other columns, ends the run, or is named and left out"
     )
     max_reject_share: Share = Field(
-        1.0, description="with more of the new documents rejected or unread, the run ends with status 3 and is not published"
+        1.0, description="with more of the documents rejected or unread, the run ends with status 3 and is not published"
     )
 
 

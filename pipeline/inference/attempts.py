@@ -41,13 +41,13 @@ class Attempts:
 
     run: str
 
-    def begin(self, window: str, part: str) -> bool:
-        """Whether this part of a window may be tried: it is then one that was begun."""
+    def begin(self, window: str, part: str, tries: int = _TRIES) -> bool:
+        """Whether this part of a window may be tried, so often at most: it is then one that was begun."""
         key = self._key(window, part)
         times = int(_internal_kv_get(key) or 0)
-        if times < _TRIES:
+        if times < tries:
             _internal_kv_put(key, str(times + 1).encode())
-        return times < _TRIES
+        return times < tries
 
     def deaths(self, window: str) -> int:
         """How often processes died with a window, before its next attempt."""

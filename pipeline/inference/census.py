@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.inference.ledger import Entries, Ledger, as_file, part_numbers, parts_for
 from pipeline.inference.manifest import Gone
 from pipeline.inference.pool import LIGHT_CPUS
-from pipeline.inference.publication import published
+from pipeline.inference.publication import published, run_folder
 from pipeline.inference.windows import POSITION, Unit, rows_of
 from pipeline.storage import Place, in_words
 from pipeline.text.documents import texts_of
@@ -114,18 +114,27 @@ def find_gone(output: Place, folder: Place, until: int, census: Census) -> Gone:
     counts = ray.get([_count.remote(missing) for missing in census.missing])
     if not sum(counts):
         return Gone()
-    wanted = ray.put(np.sort(np.concatenate(ray.get([_first.remote(missing) for missing in census.missing]))[:_MOST_NAMED]))
-    names: dict[int, str] = {}
-    for run in published(output):
-        for kind in ("summaries", "rejects") if run.sequence <= until else ():
-            place = output.child(f"{kind}/run={run.run_id}")
+    wanted = np.concatenate(ray.get([_first.remote(missing) for missing in census.missing]))[:_MOST_NAMED]
+    runs = [run.run_id for run in published(output) if run.sequence <= until]
+    names = _named_before(output, runs, wanted)
+    if len(names) < len(wanted):
+        unnamed = ray.put(np.setdiff1d(wanted, np.fromiter(names, np.uint64, len(names))))
+        for place in (output.child(f"{kind}/run={run}") for run in runs for kind in ("summaries", "rejects")):
             files = place.files() if place.exists() else []
             some = cluster.shared_out(files, lambda file: file.size, _BYTES_OF_A_TASK)
-            for found in ray.get([_names.remote(output.filesystem, [file.path for file in part], wanted) for part in some]):
+            for found in ray.get([_names.remote(output.filesystem, [file.path for file in part], unnamed) for part in some]):
                 names |= found
     ids = sorted(names.values())
     folder.child(GONE).write(as_file(pa.table({"id": ids})))
     return Gone(documents=sum(counts), ids=ids[:_SHOWN])
+
+
+def _named_before(output: Place, runs: Sequence[str], wanted: Keys) -> dict[int, str]:
+    """Those that the last run named that named any, by key: most of what is gone was gone then."""
+    for run in reversed(runs):
+        if (file := run_folder(output, run).child(GONE)).exists():
+            return _among([file.path], output.filesystem, wanted)
+    return {}
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
@@ -140,6 +149,10 @@ def _first(missing: Keys) -> Keys:
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _names(filesystem: Any, paths: Sequence[str], wanted: Keys) -> dict[int, str]:
+    return _among(paths, filesystem, wanted)
+
+
+def _among(paths: Sequence[str], filesystem: Any, wanted: Keys) -> dict[int, str]:
     """The ids, the first column of each file, whose keys are wanted, by key."""
     found: dict[int, str] = {}
     for path in paths:

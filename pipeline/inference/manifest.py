@@ -110,9 +110,13 @@ class Counts(BaseModel):
 
     @property
     def reject_share(self) -> float:
-        """Rejected documents and unread rows among those that were not skipped."""
+        """Rejected documents and unread rows among all, or those of what is new among what is new, whichever is more.
+
+        Rows without an id of their own are rejected anew each night: in many nights' documents they count among all alone.
+        """
         bad = sum(self.rejected.values()) + self.unread
-        return bad / max(self.summarized + bad, 1)
+        new = bad - self.rejected.get("null_id", 0) - self.rejected.get("duplicate_id", 0)
+        return max(bad / max(self.read + self.unread, 1), new / max(self.summarized + new, 1))
 
 
 class DigestSummary(BaseModel):

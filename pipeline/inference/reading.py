@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from pipeline.config import DocumentsInput
+from pipeline.errors import UserError
+from pipeline.inference.attempts import Attempts
 from pipeline.inference.census import Repeated
 from pipeline.inference.digest import OPENING_CHARS, RUN, least
 from pipeline.inference.effort import Effort
@@ -34,6 +36,9 @@ from pipeline.text.columns import encode_column, flat_rows
 from pipeline.text.documents import NO_TOKEN, texts_of
 from pipeline.text.tokenizer import cached_tokenizer
 
+_TRIES = 8
+"""Of a unit, whose reading took the process along: nodes die, too, but not so often with the same one."""
+
 
 @dataclass(frozen=True)
 class ReadWindows:
@@ -42,8 +47,9 @@ class ReadWindows:
     window_rows, window_tokens: most documents of a window, and most subwords of their sources together, if that is bounded.
     tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document. salt: of
     content keys. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and none. sample:
-    documents of a window whose openings go along, at most (digest.Sample). screened: the store is the copy that sorting.py
-    made, of which all is to be done.
+    documents of a window whose openings go along, at most (digest.Sample). attempts: of the run, which end it
+    where process after process dies of a unit; None: none are counted. screened: the store is the copy that sorting.py made,
+    of which all is to be done.
     """
 
     filesystem: fs.FileSystem
@@ -56,6 +62,7 @@ class ReadWindows:
     ledger: Ledger | None = None
     repeated: Repeated | None = None
     sample: int = RUN.sample
+    attempts: Attempts | None = None
     screened: bool = False
 
     @property
@@ -74,11 +81,15 @@ class ReadWindows:
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Of units as rows, their windows as rows: but for those that are written already."""
         for unit in map(unit_of_row, units.to_pylist()):
+            if self.attempts is not None and not self.attempts.begin(f"unit {unit.number}", "read", _TRIES):
+                raise UserError(f"{_TRIES} processes died reading {unit}; mend it, or take it out of the input")
             started = time.monotonic()
             for window, passport in self.read(unit):
                 if passport.number not in unit.done:
                     yield windows_row(window, replace(passport, effort=Effort(read_s=time.monotonic() - started)))
                     started = time.monotonic()
+            if self.attempts is not None:
+                self.attempts.end(f"unit {unit.number}", "read")
 
     def read(self, unit: Unit) -> Iterator[tuple[pa.Table, Passport]]:
         """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none."""

@@ -88,13 +88,14 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
         units = list(units_of(plan.store.files, plan.pinned.window_rows))
         done = ledger.load(plan.output, plan.pinned.ledger)
         census = take_census(units, plan.store.root.filesystem, plan.config.input.id_column, done)
-        read = reader(plan, done, census.repeated)
+        attempts = Attempts(uuid.uuid4().hex)
+        read = replace(reader(plan, done, census.repeated), attempts=attempts)
         if plan.pinned.sort == "global":
             units, read = _sorted(plan, units, read, tally)
         left = take_over(plan, units, tally)
         journal.take_over(tally.counts, tally.taken_over)
         # Closed at once if this fails, or its tasks would write on when the lease is another's.
-        with closing(_windows(plan, left, actors, read)) as windows:
+        with closing(_windows(plan, left, actors, read, attempts)) as windows:
             for window in windows:
                 held.check()
                 first_window = first_window or time.monotonic() - window.effort.decode_s
@@ -178,7 +179,9 @@ def summarizer_options(plan: Plan, actors: Actors) -> dict[str, Any]:
     }
 
 
-def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindows) -> Generator[WindowRecord, None, None]:
+def _windows(
+    plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindows, attempts: Attempts
+) -> Generator[WindowRecord, None, None]:
     """The graph of the run; a record as each window is written. Raises Ray's error if a stage fails."""
     config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
     metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
@@ -201,7 +204,7 @@ def _windows(plan: Plan, units: Sequence[Unit], actors: Actors, read: ReadWindow
             batch_size=None,
             compute=ActorPoolStrategy(min_size=actors.fewest, max_size=actors.number),
             **actors.ray_options,
-            fn_constructor_kwargs={**summarizer_options(plan, actors), "attempts": Attempts(uuid.uuid4().hex)},
+            fn_constructor_kwargs={**summarizer_options(plan, actors), "attempts": attempts},
         )
         .map_batches(
             WriteWindow(

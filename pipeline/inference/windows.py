@@ -69,6 +69,12 @@ class Unit:
         """Documents in it."""
         return sum(span.rows for span in self.spans)
 
+    def __str__(self) -> str:
+        first, last = self.spans[0], self.spans[-1]
+        if first is not last:
+            return f"row {first.start:,} of {first.path} to row {last.start + last.rows - 1:,} of {last.path}"
+        return f"rows {first.start:,} to {first.start + first.rows - 1:,} of {first.path}"
+
 
 def unit_of_row(row: dict[str, Any]) -> Unit:
     """From ``dataclasses.asdict(unit)``, as it is once it has been a row of a table."""

@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -31,11 +29,11 @@ from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+from nodes import Cluster, three_nodes  # noqa: E402
 from stage import Command, commits, difference, write_store, written_again  # noqa: E402
 
 from pipeline.config import SAMPLE  # noqa: E402
 
-_NODES, _OBJECT_STORE = 3, 200 * 2**20
 _TIMEOUT_S = 300
 
 
@@ -50,69 +48,6 @@ class Outcome:
     doubled: int = 0
     other: int = 0
     windows_again: int = 0
-
-
-@dataclass
-class Cluster:
-    """Ray's nodes, each a raylet of its own on this machine."""
-
-    port: int
-    folder: Path
-    nodes: list[psutil.Process] = field(default_factory=list)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Of a command that joins it."""
-        return {"RAY_ADDRESS": f"127.0.0.1:{self.port}", "RAY_AUTH_MODE": "disabled"}
-
-    def start_node(self) -> None:
-        """The first is the head. Returns once its raylet runs."""
-        before = set(self.raylets())
-        where = [f"--address=127.0.0.1:{self.port}"]
-        if not self.nodes:
-            where = ["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
-        options = ["--num-cpus=1", f"--object-store-memory={_OBJECT_STORE}", "--disable-usage-stats"]
-        ray = Path(sys.executable).with_name("ray")
-        subprocess.run(
-            [str(ray), "start", *where, *options],
-            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-            check=True,
-            capture_output=True,
-        )
-        [started] = set(self.raylets()) - before
-        self.nodes.append(started)
-
-    def raylets(self) -> list[psutil.Process]:
-        """The processes that each are a node."""
-        return [process for process in _titled(f":{self.port}") if process.cmdline()[0].endswith("raylet/raylet")]
-
-    def workers(self, word: str = "") -> list[psutil.Process]:
-        """Ray's workers with this word in their title."""
-        found = []
-        for node in self.nodes:
-            with contextlib.suppress(psutil.Error):
-                for process in node.children(recursive=True):
-                    title = " ".join(process.cmdline())
-                    if title.startswith("ray::") and word in title and "Agent" not in title:  # no node lives without its agents
-                        found.append(process)
-        return found
-
-    def kill_a_node(self, choice: random.Random) -> bool:
-        """Not the head, where the driver is; another takes its place."""
-        victim = choice.choice(self.nodes[1:])
-        victim.kill()
-        self.nodes.remove(victim)
-        self.start_node()
-        return True
-
-
-def _titled(word: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if word in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def _kill_one(word: str) -> Callable[[Cluster, subprocess.Popen[str], random.Random], bool]:
@@ -161,7 +96,7 @@ def main() -> int:
     choice, outcomes = random.Random(options.seed), {name: Outcome() for name in FAULTS}
     texts = pq.read_table(SAMPLE / "documents")["text"].to_pylist()[: options.rows]
     texts[::50] = [None] * len(texts[::50])
-    with tempfile.TemporaryDirectory() as name, _cluster(Path(name)) as cluster:
+    with tempfile.TemporaryDirectory() as name, three_nodes() as cluster:
         folder = Path(name)
         store = write_store(folder / "in", texts, 4)
         started = time.monotonic()
@@ -224,19 +159,6 @@ def _suffer(
             return told
         if suffered >= kills and process.returncode == 2:
             raise SystemExit(f"the run does not end: {told}")
-
-
-@contextlib.contextmanager
-def _cluster(folder: Path) -> Iterator[Cluster]:
-    cluster = Cluster(port=27_000 + os.getpid() % 1000, folder=folder / "ray")
-    try:
-        for _ in range(_NODES):
-            cluster.start_node()
-        yield cluster
-    finally:
-        for process in [*cluster.workers(), *_titled(f":{cluster.port}"), *_titled(str(cluster.folder))]:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import fs
+from ray.exceptions import RayError
 
 from pipeline import cluster
-from pipeline.config import DecodingConfig, ModelConfig, SummarizeConfig
+from pipeline.config import DecodingConfig, DocumentsInput, ModelConfig, SummarizeConfig
 from pipeline.errors import UserError
-from pipeline.inference import attempts
+from pipeline.inference import attempts, reading
 from pipeline.inference.attempts import Attempts, Search
 from pipeline.inference.plan import plan_run
+from pipeline.inference.reading import ReadWindows
 from pipeline.inference.run import execute
+from pipeline.inference.windows import Span, Unit
 from pipeline.model.bundle import save_bundle
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.text.tokenizer import Tokenizer
@@ -105,6 +110,29 @@ def test_those_that_are_left_may_be_too_many_together() -> None:
         assert counter.begin("w", part)
     with pytest.raises(UserError, match=r"^processes die decoding 20 documents together"):
         Search(counter, "w").all_but_failing(np.arange(20), lambda rows: rows, lambda: None)
+
+
+def test_rows_that_processes_die_reading_end_the_run(tmp_path: Path, tokenizer_file: bytes) -> None:
+    cluster.connect()
+    pq.write_table(pa.table({"id": [1, 2], "text": ["one", "two"]}), tmp_path / "in.parquet")
+    file = str(tmp_path / "in.parquet")
+    unit = Unit(3, (Span(file, 0, 0, 2, 2),))
+    stage = ReadWindows(
+        fs.LocalFileSystem(), 10, None, tokenizer_file, DocumentsInput(path=file), 8, b"", attempts=Attempts("r")
+    )
+
+    def read(deadly: bool) -> int:
+        if deadly:
+            reading.encode_column = lambda *_: os._exit(1)
+        return len(list(stage(pa.Table.from_pylist([asdict(unit)]))))
+
+    task = ray.remote(num_cpus=0, max_retries=-1)(read)
+    assert ray.get(task.remote(False)) == 1
+    with pytest.raises(RayError) as died:
+        ray.get(task.remote(True))
+    told = cluster.explained(died.value)
+    assert isinstance(told, UserError)
+    assert str(told) == f"8 processes died reading rows 0 to 1 of {file}; mend it, or take it out of the input"
 
 
 def test_a_document_that_the_model_fails_on_is_rejected(tmp_path: Path, tokenizer_file: bytes) -> None:

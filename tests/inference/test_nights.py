@@ -35,7 +35,11 @@ def test_the_next_night_does_what_is_new_or_changed(tmp_path: Path, tiny_bundle:
     assert pq.read_table(tmp_path / "out/runs/second/gone.parquet")["id"].to_pylist() == second.gone.ids
     assert written(tmp_path, "first") == list(range(120)), "nothing of it is touched"
 
+    # Whoever is gone already is named by the run that found it out: the outputs need not be looked through again.
+    (tmp_path / "out/summaries/run=first").rename(tmp_path / "away")
     other = night(tmp_path, tiny_bundle, "other", decoding={"max_target_tokens": 5}).manifest
+    (tmp_path / "away").rename(tmp_path / "out/summaries/run=first")
+    assert other.gone == second.gone
     assert (other.counts.summarized, other.counts.skipped, other.gone.documents) == (128, {}, 8)
     again = night(tmp_path, tiny_bundle, "again", full=True).manifest
     assert (again.counts.summarized, again.counts.skipped) == (128, {})

@@ -72,6 +72,15 @@ def test_a_second_night(benchmark: Callable[..., int], tmp_path: Path) -> None:
     assert 0 < figures["decoding_share"] == figures["second"]["decode_s"] / figures["first"]["decode_s"]
 
 
+def test_a_long_document_among_short_ones(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    options = ["--input.rows", "5", "--outlier.words", "400", "--outlier.repeats", "1"]
+    assert benchmark("outlier", "--json", str(tmp_path / "figures.json"), *options) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["tokens"] > 400
+    seconds = figures["seconds"]
+    assert figures["ratio_to_sum"] == seconds["both"] / (seconds["short"] + seconds["long"]) > 0
+
+
 def test_the_drivers_own_work(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ("--run.files", "2000", "--run.windows", "1000", "--run.opened", "20")
     assert benchmark("driver", "--json", str(tmp_path / "figures.json"), *options) == 0
