@@ -1,8 +1,8 @@
 """``python -m jobs.benchmark driver``: planning and keeping account of a run of any size, without the run.
 
-The driver plans over all files of a store and keeps a record of every window that is written. Here both come from nowhere: a
-store of so many files, and the records of as many windows as a thousand actors would send. What Ray Data itself does for each
-is not in it; ``scale`` has that.
+The driver plans over all files of a store, has the ledger loaded, and keeps a record of every window that is written. Here all
+come from nowhere: a store of so many files, a ledger of so many entries, and the records of as many windows as a thousand
+actors would send. What Ray Data itself does for each is not in it; ``scale`` has that.
 """
 
 from __future__ import annotations
@@ -18,23 +18,29 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 from rich.table import Table
 
 from jobs.screen import new_console
 from jobs.stores import write_store
+from pipeline import cluster
 from pipeline.config import DocumentsInput, Positive
 from pipeline.inference.digest import Course, Digest, Histogram, Repeats, Sample, least, room_for
 from pipeline.inference.effort import Effort
+from pipeline.inference.ledger import Ledger, load
 from pipeline.inference.manifest import OutputFile, WindowRecord
+from pipeline.inference.publication import SUCCESS, publish
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import units_of
 from pipeline.options import JobConfig, Section, load_config
-from pipeline.storage import StoredFile
+from pipeline.storage import StoredFile, place
 from pipeline.text.documents import DocumentFile, DocumentStore, open_store
 
 console = new_console()
 _ACTORS = 1000
+_ENTRIES_OF_A_FILE = 4 * 2**20
 _ROWS = 512
 _DIGESTS = 1000
 """Different ones, which take longer to make than to add up."""
@@ -45,6 +51,7 @@ class Sizes(Section):
 
     files: Positive = Field(1_000_000, description="input files, of 512 documents each")
     windows: Positive = Field(1_000_000, description="windows, of 512 documents each")
+    entries: Positive = Field(10_000_000, description="entries of a compacted ledger, that Ray's tasks load")
     opened: Positive = Field(20_000, description="real files of ten documents, in a temporary folder, that a plan opens")
 
 
@@ -61,12 +68,15 @@ def driver(options: Sequence[str]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "in", ["text"], 10 * config.run.opened, config.run.opened)
-        for name, number, work in (
-            ("files opened", config.run.opened, partial(_open, store)),
-            ("files planned", config.run.files, _plan),
-            ("windows tallied", config.run.windows, _tally),
-        ):
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:  # what it holds is its own
+        output = _write_ledger(Path(folder) / "out", config.run.entries)
+        works: list[tuple[str, int, Callable[[int], Any], Callable[[], None] | None]] = [
+            ("files opened", config.run.opened, partial(_open, store), None),
+            ("files planned", config.run.files, _plan, None),
+            ("entries loaded", config.run.entries, partial(_load, output), cluster.connect),
+            ("windows tallied", config.run.windows, _tally, None),
+        ]
+        for name, number, work, before in works:
+            with ProcessPoolExecutor(1, get_context("spawn"), before) as process:  # what it holds is its own
                 rate, held = process.submit(_weighed, work, number).result()
             table.add_row(name, f"{number:,}", f"{rate:,.0f}", f"{held:,.0f}")
             figures[name.replace(" ", "_")] = {"number": number, "per_s": rate, "bytes_each": held}
@@ -97,6 +107,26 @@ def _plan(number: int) -> Any:
         DocumentFile(StoredFile(f"bucket/documents/part-{at:09}.parquet", 250_000, None), (_ROWS,)) for at in range(number)
     ]
     return files, list(units_of(files, _ROWS))
+
+
+def _write_ledger(output: Path, entries: int) -> Path:
+    """Of one run, compacted; ids as they are spread by hashing."""
+    random, folder = np.random.default_rng(1), output / "ledger/compacted/000001"
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, entries, _ENTRIES_OF_A_FILE)):
+        rows = min(_ENTRIES_OF_A_FILE, entries - start)
+        columns = {name: random.integers(1 << 64, size=rows, dtype=np.uint64) for name in ("id", "content")}
+        pq.write_table(pa.table(columns), folder / f"part-{number:05}.parquet", compression="zstd")
+    (folder / SUCCESS).touch()
+    publish(place(str(output), "--output.path"), "r", b"")
+    return output
+
+
+def _load(output: Path, number: int) -> Ledger:
+    """By Ray's tasks, into its object store."""
+    loaded = load(place(str(output), "--output.path"), 1)
+    assert loaded.entries == number
+    return loaded
 
 
 def _tally(number: int) -> Tally:

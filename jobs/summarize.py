@@ -62,8 +62,8 @@ def _show_plan(console: Console, plan: Plan) -> None:
     number = f"{actors.fewest} to {actors.number}" if actors.fewest < actors.number else f"{actors.number}"
     console.print(
         f"actors:    {number}, each with {actors.gpus:g} GPU, {actors.cpus:g} CPU and {actors.threads} threads\n"
-        f"decoding:  {estimate.source_tokens:,} source tokens, {estimate.documents_per_s:,.0f} documents/s by a sample of "
-        f"{estimate.sample}\n"
+        f"new:       some {estimate.documents:,} documents, by a sample of {estimate.sample}\n"
+        f"decoding:  {estimate.source_tokens:,} source tokens, {estimate.documents_per_s:,.0f} documents/s\n"
         f"it takes:  {timedelta(seconds=round(estimate.seconds))} after the start, {estimate.actor_hours:,.2f} actor hours\n"
         f"writes to: {plan.output.uri} (nothing is written yet; without --dry-run the run begins)"
     )
@@ -93,7 +93,7 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
     if not finished.published:
         share = plan.config.input.max_reject_share
         console.print(
-            f"not published: {manifest.counts.reject_share:.1%} of the documents were rejected or unread, and "
+            f"not published: {manifest.reject_share:.1%} of the documents were rejected or unread, and "
             f"--input.max_reject_share is {share:g}; with a higher one the same command publishes the run as it is, and with "
             "mended files it begins anew; until then it comes back to this run"
         )

@@ -43,11 +43,14 @@ class Attempts:
 
     def begin(self, window: str, part: str, tries: int = _TRIES) -> bool:
         """Whether this part of a window may be tried, so often at most: it is then one that was begun."""
-        key = self._key(window, part)
-        times = int(_internal_kv_get(key) or 0)
+        times = self.begun(window, part)
         if times < tries:
-            _internal_kv_put(key, str(times + 1).encode())
+            _internal_kv_put(self._key(window, part), str(times + 1).encode())
         return times < tries
+
+    def begun(self, window: str, part: str) -> int:
+        """How often it was begun, and did not end."""
+        return int(_internal_kv_get(self._key(window, part)) or 0)
 
     def deaths(self, window: str) -> int:
         """How often processes died with a window, before its next attempt."""

@@ -22,10 +22,11 @@ from pyarrow import fs
 
 from pipeline import cluster
 from pipeline.errors import UserError
+from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.ledger import Entries, Ledger, as_file, part_numbers, parts_for
 from pipeline.inference.manifest import Gone
 from pipeline.inference.pool import LIGHT_CPUS
-from pipeline.inference.publication import published, run_folder
+from pipeline.inference.publication import KINDS, published, run_folder
 from pipeline.inference.windows import POSITION, Unit, rows_of
 from pipeline.storage import Place, in_words
 from pipeline.text.documents import texts_of
@@ -60,15 +61,17 @@ class Census:
     missing: Sequence[ray.ObjectRef[Keys]]
 
 
-def take_census(units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str, ledger: Ledger) -> Census:
-    """Read the ids of a store, which make these units. Files that cannot be read are left out, here.
+def take_census(
+    units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str, ledger: Ledger, bad_files: BadFiles, is_first: bool
+) -> Census:
+    """Read the ids of a store, which make these units.
 
-    Raises:
-        UserError: a file has changed.
+    Args:
+        bad_files: of the run: a file whose ids cannot be read is left out of all of it. is_first: the run has not read yet.
     """
     rows = sum(unit.rows for unit in units)
     parts = max(len(ledger.parts), parts_for(rows))
-    by_task = read_ids(units, filesystem, id_column, parts)
+    by_task = read_ids(units, filesystem, id_column, parts, bad_files, is_first)
     sifted = []
     for part in range(parts):
         # The ledger has no more parts than the store, each for several of the store's if it has fewer.
@@ -78,20 +81,21 @@ def take_census(units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str
 
 
 def read_ids(
-    units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str, parts: int
+    units: Sequence[Unit], filesystem: fs.FileSystem, id_column: str, parts: int, bad_files: BadFiles, is_first: bool = True
 ) -> list[list[ray.ObjectRef[npt.NDArray[np.void]]]]:
     """Of each task, the rows that have an id (SEEN), by part."""
     read = _ids_of.options(num_returns=parts)
     some = cluster.shared_out(units, lambda unit: unit.rows, ROWS_OF_A_TASK)
-    return [cluster.returned(read.remote(units, filesystem, id_column, parts)) for units in some]
+    return [cluster.returned(read.remote(units, filesystem, id_column, parts, bad_files, is_first)) for units in some]
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
-def _ids_of(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int) -> Any:
+def _ids_of(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int, bad_files: BadFiles, is_first: bool) -> Any:
     """Keys and positions of the rows that have an id, by part."""
     divided: list[list[Any]] = [[] for _ in range(parts)]
     for unit in units:
-        for table in rows_of(unit, filesystem, [id_column], ROWS_AT_A_TIME, lambda _: None):
+        bad = bad_files.of(unit, is_first)
+        for table in rows_of(bad.readable, filesystem, [id_column], ROWS_AT_A_TIME, bad.note):
             named = table.filter(table[id_column].is_valid())
             seen = np.empty(len(named), SEEN)
             keys = id_keys(str(value) for value in texts_of(named[id_column]))
@@ -119,7 +123,7 @@ def find_gone(output: Place, folder: Place, until: int, census: Census) -> Gone:
     names = _named_before(output, runs, wanted)
     if len(names) < len(wanted):
         unnamed = ray.put(np.setdiff1d(wanted, np.fromiter(names, np.uint64, len(names))))
-        for place in (output.child(f"{kind}/run={run}") for run in runs for kind in ("summaries", "rejects")):
+        for place in (output.child(f"{kind}/run={run}") for run in runs for kind in KINDS):
             files = place.files() if place.exists() else []
             some = cluster.shared_out(files, lambda file: file.size, _BYTES_OF_A_TASK)
             for found in ray.get([_names.remote(output.filesystem, [file.path for file in part], unnamed) for part in some]):

@@ -136,7 +136,7 @@ def holder_of(output: Place) -> Holder | None:
 
 def _await_expiry(folder: Place) -> None:
     """Wait until no claim is held. Raises UserError if one is."""
-    started, seen = time.monotonic(), dict[str, int]()
+    seen = dict[str, tuple[int, float]]()  # of each claim, its renewals and since when they are so many
     while True:
         held: list[Holder] = []
         for name in folder.names() if folder.exists() else []:
@@ -146,16 +146,16 @@ def _await_expiry(folder: Place) -> None:
             if holder.is_here and not holder.is_running:
                 _remove(folder, name)
                 continue
-            if holder.is_here or seen.setdefault(name, renewals) != renewals:
+            before, since = seen.setdefault(name, (renewals, time.monotonic()))
+            if holder.is_here or before != renewals:
                 raise UserError(
                     f"{holder} is writing {folder.uri.rpartition('/')[0]}; wait until it ends, or set another --output.path"
                 )
+            if time.monotonic() - since > EXPIRE_S:
+                _remove(folder, name)
+                continue
             held.append(holder)
         if not held:
-            return
-        if time.monotonic() - started > EXPIRE_S:
-            for name in seen:
-                _remove(folder, name)
             return
         time.sleep(RENEW_S / 5)
 

@@ -141,7 +141,7 @@ def load(output: Place, until: int) -> Ledger:
     runs = [run for run in published(output) if run.sequence <= until]
     compacted = compacted_until(output) if until else 0
     if compacted > until:
-        raise UserError(f"the ledger of {output.uri} was compacted since; set another --output.run_id")
+        raise UserError(f"the ledger of {output.uri} was compacted just now; run the same command again")
     files = _files(output.child(f"{_COMPACTED}/{compacted:06}"), compacted) if compacted else []
     for run in runs:
         if run.sequence > compacted:
@@ -224,7 +224,7 @@ def compact(output: Place) -> tuple[int, int]:
         replaced += len(folder.files()) if folder.exists() else 0
         folder.remove_folder()
     for name in output.child(_COMPACTED).names():
-        if name != f"{until:06}":
+        if name < f"{until:06}":
             output.child(f"{_COMPACTED}/{name}").remove_folder()
     return entries, replaced
 

@@ -80,7 +80,7 @@ class Counts(BaseModel):
 
     def with_window(self, window: WindowRecord) -> Counts:
         """The counts with a window's added."""
-        before = self.without(window.skipped, window.unread)
+        before = self.leaving_out(window.skipped, window.unread)
         return Counts(
             read=before.read + window.documents,
             unread=before.unread,
@@ -93,8 +93,8 @@ class Counts(BaseModel):
             summary_tokens=self.summary_tokens + window.summary_tokens,
         )
 
-    def without(self, skipped: Mapping[str, int], unread: Mapping[str, UnreadRows]) -> Counts:
-        """The counts with documents that are left out added."""
+    def leaving_out(self, skipped: Mapping[str, int], unread: Mapping[str, UnreadRows]) -> Counts:
+        """The counts, and documents that are left out, too."""
         return self.model_copy(
             update={
                 "read": self.read + sum(skipped.values()),
@@ -160,7 +160,8 @@ class DigestSummary(BaseModel):
 class Gone(BaseModel):
     """Documents that an earlier run did and that are not in the input any more.
 
-    ids: the first of them, sorted, as strings; all are in ``runs/<run_id>/gone.parquet``, if there are any.
+    ids: the first of them, sorted, as strings; 100,000 at most are in ``runs/<run_id>/gone.parquet``, if there are any. A run
+    that left files out does not look for them.
     """
 
     documents: int = 0
@@ -181,8 +182,10 @@ class Manifest(BaseModel):
 
     taken_over: documents that an earlier command of this run did, before it was cut off. startup_s: until the first window
     could be decoded; seconds: from there on; both of the last command. actors: of it, that decoded any. limits: what bounded
-    its speed, in words. unread: files that could not be read, or not wholly, by path. ledger: how many runs had been published
-    when this one began, whose documents it skipped if they were unchanged. digest: for the next run's report to compare with.
+    its speed, in words. reject_share: that of the counts or, in bytes, that of files that are no Parquet or have other columns,
+    whichever is more. unread: files that could not be read, or not wholly, by path. ledger: how many runs had been published
+    when this one began, whose documents it skipped if they were unchanged; 0 with ``--full``. digest: for the next run's report
+    to compare with.
     """
 
     format: int = 2
@@ -198,6 +201,7 @@ class Manifest(BaseModel):
     actors: int
     ledger: int
     counts: Counts
+    reject_share: float
     taken_over: int
     gone: Gone
     digest: DigestSummary = DigestSummary()

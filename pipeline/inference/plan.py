@@ -21,11 +21,13 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import DecodingConfig, SummarizeConfig
 from pipeline.errors import UserError
+from pipeline.inference.bad_files import FOLDER as UNREAD
 from pipeline.inference.bundles import read_bundle
 from pipeline.inference.ledger import compacted_until
 from pipeline.inference.manifest import InputFile, Manifest
 from pipeline.inference.passport import PRIVATE
 from pipeline.inference.publication import SUCCESS, published, run_folder, run_ids
+from pipeline.inference.sorting import sorted_before
 from pipeline.inference.summaries import RUN
 from pipeline.inference.writing import REJECT_COLUMNS, SUMMARY_COLUMNS
 from pipeline.storage import Place, StoredFile, in_words, place
@@ -41,7 +43,7 @@ class Pinned(BaseModel):
     """The options of a run that whoever goes on with it must share, or takes over from it.
 
     ledger: sequence number of the last run that was published when it began; 0 to do all documents. unread: what is wrong
-    with files that are no Parquet or have other columns, by path, where the run goes on without them.
+    with files that are no Parquet or have other columns, by path, where the run goes on without them; unread_bytes: of these.
     """
 
     started_at: datetime
@@ -52,8 +54,10 @@ class Pinned(BaseModel):
     window_rows: int
     window_tokens: int | None
     sort: Literal["window", "global"] = "window"
+    precision: str = "float32"
     ledger: int
     unread: dict[str, str]
+    unread_bytes: int = 0
 
     def differs(self, other: Pinned) -> list[str]:
         """What another run would compute otherwise."""
@@ -183,6 +187,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         window_rows=config.resources.window_rows,
         window_tokens=config.resources.window_tokens,
         sort=config.resources.sort,
+        precision=config.resources.precision,
         ledger=0 if config.full else max((run.sequence for run in published(output)), default=0),
         unread={},
     )
@@ -190,8 +195,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
         store = open_store(config.input)
-        pinned = pinned.model_copy(update={"unread": dict(store.unread)})
-        return Plan(config, run_id, store, output, bundle_files, decoding, pinned)
+        return Plan(config, run_id, store, output, bundle_files, decoding, _without_unread(pinned, store))
     files, before = _read_plan(folder.child(PLAN))
     if differs := before.differs(pinned):
         raise UserError(
@@ -199,21 +203,39 @@ def plan_run(config: SummarizeConfig) -> Plan:
             f"ask for the same, or set another --output.run_id"
         )
     found = {file.path: file for file in root.parquet_files(recursive=True)}
-    changed = [file.file.path for file in files if found.get(file.file.path) != file.file]
-    if changed or compacted_until(output) > before.ledger > 0:
+    if why := _why_anew(files, found, before, output, folder, config):
         store = open_store(config.input)
-        pinned = pinned.model_copy(update={"unread": dict(store.unread)})
-        why = (
-            f"{len(changed)} of its files have changed or are gone since, {changed[0]} among them"
-            if changed
-            else "the ledger that it began with was compacted since"
-        )
+        pinned = _without_unread(pinned, store)
         return Plan(config, run_id, store, output, bundle_files, decoding, pinned, begun=True, anew=why)
-    waiting = len(found) - len(files) - len(before.unread)
-    store = DocumentStore(root, files, before.unread)
-    windows = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "sort")}
-    config = config.model_copy(update={"resources": config.resources.model_copy(update=windows)})
+    waiting = len(found.keys() - {file.file.path for file in files} - before.unread.keys())
+    store = DocumentStore(root, files, before.unread, before.unread_bytes)
+    as_it_began = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "sort", "precision")}
+    config = config.model_copy(update={"resources": config.resources.model_copy(update=as_it_began)})
     return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
+
+
+def _without_unread(pinned: Pinned, store: DocumentStore) -> Pinned:
+    return pinned.model_copy(update={"unread": dict(store.unread), "unread_bytes": store.unread_bytes})
+
+
+def _why_anew(
+    files: list[DocumentFile],
+    found: Mapping[str, StoredFile],
+    before: Pinned,
+    output: Place,
+    folder: Place,
+    config: SummarizeConfig,
+) -> str | None:
+    """Why what a run that was cut off has written cannot be used, if so."""
+    if changed := [file.file.path for file in files if found.get(file.file.path) != file.file]:
+        return f"{len(changed)} of its files have changed or are gone since, {changed[0]} among them"
+    if compacted_until(output) > before.ledger > 0:
+        return "the ledger that it began with was compacted since"
+    if before.sort == "global" and sorted_before(folder) is None:
+        return "its documents were not all sorted"
+    if config.input.on_bad_file == "fail" and (before.unread or folder.child(UNREAD).exists()):
+        return "it left files out that could not be read, and --input.on_bad_file is fail now"
+    return None
 
 
 def _new_id(output: Place, now: datetime) -> str:

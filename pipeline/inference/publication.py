@@ -14,6 +14,8 @@ from pipeline.errors import UserError
 from pipeline.storage import Place
 
 SUCCESS = "_SUCCESS"
+KINDS = ("summaries", "rejects")
+"""What a run writes of documents: folders of the output, with one of each run in them."""
 _RUNS = "runs"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from pyarrow import fs
 from pipeline.config import DocumentsInput
 from pipeline.errors import UserError
 from pipeline.inference.attempts import Attempts
+from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.census import Repeated
 from pipeline.inference.digest import OPENING_CHARS, RUN, least
 from pipeline.inference.effort import Effort
@@ -30,8 +32,8 @@ from pipeline.inference.passport import (
     Passport,
     windows_row,
 )
-from pipeline.inference.screening import SCREENED, Screen, bad_files
-from pipeline.inference.windows import POSITION, Unit, regrouped, rows_of, unit_of_row
+from pipeline.inference.screening import SCREENED, Screen
+from pipeline.inference.windows import POSITION, Unit, Unreadable, regrouped, rows_of, unit_of_row
 from pipeline.text.columns import encode_column, flat_rows
 from pipeline.text.documents import NO_TOKEN, texts_of
 from pipeline.text.tokenizer import cached_tokenizer
@@ -46,10 +48,9 @@ class ReadWindows:
 
     window_rows, window_tokens: most documents of a window, and most subwords of their sources together, if that is bounded.
     tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document. salt: of
-    content keys. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and none. sample:
-    documents of a window whose openings go along, at most (digest.Sample). attempts: of the run, which end it
-    where process after process dies of a unit; None: none are counted. screened: the store is the copy that sorting.py made,
-    of which all is to be done.
+    content keys. bad_files: of the run. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and
+    none. sample: documents of a window whose openings go along, at most (digest.Sample). attempts: of the run; None: are not
+    counted. copy: what to remove if it is broken, where the store is the one that sorting.py made, of which all is to be done.
     """
 
     filesystem: fs.FileSystem
@@ -59,11 +60,12 @@ class ReadWindows:
     input: DocumentsInput
     max_source_tokens: int
     salt: bytes
+    bad_files: BadFiles
     ledger: Ledger | None = None
     repeated: Repeated | None = None
     sample: int = RUN.sample
     attempts: Attempts | None = None
-    screened: bool = False
+    copy: str | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -81,26 +83,45 @@ class ReadWindows:
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Of units as rows, their windows as rows: but for those that are written already."""
         for unit in map(unit_of_row, units.to_pylist()):
-            if self.attempts is not None and not self.attempts.begin(f"unit {unit.number}", "read", _TRIES):
-                raise UserError(f"{_TRIES} processes died reading {unit}; mend it, or take it out of the input")
-            started = time.monotonic()
-            for window, passport in self.read(unit):
-                if passport.number not in unit.done:
-                    yield windows_row(window, replace(passport, effort=Effort(read_s=time.monotonic() - started)))
-                    started = time.monotonic()
-            if self.attempts is not None:
-                self.attempts.end(f"unit {unit.number}", "read")
+            with self.attempt(unit, "read") as is_first:
+                started = time.monotonic()
+                for window, passport in self.read(unit, is_first and not unit.done):
+                    if passport.number not in unit.done:
+                        yield windows_row(window, replace(passport, effort=Effort(read_s=time.monotonic() - started)))
+                        started = time.monotonic()
 
-    def read(self, unit: Unit) -> Iterator[tuple[pa.Table, Passport]]:
-        """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none."""
-        unread, note = bad_files(self.input)
+    @contextmanager
+    def attempt(self, unit: Unit, what: str) -> Iterator[bool]:
+        """Do something with a unit; whether nobody has begun to in this command.
+
+        Raises:
+            UserError: whoever did has died, too often for it to be chance.
+        """
+        if self.attempts is None:
+            yield True
+            return
+        name = f"unit {unit.number}"
+        before = self.attempts.begun(name, what)
+        if not self.attempts.begin(name, what, _TRIES):
+            raise UserError(f"{_TRIES} processes died reading {unit}; mend it, or take it out of the input")
+        yield not before
+        self.attempts.end(name, what)
+
+    def read(self, unit: Unit, is_first: bool = True) -> Iterator[tuple[pa.Table, Passport]]:
+        """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none.
+
+        Args:
+            is_first: nobody in this run has read it before.
+        """
         screen = self.screen()
-        if self.screened:
-            rows = rows_of(unit, self.filesystem, [*self.columns, *SCREENED], self.window_rows)
+        bad = self.bad_files.of(unit, is_first)
+        if self.copy is None:
+            rows = rows_of(bad.readable, self.filesystem, self.columns, self.window_rows, bad.note)
+            left: Iterable[pa.Table] = map(screen.left, rows)
         else:
-            rows = map(screen.left, rows_of(unit, self.filesystem, self.columns, self.window_rows, note))
+            left = rows_of(unit, self.filesystem, [*self.columns, *SCREENED], self.window_rows, self._note_broken_copy)
         number, held = 0, None
-        for table in regrouped(rows, self.window_rows):
+        for table in regrouped(left, self.window_rows):
             for window in self._windows(table):
                 if held is not None:
                     yield held, Passport(unit.number, number, False)
@@ -108,11 +129,17 @@ class ReadWindows:
                 held = window
         if held is None:
             [held] = self._windows(screen.left(self.nothing()))
-        yield held, Passport(unit.number, number, True, dict(screen.skipped), unread)
+        yield held, Passport(unit.number, number, True, dict(screen.skipped), bad.unread)
+
+    def _note_broken_copy(self, file: Unreadable) -> None:
+        raise UserError(
+            f"cannot read {file.path}, of the sorted copy that this run reads: {file.error}; "
+            f"remove {self.copy}, and the same command sorts anew"
+        )
 
     def _windows(self, documents: pa.Table) -> Iterator[pa.Table]:
         window = self._encode(documents)
-        parts = [window] if self.window_tokens is None else cut_by_tokens(window, self.window_tokens)
+        parts = cut_by_tokens(window, self.window_tokens) if self.window_tokens and len(window) else [window]
         yield from (with_few_openings(part, self.sample) for part in parts)
 
     def _encode(self, documents: pa.Table) -> pa.Table:

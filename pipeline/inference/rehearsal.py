@@ -14,6 +14,7 @@ import ray.exceptions
 
 from pipeline import cluster
 from pipeline.errors import UserError
+from pipeline.inference import ledger
 from pipeline.inference.passport import IDS, of_windows_row, windows_row
 from pipeline.inference.plan import Plan
 from pipeline.inference.pool import Actors
@@ -29,11 +30,13 @@ _FILES, _ROWS_OF_A_FILE = 8, 64
 class Estimate:
     """What a run will take, by a sample of so many documents.
 
-    source_tokens: that the model will read, of all documents. documents_per_s: of the actors that it begins with.
+    documents: that are new, or have changed: none, if none of the sample is. source_tokens: that the model will read of these.
+    documents_per_s: of the actors that the run begins with.
     seconds: start-up apart. actor_hours: of these actors together; one with a GPU holds it as long.
     """
 
     sample: int
+    documents: int
     source_tokens: int
     documents_per_s: float
     seconds: float
@@ -62,7 +65,14 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
         raise UserError(f"{plan.store.root.uri} holds no document; set --input.path")
     chosen = files[:: -(-len(files) // _FILES)]
     unit = Unit(0, tuple(Span(file.file.path, 0, 0, min(file.rows, _ROWS_OF_A_FILE), file.rows) for file in chosen))
-    sample, passport = next(replace(reader(plan), window_rows=unit.rows, window_tokens=None).read(unit))
+    try:
+        done = ledger.load(plan.output, plan.pinned.ledger)
+    except ray.exceptions.RayError as error:
+        raise cluster.explained(error) from error
+    sample, passport = next(replace(reader(plan, done), window_rows=unit.rows, window_tokens=None).read(unit))
+    documents = round(plan.store.rows * len(sample) / max(len(sample) + sum(passport.skipped.values()), 1))
+    if not documents:
+        return Estimate(unit.rows, 0, 0, 0.0, 0.0, 0.0)
     tokens = len(flat_rows(sample[IDS])[0])
     if not tokens:
         raise UserError(f"none of the first documents of {plan.store.root.uri} can be summarized; look at --input.text_column")
@@ -79,10 +89,11 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
         raise cluster.explained(error) from error
     _, passport = of_windows_row(row)
     rate = len(sample) / max(passport.effort.decode_s, 1e-9) * actors.fewest
-    seconds = plan.store.rows / rate
+    seconds = documents / rate
     return Estimate(
-        sample=len(sample),
-        source_tokens=round(tokens / len(sample) * plan.store.rows),
+        sample=unit.rows,
+        documents=documents,
+        source_tokens=round(tokens / len(sample) * documents),
         documents_per_s=rate,
         seconds=seconds,
         actor_hours=seconds * actors.fewest / 3600,

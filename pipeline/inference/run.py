@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,19 +26,22 @@ from pipeline import cluster
 from pipeline.errors import Stopped, UserError
 from pipeline.inference import lease, ledger
 from pipeline.inference.attempts import Attempts
-from pipeline.inference.census import Repeated, find_gone, take_census
+from pipeline.inference.bad_files import FOLDER as UNREAD
+from pipeline.inference.bad_files import BadFiles
+from pipeline.inference.census import GONE, Repeated, find_gone, take_census
 from pipeline.inference.digest import Example, Room, room_for
 from pipeline.inference.ledger import Ledger
-from pipeline.inference.manifest import Manifest, UnreadRows, WindowRecord
+from pipeline.inference.manifest import Gone, Manifest, UnreadRows, WindowRecord
 from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.progress import PROGRESS, Journal, Progress
-from pipeline.inference.publication import SUCCESS, publish
+from pipeline.inference.publication import KINDS, SUCCESS, publish, published, run_folder
 from pipeline.inference.reading import ReadWindows
-from pipeline.inference.reporting.report import write_report
+from pipeline.inference.reporting.report import REPORT, write_report
+from pipeline.inference.sorting import DONE as SORTED
 from pipeline.inference.sorting import remove_sorted, sort_documents, sorted_before
 from pipeline.inference.summarizer import SummarizeWindow
-from pipeline.inference.taking_over import AGAIN, KINDS, check_input, clear_cut_off, keep_recorded, take_over
+from pipeline.inference.taking_over import AGAIN, check_input, clear_cut_off, keep_recorded, take_over
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow
@@ -71,6 +74,8 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         if plan.folder.child(SUCCESS).exists():
             raise UserError(f"run {plan.run_id} was finished by another driver just now")
         clear_cut_off(plan.folder)
+        for before in published(plan.output)[-1:]:
+            remove_sorted(run_folder(plan.output, before.run_id))
         with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal:
             return _execute(plan, held, journal, on_progress)
 
@@ -87,11 +92,13 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
     try:
         units = list(units_of(plan.store.files, plan.pinned.window_rows))
         done = ledger.load(plan.output, plan.pinned.ledger)
-        census = take_census(units, plan.store.root.filesystem, plan.config.input.id_column, done)
+        bad_files = BadFiles(plan.config.input.on_bad_file, plan.folder.child(UNREAD))
+        id_column, is_first = plan.config.input.id_column, not plan.begun or plan.anew is not None
+        census = take_census(units, plan.store.root.filesystem, id_column, done, bad_files, is_first)
         attempts = Attempts(uuid.uuid4().hex)
-        read = replace(reader(plan, done, census.repeated), attempts=attempts)
+        read = replace(reader(plan, done, census.repeated), bad_files=bad_files, attempts=attempts)
         if plan.pinned.sort == "global":
-            units, read = _sorted(plan, units, read, tally)
+            units, read = _sorted(plan, units, read, tally, held)
         left = take_over(plan, units, tally)
         journal.take_over(tally.counts, tally.taken_over)
         # Closed at once if this fails, or its tasks would write on when the lease is another's.
@@ -102,7 +109,8 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
                 tally.add(window, time.monotonic())
                 seconds = time.monotonic() - first_window
                 on_progress(journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors)))
-        gone = find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
+        # What is in a file that was not read is not known: it may be there.
+        gone = Gone() if tally.unread else find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
     except ray.exceptions.RayError as error:
         told = cluster.explained(error)
         if isinstance(told, Stopped):
@@ -111,16 +119,18 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
         # Not from the error itself, whose frames hold the actors, and these their room in the cluster.
         raise told
     check_input(plan, tally)
+    held.look()
     keep_recorded(plan, {file.path for file in tally.files})
     manifest = tally.manifest(plan, gone, started, first_window or time.monotonic())
     content = manifest.model_dump_json(indent=2).encode() + b"\n"
     plan.folder.child(MANIFEST).write(content)
-    is_sound = tally.counts.reject_share <= plan.config.input.max_reject_share
+    is_sound = manifest.reject_share <= plan.config.input.max_reject_share
     write_report(plan.output, plan.folder, manifest, tally.digest, is_sound)
     if is_sound:
         held.look()
         publish(plan.output, plan.run_id, content)
-        remove_sorted(plan.folder)
+        with suppress(UserError):  # the next run removes it
+            remove_sorted(plan.folder)
     return Finished(manifest, tally.digest.sample.documents[:_EXAMPLES], is_sound)
 
 
@@ -128,20 +138,23 @@ def _begin(plan: Plan) -> None:
     """Write the plan, and remove what a run of this id left that cannot be used."""
     for kind in (*KINDS, "ledger"):
         plan.output.child(f"{kind}/run={plan.run_id}").remove_folder()
+    for name in (MANIFEST, REPORT, GONE):
+        plan.folder.child(name).remove()
+    plan.folder.child(UNREAD).remove_folder()
     remove_sorted(plan.folder)
     plan.write()
 
 
-def _sorted(plan: Plan, units: Sequence[Unit], read: ReadWindows, tally: Tally) -> tuple[list[Unit], ReadWindows]:
+def _sorted(
+    plan: Plan, units: Sequence[Unit], read: ReadWindows, tally: Tally, held: lease.Lease
+) -> tuple[list[Unit], ReadWindows]:
     """The units of the store that has all documents of these in order, and the stage that reads it."""
-    copy = sorted_before(plan.folder)
-    if copy is None:
-        _begin(plan)  # the windows of another copy would not be those that are written
-        copy = sort_documents(units, read, plan.folder)
+    copy = sorted_before(plan.folder) or sort_documents(units, read, plan.folder, held.look)
     for seen in copy.seen:
         tally.leave_out(seen.skipped, seen.unread)
     files = units_of(copy.files, plan.pinned.window_rows)
-    return list(files), replace(read, filesystem=plan.output.filesystem, screened=True)
+    own = replace(read, filesystem=plan.output.filesystem, bad_files=BadFiles("fail"), ledger=None, repeated=None)
+    return list(files), replace(own, copy=plan.folder.child(SORTED).uri)
 
 
 def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = None) -> ReadWindows:
@@ -154,6 +167,7 @@ def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = N
         input=plan.config.input,
         max_source_tokens=plan.decoding.max_source_tokens,
         salt=plan.salt,
+        bad_files=BadFiles(plan.config.input.on_bad_file),
         ledger=done,
         repeated=repeated,
         sample=_room(plan).sample,

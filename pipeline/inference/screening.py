@@ -6,7 +6,6 @@ Those that are no documents stay, with the reason why they are rejected.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,8 @@ import pyarrow as pa
 from pipeline.config import DocumentsInput
 from pipeline.inference.census import Repeated
 from pipeline.inference.ledger import REJECTED, Ledger
-from pipeline.inference.manifest import UnreadRows
 from pipeline.inference.passport import CONTENT_KEY, DETAIL, ID_KEY, REASON
-from pipeline.inference.windows import POSITION, ROW_BITS, Unreadable, end_the_run
+from pipeline.inference.windows import POSITION, ROW_BITS
 from pipeline.text.documents import rejection, texts_of
 from pipeline.text.keys import content_keys, id_keys
 
@@ -79,15 +77,3 @@ class Screen:
                     f"row {first} of input file {file}, both counted from 0 as in the manifest, has this id before it",
                 )
         return repeats
-
-
-def bad_files(input: DocumentsInput) -> tuple[dict[str, UnreadRows], Callable[[Unreadable], None]]:
-    """What a unit's files that cannot be read are noted in, and by: the first ends the run if the configuration says so."""
-    unread: dict[str, UnreadRows] = {}
-
-    def note(file: Unreadable) -> None:
-        if input.on_bad_file == "fail":
-            end_the_run(file)
-        unread[file.path] = UnreadRows(rows=file.rows, error=file.error)
-
-    return unread, note

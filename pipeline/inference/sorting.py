@@ -9,7 +9,7 @@ goes on from the copy, which is removed once the run is published.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,17 +19,17 @@ import pyarrow.parquet as pq
 import ray.data
 from pydantic import BaseModel, TypeAdapter
 
+from pipeline.errors import Stopped
 from pipeline.inference.manifest import UnreadRows
 from pipeline.inference.passport import PRIVATE
 from pipeline.inference.pool import LIGHT_CPUS
 from pipeline.inference.reading import ReadWindows
-from pipeline.inference.screening import bad_files
 from pipeline.inference.windows import POSITION, Unit, rows_of, unit_of_row
 from pipeline.storage import Place, StoredFile
 from pipeline.text.documents import DocumentFile
 
 LENGTH, _SEEN = PRIVATE + "length", PRIVATE + "seen"
-_FOLDER, _DONE = "sorted", "sorted.json"
+_FOLDER, DONE = "sorted", "sorted.json"
 _ROWS_AT_A_TIME = 16_384
 
 
@@ -47,6 +47,12 @@ class Sorted:
     files: tuple[DocumentFile, ...]
     seen: tuple[Seen, ...]
 
+    @property
+    def rows(self) -> int:
+        """Documents in it, and those that are left out of it."""
+        left_out = sum(sum(s.skipped.values()) + sum(unread.rows or 0 for unread in s.unread.values()) for s in self.seen)
+        return left_out + sum(file.rows for file in self.files)
+
 
 _SORTED: TypeAdapter[Sorted] = TypeAdapter(Sorted)
 
@@ -57,24 +63,24 @@ def sorted_before(folder: Place) -> Sorted | None:
     Raises:
         UserError: the storage does not answer.
     """
-    if not folder.child(_DONE).exists():
+    if not folder.child(DONE).exists():
         return None
-    found = _SORTED.validate_json(folder.child(_DONE).read())
+    found = _SORTED.validate_json(folder.child(DONE).read())
     there = {file.path: file.size for file in folder.child(_FOLDER).files()} if folder.child(_FOLDER).exists() else {}
     return found if all(there.get(file.file.path) == file.file.size for file in found.files) else None
 
 
 def remove_sorted(folder: Place) -> None:
     """Remove the copy, and what was cut off of one, from a run's folder."""
-    folder.child(_DONE).remove()
+    folder.child(DONE).remove()
     folder.child(_FOLDER).remove_folder()
 
 
-def sort_documents(units: Sequence[Unit], read: ReadWindows, folder: Place) -> Sorted:
-    """Write the copy into a run's folder. read: the stage that would read the units.
+def sort_documents(units: Sequence[Unit], read: ReadWindows, folder: Place, check: Callable[[], None]) -> Sorted:
+    """Write the copy into a run's folder. read: the stage that would read the units. check: called before it is declared whole.
 
     Raises:
-        UserError: the copy cannot be written.
+        UserError: the copy cannot be written. Stopped: not all documents came to it.
         RayError: a task failed; one that cannot read a file raises UserError, if ``on_bad_file`` is "fail".
     """
     remove_sorted(folder)
@@ -92,7 +98,11 @@ def sort_documents(units: Sequence[Unit], read: ReadWindows, folder: Place) -> S
         if row["path"] is not None:
             files.append(DocumentFile(StoredFile(row["path"], row["bytes"], None), tuple(row["row_groups"])))
     done = Sorted(tuple(sorted(files, key=lambda file: file.file.path)), tuple(seen))
-    folder.child(_DONE).write(_SORTED.dump_json(done))
+    came, were = done.rows, sum(unit.rows for unit in units)
+    if came != were:
+        raise Stopped(f"{came} documents came through the sort where there were {were}; the same command sorts anew")
+    check()
+    folder.child(DONE).write(_SORTED.dump_json(done))
     return done
 
 
@@ -104,16 +114,16 @@ class _Measure:
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         for unit in map(unit_of_row, units.to_pylist()):
-            screen = self.read.screen()
-            unread, note = bad_files(self.read.input)
-            table = screen.left(self.read.nothing())
-            for rows in rows_of(unit, self.read.filesystem, self.read.columns, _ROWS_AT_A_TIME, note):
-                table = screen.left(rows)
-                lengths = pc.fill_null(pc.binary_length(table[self.read.input.text_column]), 0).cast(pa.int64())
-                yield table.append_column(LENGTH, lengths).append_column(_SEEN, pa.nulls(len(table), pa.string()))
-            told = Seen(skipped=dict(screen.skipped), unread=unread).model_dump_json()
-            nulls = {field.name: pa.nulls(1, field.type) for field in table.schema}
-            yield pa.table(nulls | {POSITION: pa.array([unit.number], pa.uint64()), LENGTH: [-1], _SEEN: [told]})
+            with self.read.attempt(unit, "sort") as is_first:
+                screen, bad = self.read.screen(), self.read.bad_files.of(unit, is_first)
+                table = screen.left(self.read.nothing())
+                for rows in rows_of(bad.readable, self.read.filesystem, self.read.columns, _ROWS_AT_A_TIME, bad.note):
+                    table = screen.left(rows)
+                    lengths = pc.fill_null(pc.binary_length(table[self.read.input.text_column]), 0).cast(pa.int64())
+                    yield table.append_column(LENGTH, lengths).append_column(_SEEN, pa.nulls(len(table), pa.string()))
+                told = Seen(skipped=dict(screen.skipped), unread=bad.unread).model_dump_json()
+                nulls = {field.name: pa.nulls(1, field.type) for field in table.schema}
+                yield pa.table(nulls | {POSITION: pa.array([unit.number], pa.uint64()), LENGTH: [-1], _SEEN: [told]})
 
 
 @dataclass(frozen=True)

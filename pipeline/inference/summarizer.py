@@ -1,4 +1,4 @@
-"""The stage of a run that hosts the model: a window's source ids in, its summary ids out. See stages.py."""
+"""The stage of a run that hosts the model: a window's source ids in, its summary ids out. See passport.py."""
 
 from __future__ import annotations
 

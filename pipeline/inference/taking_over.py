@@ -8,12 +8,12 @@ from dataclasses import replace
 from pipeline.errors import Stopped
 from pipeline.inference import ledger
 from pipeline.inference.plan import Plan
+from pipeline.inference.publication import KINDS
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import Unit
 from pipeline.storage import PART, Place, StoredFile
 
 AGAIN = "the same command goes on from here"
-KINDS = ("summaries", "rejects")
 
 
 def take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit]:
@@ -35,14 +35,17 @@ def take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit]
 
 
 def check_input(plan: Plan, tally: Tally) -> None:
-    """Raises Stopped if not all of it came through, or it has changed. New files are the next run's."""
-    came = tally.counts.read + tally.counts.unread
-    if came != plan.store.rows:
-        raise Stopped(f"{came} documents came through where there were {plan.store.rows} at the start; {AGAIN}")
+    """Raises Stopped if the input has changed, or not all of it came through. New files are the next run's."""
     unchanged = set(plan.store.root.parquet_files(recursive=True))
     if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
         raise Stopped(
             f"{len(changed)} files have changed since the run began, {changed[0]} among them; the same command begins it anew"
+        )
+    came = tally.counts.read + tally.counts.unread
+    if came != plan.store.rows:
+        raise Stopped(
+            f"{came} documents of {plan.store.root.uri} came through where there were {plan.store.rows} at the start; "
+            "nothing is published: begin another run, --output.run_id"
         )
 
 

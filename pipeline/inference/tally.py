@@ -41,7 +41,7 @@ class Tally:
 
     def leave_out(self, skipped: Mapping[str, int], unread: Mapping[str, UnreadRows]) -> None:
         """What no window tells of: documents that an earlier run did, and rows that could not be read."""
-        self.counts = self.counts.without(skipped, unread)
+        self.counts = self.counts.leaving_out(skipped, unread)
         self._note(unread)
 
     def _note(self, unread: Mapping[str, UnreadRows]) -> None:
@@ -59,6 +59,7 @@ class Tally:
         """Of a run that ends now. started: when its last command did, and first_window: its first window (s)."""
         ended = time.monotonic()
         actor_seconds = sum(ended - began for began in self.actors.values())
+        left_out = plan.store.unread_bytes / max(plan.store.bytes + plan.store.unread_bytes, 1)
         return Manifest(
             run_id=plan.run_id,
             started_at=plan.pinned.started_at,
@@ -72,6 +73,7 @@ class Tally:
             actors=len(self.actors),
             ledger=plan.pinned.ledger,
             counts=self.counts,
+            reject_share=max(self.counts.reject_share, left_out),
             taken_over=self.taken_over,
             gone=gone,
             digest=DigestSummary.of(self.counts, self.digest),

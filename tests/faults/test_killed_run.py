@@ -27,6 +27,14 @@ POINTS = [
 ]
 
 
+SORTED = [
+    pytest.param(part, when, whom, marks=pytest.mark.faults)
+    for part, whoms in (("sorted/part", ("driver", "worker")), ("sorted.json", ("driver",)), ("summaries/run=", ("driver",)))
+    for when in ("before", "amid", "after")
+    for whom in whoms
+]
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 documents, a tenth of which are none."""
@@ -36,7 +44,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(tiny_bundle: Path) -> list[str]:
-    return ["--model.path", str(tiny_bundle), "--resources.window_rows", "10", "--resources.actors", "1"]
+    resources = {"window_rows": 10, "actors": 1, "token_budget": 4096}
+    return ["--model.path", str(tiny_bundle), *(f"--resources.{name}={value}" for name, value in resources.items())]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +72,31 @@ def test_killed_at_a_step_of_the_commit(
     assert written_again(before) == 0
     assert not list(output.glob("lease/*")) or published, "who finds the lease of a process that is gone removes it"
     assert not list(output.glob("*/run=*/*.part")), "nothing is left of what was being written"
+
+
+@pytest.fixture(scope="module")
+def undisturbed_in_order(store: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed_in_order") / "out"
+    Command(store, output, [*options, "--resources.sort=global"]).finish()
+    return output
+
+
+@pytest.mark.parametrize(("part", "when", "whom"), SORTED)
+def test_killed_where_all_documents_are_sorted(
+    store: Path, options: list[str], undisturbed_in_order: Path, tmp_path: Path, part: str, when: str, whom: str
+) -> None:
+    output = tmp_path / "out"
+    command = Command(store, output, [*options, "--resources.sort=global"])
+    command.die_at(part, when, whom, tmp_path / "killed")
+    before = commits(output)
+    if not list(output.glob("runs/*/_SUCCESS")):
+        assert whom == "driver"
+        told = command.finish()
+        is_sorted = part == "summaries/run=" or (part, when) == ("sorted.json", "after")
+        assert ("goes on from there" if is_sorted else "begins anew: its documents were not all sorted") in told
+    assert difference(output, undisturbed_in_order).is_none
+    assert written_again(before) == 0
+    assert not list(output.glob("runs/*/sorted*"))
 
 
 def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:

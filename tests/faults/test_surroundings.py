@@ -37,7 +37,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(tiny_bundle: Path) -> list[str]:
-    return ["--model.path", str(tiny_bundle), "--resources.window_rows", "10", "--resources.actors", "1"]
+    resources = {"window_rows": 10, "actors": 1, "token_budget": 4096}
+    return ["--model.path", str(tiny_bundle), *(f"--resources.{name}={value}" for name, value in resources.items())]
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ pytestmark = pytest.mark.faults
 
 def test_an_actor_on_every_node(tmp_path: Path, abstracts: list[str]) -> None:
     store = write_store(tmp_path / "in", abstracts, 3)
-    options = ["--resources.window_rows", "10", "--resources.threads", "1"]
-    here = Command(store, tmp_path / "here", [*options, "--resources.actors", "1"])
+    options = ["--resources.window_rows=10", "--resources.threads=1", "--resources.token_budget=16384"]
+    here = Command(store, tmp_path / "here", [*options, "--resources.actors=1"])
     here.finish()
     with three_nodes(cpus=2) as cluster:
-        there = Command(store, tmp_path / "there", [*options, "--resources.actors", "3"], list(cluster.environment.items()))
+        there = Command(store, tmp_path / "there", [*options, "--resources.actors=3"], list(cluster.environment.items()))
         process, raylets = there.start(), set[int]()
         while process.poll() is None:
             for actor in cluster.workers("SummarizeWindow"):

@@ -24,6 +24,7 @@ from pipeline.config import DecodingConfig, DocumentsInput, ModelConfig, Summari
 from pipeline.errors import UserError
 from pipeline.inference import attempts, reading
 from pipeline.inference.attempts import Attempts, Search
+from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.plan import plan_run
 from pipeline.inference.reading import ReadWindows
 from pipeline.inference.run import execute
@@ -117,9 +118,9 @@ def test_rows_that_processes_die_reading_end_the_run(tmp_path: Path, tokenizer_f
     pq.write_table(pa.table({"id": [1, 2], "text": ["one", "two"]}), tmp_path / "in.parquet")
     file = str(tmp_path / "in.parquet")
     unit = Unit(3, (Span(file, 0, 0, 2, 2),))
-    stage = ReadWindows(
-        fs.LocalFileSystem(), 10, None, tokenizer_file, DocumentsInput(path=file), 8, b"", attempts=Attempts("r")
-    )
+    documents = DocumentsInput(path=file)
+    local, bad_files = fs.LocalFileSystem(), BadFiles("fail")
+    stage = ReadWindows(local, 10, None, tokenizer_file, documents, 8, b"", bad_files, attempts=Attempts("r"))
 
     def read(deadly: bool) -> int:
         if deadly:

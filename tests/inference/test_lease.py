@@ -93,6 +93,26 @@ def test_a_claim_that_is_renewed_elsewhere_holds(tmp_path: Path, output: Place) 
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_claim_that_was_made_meanwhile_is_watched_as_long(output: Place) -> None:
+    """Of another watcher, that was quicker, and whose first renewal is yet to come."""
+    gone, other = lease.Holder("gone", "far away", 1, 0.0), lease.Holder("other", "further away", 2, 0.0)
+    lease._write_claim(output.child("lease/gone.json"), gone, 0)
+
+    def take_over() -> None:
+        time.sleep(0.5)
+        lease._write_claim(output.child("lease/other.json"), other, 0)
+        time.sleep(0.4)
+        lease._write_claim(output.child("lease/other.json"), other, 1)
+
+    with ThreadPoolExecutor() as pool:
+        taking_over = pool.submit(take_over)
+        with pytest.raises(UserError, match="run other, process 2 on further is writing"), lease.held(output, "r"):
+            pass
+        taking_over.result()
+    assert output.child("lease").names() == ["other.json"]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_driver_that_was_taken_over_ends(tmp_path: Path, output: Place) -> None:
     with lease.held(output, "r") as mine:
         mine.look()

@@ -14,6 +14,7 @@ from a_night import Killed, kill_after, night, texts, write, written
 
 from pipeline.errors import Stopped, UserError
 from pipeline.inference.ledger import compact
+from pipeline.inference.manifest import Gone
 from pipeline.inference.plan import _new_id
 from pipeline.inference.run import Progress
 from pipeline.storage import place
@@ -73,7 +74,8 @@ def test_ids_that_come_twice(tmp_path: Path, tiny_bundle: Path) -> None:
     assert sorted((row["id"], row["reason"]) for row in rejects) == [("x", "duplicate_id"), ("y", "duplicate_id")]
     assert "row 1 of input file 0" in next(row["detail"] for row in rejects if row["id"] == "y")
     assert first.counts.rejected == {"duplicate_id": 2}
-    second = night(tmp_path, tiny_bundle, "second").manifest
+    windows = {"resources": {"actors": 1, "window_rows": 10, "window_tokens": 100}}  # of a night with nothing to do, too
+    second = night(tmp_path, tiny_bundle, "second", **windows).manifest
     assert (second.counts.skipped, second.counts.rejected) == ({"summarized": 3}, {"duplicate_id": 2})
 
 
@@ -121,8 +123,10 @@ def test_a_run_whose_input_has_changed_begins_anew(tmp_path: Path, tiny_bundle: 
         night(tmp_path, tiny_bundle, "r", kill_after(2))
     (tmp_path / "in/a.parquet").unlink()
     write(tmp_path, "b", texts(30, 55, "trees"))
+    (tmp_path / "out/runs/r/gone.parquet").write_text("what another input made of it")
     finished = night(tmp_path, tiny_bundle, "r").manifest
     assert (finished.taken_over, written(tmp_path, "r")) == (0, list(range(30, 55)))
+    assert not (tmp_path / "out/runs/r/gone.parquet").exists()
 
 
 @pytest.mark.faults
@@ -132,9 +136,10 @@ def test_a_run_that_was_cut_off_wants_the_same_options(tmp_path: Path, tiny_bund
         night(tmp_path, tiny_bundle, "r", kill_after(1))
     with pytest.raises(UserError, match=r"run r was cut off, and asked for something else .*other decoding options"):
         night(tmp_path, tiny_bundle, "r", decoding={"max_target_tokens": 5})
-    # How large windows are is no part of what was asked for: it stays as it was.
-    finished = night(tmp_path, tiny_bundle, "r", resources={"actors": 1, "window_rows": 7}).manifest
+    # How it is computed is no part of what was asked for: it stays as it was.
+    finished = night(tmp_path, tiny_bundle, "r", resources={"actors": 1, "window_rows": 7, "precision": "auto"}).manifest
     assert finished.config["resources"]["window_rows"] == 10
+    assert finished.config["resources"]["precision"] == "float32"
     assert (finished.counts.summarized, len(finished.output_files)) == (30, 3)
     assert written(tmp_path, "r") == list(range(30))
 
@@ -184,7 +189,13 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, tiny_bundle: Pat
     }
     assert "column 'text' is not in" in unread["other.parquet"].error
     assert skipping.counts.unread == 25
+    assert skipping.gone == Gone()
     cut.unlink()
+    broken.rename(tmp_path / "aside")
+    left_out = night(tmp_path, tiny_bundle, "left_out", input={"on_bad_file": "skip", "max_reject_share": 0.2})
+    assert (left_out.published, left_out.manifest.counts.reject_share) == (False, 0), "half of the bytes are of another kind"
+    assert left_out.manifest.gone == Gone()
+    (tmp_path / "aside").rename(broken)
     (tmp_path / "in/other.parquet").unlink()
     with pytest.raises(UserError, match=r"cannot read .*broken\.parquet: .*; mend it, or go on without"):
         night(tmp_path, tiny_bundle, "failing")

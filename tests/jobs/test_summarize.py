@@ -132,6 +132,6 @@ def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(store: Path, tmp_p
     done = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": ""}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 documents in 1 files" in done.stdout
-    for said in ("actors:    ", "source tokens, ", "documents/s by a sample of 2", "it takes:  0:00:0", "actor hours"):
+    for said in ("actors:    ", "source tokens, ", "some 2 documents, by a sample of 2", "it takes:  0:00:0", "actor hours"):
         assert said in done.stdout
     assert not (tmp_path / "out").exists()

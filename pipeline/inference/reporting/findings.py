@@ -88,16 +88,16 @@ def findings(manifest: Manifest, unscored: int, before: Before | None, published
 
 
 def _of_the_run(manifest: Manifest, published: bool) -> Iterator[Finding]:
-    counts, share = manifest.counts, manifest.counts.reject_share
+    counts, share = manifest.counts, manifest.reject_share
     if not published:
         most = manifest.config["input"]["max_reject_share"]
         yield Finding(
             "bad",
-            f"Not published: {share:.1%} of the new documents were rejected or unread",
+            f"Not published: {share:.1%} of the documents were rejected or unread",
             f"--input.max_reject_share is {most:g}; with a higher one the same command publishes the run as it is.",
         )
     elif share > _HIGH and (counts.done + counts.unread >= _FEWEST or share == 1):
-        yield Finding("warn", f"{share:.1%} of the new documents were rejected or unread", "The reasons stand under Rejects.")
+        yield Finding("warn", f"{share:.1%} of the documents were rejected or unread", "The reasons stand under Rejects.")
     if manifest.unread:
         files, whole = len(manifest.unread), sum(unread.rows is None for unread in manifest.unread.values())
         rows = f"{counts.unread:,} of their rows were to be read" if whole < files else ""

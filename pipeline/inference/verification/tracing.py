@@ -15,6 +15,7 @@ import ray.exceptions
 from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.inference import ledger
+from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.census import read_ids
 from pipeline.inference.manifest import InputFile, Manifest
 from pipeline.inference.verification.matching import Matched, Rows
@@ -51,7 +52,7 @@ class Input:
         """Of each task, the rows that have an id (census.SEEN), by part."""
         # Into how many row groups a file is divided is not known here: units are cut as if it were one.
         files = [DocumentFile(StoredFile(f.path, f.bytes, f.modified), (f.rows,) if f.rows else ()) for f in self.files]
-        return read_ids(list(units_of(files, _ROWS_OF_A_WINDOW)), self.root.filesystem, self.id_column, parts)
+        return read_ids(list(units_of(files, _ROWS_OF_A_WINDOW)), self.root.filesystem, self.id_column, parts, BadFiles("skip"))
 
 
 def open_input(manifest: Manifest, verdict: Verdict) -> Input:

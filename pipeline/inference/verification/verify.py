@@ -24,14 +24,12 @@ from pipeline.inference import ledger
 from pipeline.inference.census import ROWS_OF_A_TASK
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.plan import MANIFEST
-from pipeline.inference.publication import SUCCESS, Published, end_of, run_folder, run_ids
+from pipeline.inference.publication import KINDS, SUCCESS, Published, end_of, run_folder, run_ids
 from pipeline.inference.verification.matching import match
 from pipeline.inference.verification.outputs import Expected, Read, read_outputs
 from pipeline.inference.verification.tracing import judge, open_input, open_ledger
 from pipeline.inference.verification.verdict import Verdict
 from pipeline.storage import Place
-
-_KINDS = ("summaries", "rejects")
 
 
 def verify(output: Place, run_id: str | None) -> Verdict:
@@ -94,7 +92,7 @@ def _unpublished(output: Place, run_ids: Sequence[str], verdict: Verdict) -> lis
             manifest = Manifest.model_validate_json(folder.child(MANIFEST).read())
         except (UserError, ValidationError):  # it was cut off: that is no fault of an output
             continue
-        if manifest.counts.reject_share <= manifest.config["input"]["max_reject_share"]:
+        if manifest.reject_share <= manifest.config["input"]["max_reject_share"]:
             found.append((manifest.finished_at, run_id))
             if not folder.child(SUCCESS).exists():
                 verdict.found(
@@ -161,7 +159,7 @@ def _prove(output: Place, manifest: Manifest, verdict: Verdict) -> None:
 def _check_names(output: Place, manifest: Manifest, verdict: Verdict) -> set[str]:
     """Those of the manifest's files that are there. Others that are there are findings, for readers take them all."""
     found = set[str]()
-    for kind in _KINDS:
+    for kind in KINDS:
         folder = f"{kind}/run={manifest.run_id}"
         here = output.child(folder)
         files = here.files() if here.exists() else []
@@ -196,7 +194,7 @@ def _check_records(output: Place, manifest: Manifest, verdict: Verdict) -> None:
 
 def _check_counts(manifest: Manifest, read: Read, verdict: Verdict) -> None:
     counts, path = manifest.counts, f"runs/{manifest.run_id}/{MANIFEST}"
-    rows = {kind: sum(file.rows for file in manifest.output_files if file.path.startswith(f"{kind}/")) for kind in _KINDS}
+    rows = {kind: sum(file.rows for file in manifest.output_files if file.path.startswith(f"{kind}/")) for kind in KINDS}
     rejected = sum(counts.rejected.values())
     sums = {
         "summarized documents": (counts.summarized, rows["summaries"]),

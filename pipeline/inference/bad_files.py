@@ -1,0 +1,73 @@
+"""Files that cannot be read, where a run goes on without them: what is left out once is left out for good.
+
+    runs/<run_id>/unread/unit-<n>.json    which rows of a unit's files are, written before a window is cut without them
+
+Windows are cut from the rows that are read, and named by their order. Whoever reads a unit again, after a crash, must find the
+same rows: those that were left out stay so, though they could be read now, and those that were read may not fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from pipeline.errors import UserError
+from pipeline.inference.manifest import UnreadRows
+from pipeline.inference.windows import Span, Unit, Unreadable, end_the_run
+from pipeline.storage import Place
+
+FOLDER = "unread"
+_NOTE: TypeAdapter[dict[str, UnreadRows]] = TypeAdapter(dict[str, UnreadRows])
+
+
+@dataclass(frozen=True)
+class BadFiles:
+    """Of a run. policy: whether it ends with the first. folder: of its notes; None: nothing is noted, and nothing was."""
+
+    policy: Literal["fail", "skip"]
+    folder: Place | None = None
+
+    def of(self, unit: Unit, is_first: bool) -> BadFilesOfUnit:
+        """Those of a unit. is_first: nobody in this run has read it before."""
+        note = self.folder.child(f"unit-{unit.number:06}.json") if self.folder and self.policy == "skip" else None
+        unread = _NOTE.validate_json(note.read()) if note and note.exists() else {}
+        return BadFilesOfUnit(self.policy, note, unit, is_first, unread)
+
+
+@dataclass(frozen=True)
+class BadFilesOfUnit:
+    """What is left out of a unit. unread: by path."""
+
+    policy: Literal["fail", "skip"]
+    file: Place | None
+    unit: Unit
+    is_first: bool
+    unread: dict[str, UnreadRows]
+
+    @property
+    def readable(self) -> Unit:
+        """The unit without it."""
+        return replace(self.unit, spans=tuple(span for whole in self.unit.spans if (span := self._read_of(whole)).rows))
+
+    def _read_of(self, span: Span) -> Span:
+        left_out = self.unread.get(span.path)
+        return span if left_out is None else replace(span, rows=span.rows - (left_out.rows or 0), small=False)
+
+    def note(self, file: Unreadable) -> None:
+        """Leave out the rest of a file.
+
+        Raises:
+            UserError: the run ends with it; or another task, or command, of this run has read it.
+        """
+        if self.policy == "fail":
+            end_the_run(file)
+        if not self.is_first:
+            raise UserError(
+                f"cannot read {file.path}, which this run could before: {file.error}; run it again once it can be read, "
+                "or begin another run: --output.run_id"
+            )
+        self.unread[file.path] = UnreadRows(rows=file.rows, error=file.error)
+        if self.file:
+            self.file.write(_NOTE.dump_json(self.unread))
