@@ -176,9 +176,9 @@ def _held() -> Iterator[tuple[str, int]]:
 
 
 def _role(process: psutil.Process, title: str) -> str:
-    """By the title that Ray gives a process: what it does now, or has done if it waits."""
+    """By the title that Ray gives a process: what it does now, or has done if it waits. A census is a task too."""
     if process.pid == psutil.Process().pid:
         return "driver"
     if SummarizeWindow.__name__ in title:
         return "actor"
-    return "task" if title.startswith(("ray::MapBatches", "ray::IDLE")) else "of Ray's own"
+    return "task" if title.startswith("ray::") else "of Ray's own"
