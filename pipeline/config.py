@@ -184,6 +184,12 @@ class TrainingConfig(Section):
     )
     final_rate_share: Share = Field(0.05, description="rate at the end, as a share of the peak; decays by a cosine")
     clip_norm: Annotated[float, Field(gt=0)] = Field(2.0, description="largest norm of the gradient")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of each target token's probability that goes to all tokens alike (Szegedy et al. 2016)"
+    )
+    coverage: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the loss by which attention goes where it has not been (See et al. 2017); needs attention"
+    )
     precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it, else float32")
     seed: Annotated[int, Field(ge=0)] = Field(1, description="of the weights, dropout and order")
     validate_minutes: Annotated[float, Field(gt=0)] = Field(
@@ -407,6 +413,8 @@ class TrainConfig(JobConfig):
     def _coverage_needs_attention(self) -> TrainConfig:
         if self.decoding.coverage_penalty and self.model.attention == "none":
             raise ValueError("decoding.coverage_penalty goes by attention, and model.attention is none; set one of them")
+        if self.training.coverage and self.model.attention == "none":
+            raise ValueError("training.coverage is of attention, and model.attention is none; set one of them")
         return self
 
 

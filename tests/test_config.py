@@ -257,6 +257,8 @@ def test_a_coverage_penalty_needs_attention() -> None:
         DecodingOverrides(coverage_penalty=0.2).applied_to(DecodingConfig(), without)
     with pytest.raises(UserError, match="coverage_penalty goes by attention, and"):
         train("--decoding.coverage_penalty", "0.2", "--model.attention", "none", "--model.copy", "false")
+    with pytest.raises(UserError, match=r"training\.coverage is of attention"):
+        train("--training.coverage", "0.2", "--model.attention", "none", "--model.copy", "false")
     assert DecodingOverrides(coverage_penalty=0.2).applied_to(DecodingConfig(), ModelConfig()).coverage_penalty == 0.2
 
 

@@ -15,16 +15,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import BOS, EOS, ModelConfig
 
 _HOLD = 1e4
 """Added to a gate before its sigmoid: gives exactly 0 or 1, and fits in float16."""
+
+_MOST_LOGITS = 1 << 26
+"""That are held at a time while learning, a quarter of a gigabyte in float32, whatever the batch and the vocabulary."""
 
 State = tuple[Tensor, ...]
 """A decoder's recurrent state: (h,) of a GRU or (h, c) of an LSTM, each [layers, B, H]."""
@@ -50,6 +55,19 @@ class Memory:
             return None if part is None else part[rows, :longest]
 
         return Memory(self.source[rows, :longest], self.padding[rows, :longest], taken(self.states), taken(self.keys))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What learning minimises beside the negative log-likelihood.
+
+    label_smoothing: share of a target token's probability that goes to the whole vocabulary alike (Szegedy et al. 2016, section
+    7); of what the network generates, not of what it copies. coverage: weight of the attention that goes where it has been
+    (See et al. 2017, eq. 12); the attention is not told, as there, where that was: it would have to be computed step by step.
+    """
+
+    label_smoothing: float = 0.0
+    coverage: float = 0.0
 
 
 class Encoder(nn.Module):
@@ -232,10 +250,18 @@ class Seq2Seq(nn.Module):
             probs.mul_(gate.sigmoid()).scatter_add_(1, memory.source, weights[:, 0] * (-gate).sigmoid())
         return probs, state
 
-    def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
+    def forward(
+        self,
+        source: Tensor,
+        source_lengths: Tensor,
+        target: Tensor,
+        target_lengths: Tensor,
+        objective: Objective = Objective(),
+    ) -> Tensor:
         """Teacher forcing: negative log-likelihood (nat) of target[B, T] with ``</s>`` after it, summed over real tokens.
 
-        Takes source[B, S]; padding of either may be any ids. Divide by ``(target_lengths + 1).sum()`` for the mean.
+        Takes source[B, S]; padding of either may be any ids. Divide by ``(target_lengths + 1).sum()`` for the mean. What the
+        objective has beside it is in the sum.
         """
         memory, state = self.encode(source, source_lengths)
         before = F.pad(target, (1, 0), value=BOS)
@@ -245,15 +271,38 @@ class Seq2Seq(nn.Module):
         # The projection to the vocabulary is most of the decoder's work: padded steps are dropped before it.
         real = steps <= target_lengths[:, None]
         gold = after[real]
-        logits = self.decoder.output(features[real])
-        nll = F.cross_entropy(logits.float(), gold, reduction="none")
+        entropies = self._cross_entropies(features[real], gold, objective.label_smoothing > 0)
+        nll = entropies[:, 0]
         if weights is not None and gate is not None:
             # Equation 9 in logarithms, for the gold token alone. A gold token that is not in the source has 0 copied.
             copied = (weights * (memory.source[:, None] == after[:, :, None])).sum(-1)[real]
             generate = gate[real]
             copy_log_prob = copied.clamp_min(torch.finfo(copied.dtype).tiny).log() + F.logsigmoid(-generate)
             nll = -torch.logaddexp(F.logsigmoid(generate) - nll, copy_log_prob)
-        return nll.sum()
+        loss = nll.sum()
+        if objective.label_smoothing:
+            loss = torch.lerp(loss, entropies[:, 1].sum(), objective.label_smoothing)
+        if objective.coverage and weights is not None:
+            before_this = weights.cumsum(1) - weights
+            loss = loss + objective.coverage * torch.minimum(weights, before_this).sum(-1)[real].sum()
+        return loss
+
+    def _cross_entropies(self, features: Tensor, gold: Tensor, spread: bool) -> Tensor:
+        """Of generating, after features[N, E or H]: [N, 1], of gold[N] (nat), or [N, 2], and of all tokens on average.
+
+        In parts, whose logits are computed again on the way back if there are several: those of one are held at a time.
+        """
+        rows = max(1, _MOST_LOGITS // self.vocabulary_size)
+        parts = list(zip(torch.split(features, rows), torch.split(gold, rows), strict=True))
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self._of_a_part(*part, spread) for part in parts])
+        again = partial(checkpoint, self._of_a_part, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*part, spread) for part in parts])
+
+    def _of_a_part(self, features: Tensor, gold: Tensor, spread: bool) -> Tensor:
+        logits = self.decoder.output(features).float()
+        nll = F.cross_entropy(logits, gold, reduction="none")[:, None]
+        return torch.cat((nll, nll + logits.gather(1, gold[:, None]) - logits.mean(1, True)), 1) if spread else nll
 
 
 def _embedding(vocabulary_size: int, size: int) -> nn.Embedding:

@@ -24,7 +24,7 @@ from pipeline.config import EOS, TrainingConfig
 from pipeline.errors import UserError
 from pipeline.model.batching import PairBatch
 from pipeline.model.precision import compute_dtype
-from pipeline.model.seq2seq import Seq2Seq
+from pipeline.model.seq2seq import Objective, Seq2Seq
 
 _NO_PAIR = PairBatch(*(torch.full((1, 1), EOS), torch.ones(1, dtype=torch.long)) * 2)
 """Stands in, with weight 0, where a worker has run out of pairs before the others, who wait for its gradient."""
@@ -45,9 +45,9 @@ class Totals:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did. nll: this worker's summed negative log-likelihood (nat); tensors, so as not to wait for them."""
+    """What a step did. loss: this worker's, summed (nat), by its objective; tensors, so as not to wait for them."""
 
-    nll: Tensor
+    loss: Tensor
     gradient_norm: Tensor
     learning_rate: float
 
@@ -67,6 +67,7 @@ class Learner:
         self.config = config
         self.device = device
         self.steps = 0
+        self._objective = Objective(config.label_smoothing, config.coverage)
         self.dtype = compute_dtype(config.precision, device)
         self._rank, self._workers = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         # Counts are summed by gloo beside a GPU's work: through NCCL, each step would wait for the one before it.
@@ -107,21 +108,21 @@ class Learner:
             group["lr"] = rate
         real = (batch or _NO_PAIR).to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            nll = self._network(real.source, real.source_lengths, real.target, real.target_lengths)
+            loss = self._network(real.source, real.source_lengths, real.target, real.target_lengths, self._objective)
         if batch is None:
-            nll = nll * 0.0
+            loss = loss * 0.0
         # DDP averages gradients over the workers; the factor makes that the sum, over all their tokens.
-        self._scaler.scale(nll * (self._workers / totals.target_tokens)).backward()
+        self._scaler.scale(loss * (self._workers / totals.target_tokens)).backward()
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         # In float16, a gradient beyond the range is no fault: the scaler skips that step and scales less.
-        fine = torch.isfinite(nll if self._scaler.is_enabled() else norm)
+        fine = torch.isfinite(loss if self._scaler.is_enabled() else norm)
         self._first_bad_step = torch.where(fine | (self._first_bad_step >= 0), self._first_bad_step, self.steps)
         self.steps += 1
-        return Step(nll.detach(), norm, rate)
+        return Step(loss.detach(), norm, rate)
 
     def check(self) -> None:
         """Look back at the steps so far; not done at each, since a GPU would be waited for.

@@ -174,22 +174,22 @@ class _Meter:
 
     def _reset(self) -> None:
         self._minutes, self._progress = self._worker.minutes, self._worker.progress
-        self._nll = torch.zeros((), device=self._worker.learner.device)
+        self._loss = torch.zeros((), device=self._worker.learner.device)
         self._target_tokens = self._tokens = 0
 
     def add(self, step: Step, totals: Totals) -> dict[str, float | None] | None:
         """Count a step; a record if it is time for one, by the clock that all workers share."""
-        self._nll += step.nll
+        self._loss += step.loss
         self._target_tokens += totals.target_tokens
         self._tokens += totals.tokens
         worker, minutes = self._worker, self._worker.minutes - self._minutes
         if minutes * 60 < worker.config.training.report_seconds:
             return None
         worker.learner.check()
-        nll = float(worker.learner.sum_over_workers(self._nll.double().cpu()))
+        loss = float(worker.learner.sum_over_workers(self._loss.double().cpu()))
         gained = worker.progress - self._progress
         record = {
-            "loss": nll / self._target_tokens,
+            "loss": loss / self._target_tokens,
             "tokens_per_s": self._tokens / max(60 * minutes, 1e-9),
             "learning_rate": step.learning_rate,
             "gradient_norm": float(step.gradient_norm),

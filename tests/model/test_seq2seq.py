@@ -10,10 +10,12 @@ import torch
 from random_models import SHAPES, name_of, needs_bfloat16, random_model, rows_of
 from reference import Reference
 from torch import Tensor
+from torch.nn import functional as F
 
-from pipeline.config import BOS
+from pipeline.config import BOS, EOS
+from pipeline.model import seq2seq
 from pipeline.model.batching import PairBatch
-from pipeline.model.seq2seq import Seq2Seq
+from pipeline.model.seq2seq import Objective, Seq2Seq
 
 VOCABULARY = 80
 LAST_COLUMNS = [f"weight_ih_l0{direction}" for direction in ("", "_reverse")]
@@ -163,6 +165,56 @@ def test_a_gold_token_that_nothing_predicts_has_a_finite_loss_and_gradient() -> 
     loss.backward()
     assert 50 < loss.item() < 1000
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def loss_and_gradients(model: Seq2Seq, batch: PairBatch, objective: Objective) -> tuple[float, list[Tensor]]:
+    model.zero_grad()
+    loss = model(batch.source, batch.source_lengths, batch.target, batch.target_lengths, objective)
+    loss.backward()
+    return float(loss.detach()), [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[-1]], ids=name_of)
+def test_logits_in_parts_give_the_same(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, objective = random_model(shape, VOCABULARY), batch_of(*pairs()), Objective(label_smoothing=0.1)
+    loss, gradients = loss_and_gradients(model, batch, objective)
+    monkeypatch.setattr(seq2seq, "_MOST_LOGITS", VOCABULARY * 3)  # three tokens
+    in_parts, of_parts = loss_and_gradients(model, batch, objective)
+    assert in_parts == pytest.approx(loss, rel=1e-5)
+    for one, other in zip(of_parts, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_label_smoothing_is_a_share_of_all_tokens_alike() -> None:
+    """As torch has it, of the distribution of the reference."""
+    shape = {"cell": "lstm", "attention": "dot", "bidirectional": True, "copy": False}
+    model, batch = random_model(shape, VOCABULARY), batch_of(*pairs())
+    expected = 0.0
+    for row in range(len(batch.source)):
+        source = batch.source[row, : batch.source_lengths[row]].tolist()
+        target = batch.target[row, : batch.target_lengths[row]].tolist()
+        memory, state = model.encode(torch.tensor([source]), torch.tensor([len(source)]))
+        for before, gold in zip([BOS, *target], [*target, EOS], strict=True):
+            probs, state = model.step(torch.tensor([before]), state, memory)
+            expected += float(F.cross_entropy(probs.detach().log(), torch.tensor([gold]), label_smoothing=0.2))
+    loss, _ = loss_and_gradients(model, batch, Objective(label_smoothing=0.2))
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_coverage_is_what_attention_gives_again() -> None:
+    shape = {"cell": "gru", "attention": "general", "bidirectional": True, "copy": True}
+    model, batch = random_model(shape, VOCABULARY), batch_of(*pairs())
+    plain, _ = loss_and_gradients(model, batch, Objective())
+    memory, state = model.encode(batch.source, batch.source_lengths)
+    _, weights, _, _ = model.decoder(F.pad(batch.target, (1, 0), value=BOS), state, memory)
+    assert weights is not None
+    again = sum(
+        float(torch.minimum(weights[row, step], weights[row, :step].sum(0)).sum())
+        for row in range(len(batch.target))
+        for step in range(int(batch.target_lengths[row]) + 1)
+    )
+    loss, _ = loss_and_gradients(model, batch, Objective(coverage=0.5))
+    assert loss == pytest.approx(plain + 0.5 * again, rel=1e-5)
 
 
 def test_dropout_is_of_training_alone() -> None:

@@ -60,7 +60,7 @@ def learn(learner: Learner, batches: list[PairBatch | None]) -> list[float]:
     for batch in batches:
         totals = learner.totals(batch, minutes=0.0)
         step = learner.step(batch, totals, progress=0.0)
-        losses.append(float(learner.sum_over_workers(step.nll.double())) / totals.target_tokens)
+        losses.append(float(learner.sum_over_workers(step.loss.double())) / totals.target_tokens)
     return losses
 
 
