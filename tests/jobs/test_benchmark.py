@@ -42,6 +42,7 @@ def test_an_input_that_is_not_there_or_has_no_such_column(benchmark: Callable[..
             benchmark(name, "--input.text_column", "body")
 
 
+@pytest.mark.faults
 def test_a_whole_run_beside_the_engine(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ("--input.rows", "60", "--input.files", "2", "--resources.window_rows", "20", "--resources.actors", "1")
     assert benchmark("pipeline", "--json", str(tmp_path / "figures.json"), *options) == 0
@@ -72,6 +73,7 @@ def test_a_second_night(benchmark: Callable[..., int], tmp_path: Path) -> None:
     assert 0 < figures["decoding_share"] == figures["second"]["decode_s"] / figures["first"]["decode_s"]
 
 
+@pytest.mark.faults
 def test_a_long_document_among_short_ones(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ["--input.rows", "5", "--outlier.words", "400", "--outlier.repeats", "1"]
     assert benchmark("outlier", "--json", str(tmp_path / "figures.json"), *options) == 0
@@ -81,6 +83,7 @@ def test_a_long_document_among_short_ones(benchmark: Callable[..., int], tmp_pat
     assert figures["ratio_to_sum"] == seconds["both"] / (seconds["short"] + seconds["long"]) > 0
 
 
+@pytest.mark.faults
 def test_the_drivers_own_work(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ("--run.files", "2000", "--run.windows", "1000", "--run.opened", "20", "--run.entries", "5000")
     assert benchmark("driver", "--json", str(tmp_path / "figures.json"), *options) == 0
@@ -89,6 +92,7 @@ def test_the_drivers_own_work(benchmark: Callable[..., int], tmp_path: Path) -> 
     assert all(figures[name]["per_s"] > 0 for name in ("files_opened", "files_planned", "entries_loaded", "windows_tallied"))
 
 
+@pytest.mark.faults
 def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable[..., int], tmp_path: Path) -> None:
     options = ("--input.rows", "20", "--input.gnmt_rows", "0", "--compute.repeats", "1", "--compute.threads", "1")
     assert benchmark("decode", "--json", str(tmp_path / "figures.json"), *options) == 0

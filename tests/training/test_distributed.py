@@ -168,6 +168,7 @@ def test_no_pairs_and_other_columns_are_named(command_pairs: Path, tmp_path: Pat
         run(config(command_pairs, tmp_path / "out", data={"dev": str(tmp_path / "other.parquet")}))
 
 
+@pytest.mark.faults
 def test_bytes_that_are_no_text_are_learnt_from_and_rows_with_a_null_are_skipped_and_counted(
     command_pairs: Path, tmp_path: Path
 ) -> None:
