@@ -52,7 +52,7 @@ class Cluster:
 
     def raylets(self) -> list[psutil.Process]:
         """The processes that each are a node."""
-        return [process for process in _titled(f":{self.port}") if process.cmdline()[0].endswith("raylet/raylet")]
+        return _titled(f":{self.port}", program="raylet/raylet")
 
     def workers(self, word: str = "") -> list[psutil.Process]:
         """Ray's workers with this word in their title."""
@@ -90,10 +90,11 @@ def three_nodes(cpus: int = 1) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _titled(word: str) -> list[psutil.Process]:
+def _titled(word: str, program: str = "") -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if word in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.Error):  # it has ended
+            command = process.cmdline()  # of a zombie there is none
+            if command and command[0].endswith(program) and word in " ".join(command):
                 found.append(process)
     return found
