@@ -43,14 +43,15 @@ class Attempts:
 
     def begin(self, window: str, part: str, tries: int = _TRIES) -> bool:
         """Whether this part of a window may be tried, so often at most: it is then one that was begun."""
-        times = self.begun(window, part)
+        key = self._key(window, part)
+        times = int(_internal_kv_get(key) or 0)
         if times < tries:
-            _internal_kv_put(self._key(window, part), str(times + 1).encode())
+            _internal_kv_put(key, str(times + 1).encode())
         return times < tries
 
-    def begun(self, window: str, part: str) -> int:
-        """How often it was begun, and did not end."""
-        return int(_internal_kv_get(self._key(window, part)) or 0)
+    def is_first(self, unit: str) -> bool:
+        """Whether nobody has asked this of a unit before: not of one either whose results were lost with their node."""
+        return not _internal_kv_put(self._key(unit, "asked"), b"", overwrite=False)
 
     def deaths(self, window: str) -> int:
         """How often processes died with a window, before its next attempt."""
@@ -59,6 +60,10 @@ class Attempts:
     def end(self, window: str, part: str) -> None:
         """What was begun has ended, well or not."""
         _internal_kv_del(self._key(window, part))
+
+    def forget(self) -> None:
+        """The run is over."""
+        _internal_kv_del(f"nightshift/{self.run}/".encode(), del_by_prefix=True)
 
     def _key(self, window: str, part: str) -> bytes:
         return f"nightshift/{self.run}/{window}/{part}".encode()

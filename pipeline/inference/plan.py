@@ -195,7 +195,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
         store = open_store(config.input)
-        return Plan(config, run_id, store, output, bundle_files, decoding, _without_unread(pinned, store))
+        return Plan(config, run_id, store, output, bundle_files, decoding, _noting_unread(pinned, store))
     files, before = _read_plan(folder.child(PLAN))
     if differs := before.differs(pinned):
         raise UserError(
@@ -205,7 +205,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
     found = {file.path: file for file in root.parquet_files(recursive=True)}
     if why := _why_anew(files, found, before, output, folder, config):
         store = open_store(config.input)
-        pinned = _without_unread(pinned, store)
+        pinned = _noting_unread(pinned, store)
         return Plan(config, run_id, store, output, bundle_files, decoding, pinned, begun=True, anew=why)
     waiting = len(found.keys() - {file.file.path for file in files} - before.unread.keys())
     store = DocumentStore(root, files, before.unread, before.unread_bytes)
@@ -214,7 +214,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
     return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
 
 
-def _without_unread(pinned: Pinned, store: DocumentStore) -> Pinned:
+def _noting_unread(pinned: Pinned, store: DocumentStore) -> Pinned:
     return pinned.model_copy(update={"unread": dict(store.unread), "unread_bytes": store.unread_bytes})
 
 

@@ -92,7 +92,7 @@ class ReadWindows:
 
     @contextmanager
     def attempt(self, unit: Unit, what: str) -> Iterator[bool]:
-        """Do something with a unit; whether nobody has begun to in this command.
+        """Do something with a unit; whether nobody has begun to in this command before.
 
         Raises:
             UserError: whoever did has died, too often for it to be chance.
@@ -101,10 +101,9 @@ class ReadWindows:
             yield True
             return
         name = f"unit {unit.number}"
-        before = self.attempts.begun(name, what)
         if not self.attempts.begin(name, what, _TRIES):
             raise UserError(f"{_TRIES} processes died reading {unit}; mend it, or take it out of the input")
-        yield not before
+        yield self.attempts.is_first(f"{name} to {what}")
         self.attempts.end(name, what)
 
     def read(self, unit: Unit, is_first: bool = True) -> Iterator[tuple[pa.Table, Passport]]:

@@ -31,8 +31,8 @@ class Estimate:
     """What a run will take, by a sample of so many documents.
 
     documents: that are new, or have changed: none, if none of the sample is. source_tokens: that the model will read of these.
-    documents_per_s: of the actors that the run begins with.
-    seconds: start-up apart. actor_hours: of these actors together; one with a GPU holds it as long.
+    documents_per_s: of the actors that the run begins with. seconds: start-up apart. actor_hours: of these actors together; one
+    with a GPU holds it as long.
     """
 
     sample: int

@@ -111,6 +111,7 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
                 on_progress(journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors)))
         # What is in a file that was not read is not known: it may be there.
         gone = Gone() if tally.unread else find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
+        attempts.forget()
     except ray.exceptions.RayError as error:
         told = cluster.explained(error)
         if isinstance(told, Stopped):

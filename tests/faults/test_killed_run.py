@@ -11,7 +11,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from processes import processes_titled
-from stage import Command, commits, difference, write_store, written_again
+from stage import Command, commits, difference, written_again
 
 from pipeline.config import SummarizeConfig
 from pipeline.inference.plan import plan_run
@@ -33,26 +33,6 @@ SORTED = [
     for when in ("before", "amid", "after")
     for whom in whoms
 ]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 documents, a tenth of which are none."""
-    texts = [None if n % 10 == 3 else f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(200)]
-    return write_store(tmp_path_factory.mktemp("store") / "in", texts, 2)
-
-
-@pytest.fixture(scope="module")
-def options(tiny_bundle: Path) -> list[str]:
-    resources = {"window_rows": 10, "actors": 1, "token_budget": 4096}
-    return ["--model.path", str(tiny_bundle), *(f"--resources.{name}={value}" for name, value in resources.items())]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(store: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    Command(store, output, options).finish()
-    return output
 
 
 @pytest.mark.parametrize(("part", "when", "whom"), POINTS)

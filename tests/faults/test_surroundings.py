@@ -28,26 +28,6 @@ pytestmark = pytest.mark.faults
 LIMITS = Path("/sys/fs/cgroup/memory")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 documents in two files."""
-    texts = [f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(400)]
-    return write_store(tmp_path_factory.mktemp("store") / "in", texts, 2)
-
-
-@pytest.fixture(scope="module")
-def options(tiny_bundle: Path) -> list[str]:
-    resources = {"window_rows": 10, "actors": 1, "token_budget": 4096}
-    return ["--model.path", str(tiny_bundle), *(f"--resources.{name}={value}" for name, value in resources.items())]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(store: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    Command(store, output, options).finish()
-    return output
-
-
 class Disk:
     """A small file system of its own, mounted."""
 
@@ -65,7 +45,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     folder.mkdir()
     disk = Disk(folder)
     try:
-        disk.mount("size=300k")
+        disk.mount("size=160k")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this process may not mount a file system")
     yield disk

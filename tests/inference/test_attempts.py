@@ -128,11 +128,18 @@ def test_rows_that_processes_die_reading_end_the_run(tmp_path: Path, tokenizer_f
         return len(list(stage(pa.Table.from_pylist([asdict(unit)]))))
 
     task = ray.remote(num_cpus=0, max_retries=-1)(read)
+    with stage.attempt(unit, "ask") as is_first:
+        assert is_first
+    with stage.attempt(unit, "ask") as is_first:
+        assert not is_first, "what came of it may have been lost with a node"
     assert ray.get(task.remote(False)) == 1
     with pytest.raises(RayError) as died:
         ray.get(task.remote(True))
     told = cluster.explained(died.value)
     assert isinstance(told, UserError)
+    Attempts("r").forget()
+    with stage.attempt(unit, "ask") as is_first:
+        assert is_first
     assert str(told) == f"8 processes died reading rows 0 to 1 of {file}; mend it, or take it out of the input"
 
 
