@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from typing import Any
@@ -11,15 +10,15 @@ from jobs.screen import new_console
 from pipeline.config import TrainConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.options import load_config
-from pipeline.storage import Place, place
 from pipeline.training.distributed import train
+from pipeline.training.reporting.log import TrainingLog
 
 
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(TrainConfig, "train", sys.argv[1:])
     console = new_console()
-    log = _Log(place(config.output.path, "--output.path").child("train.jsonl"))
+    log = TrainingLog(config)
 
     def on_record(record: dict[str, Any]) -> None:
         console.print(_line(record), style="bold" if record["kind"] == "validation" else None)
@@ -27,6 +26,7 @@ def main() -> int:
 
     console.print(f"training into {config.output.path}: starting Ray and the workers")
     trained = train(config, on_record)
+    log.finish()
     if trained.was_finished:
         console.print(
             f"finished already, {_reached(trained.last)}; to go on, raise --training.epochs, max_minutes or max_steps"
@@ -35,19 +35,6 @@ def main() -> int:
     options = ["--model.path", trained.bundle, "--input.path", config.data.dev]
     console.print(f"next: python -m jobs.evaluate {shlex.join(options)}")
     return 0
-
-
-class _Log:
-    """``train.jsonl``: a record a line. Written when a checkpoint is kept, so that it tells what led to the last one."""
-
-    def __init__(self, file: Place) -> None:
-        self._file = file
-        self._lines = file.read() if file.exists() else b""
-
-    def add(self, record: dict[str, Any]) -> None:
-        self._lines += json.dumps(record).encode() + b"\n"
-        if record["kind"] == "validation":
-            self._file.write(self._lines)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -61,6 +48,8 @@ def _line(record: dict[str, Any]) -> str:
         since = f", from step {record['step']}: {_reached(record)}" if record["step"] else ""
         where = f"{record['workers']} × {record['device']}"
         return f"training {record['parameters']:,} parameters in {record['precision']} on {where}{since}"
+    if record["kind"] == "fault":
+        return f"step {record['step']}: {record['fault']}; weights and optimizer go back to the last checkpoint"
     at = f"{record['minutes']:6.1f} min  epoch {record['epoch']:6.2f}  step {record['step']:6d}"
     if record["kind"] == "validation":
         return (

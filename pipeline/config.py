@@ -44,6 +44,12 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="dropout on embeddings, between layers and before the output"
     )
+    variational_dropout: bool = Field(
+        False, description="dropout drops the same units at each step of a text (Gal & Ghahramani 2016)"
+    )
+    recurrent_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="dropout on the weights from step to step, a draw a batch (Merity et al. 2018)"
+    )
     tied_embeddings: bool = Field(True, description="source, target and output layers share one embedding table")
 
     @model_validator(mode="after")
@@ -178,6 +184,9 @@ class TrainingConfig(Section):
     )
     max_steps: Positive | None = Field(None, description="end after this many optimizer steps at the latest")
     token_budget: Positive = Field(8192, description="padded source + target tokens of a batch, in each worker")
+    accumulate: Positive = Field(
+        1, description="batches of each worker that a step learns from, one after another: for more than memory has room for"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak rate of Adam")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         400, description="steps of linear warm-up, a tenth of the training at the most"
@@ -190,6 +199,14 @@ class TrainingConfig(Section):
     coverage: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the loss by which attention goes where it has not been (See et al. 2017); needs attention"
     )
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="validate and keep a running average of the weights, of which each step keeps this share, such as 0.999",
+    )
+    leap: Annotated[float, Field(gt=0)] | None = Field(
+        1.0,
+        description="go back to the last checkpoint where the loss of 100 steps is so far above its lowest (nat a token)",
+    )
     precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it, else float32")
     seed: Annotated[int, Field(ge=0)] = Field(1, description="of the weights, dropout and order")
     validate_minutes: Annotated[float, Field(gt=0)] = Field(
@@ -198,6 +215,9 @@ class TrainingConfig(Section):
     validate_rows: Positive = Field(1000, description="development pairs used at a validation, the first ones")
     best_by: Literal["rougeL", "exact_match", "dev_loss"] = Field(
         "rougeL", description="which figure of the validations chooses the checkpoint that becomes the bundle"
+    )
+    patience: Positive | None = Field(
+        None, description="end after this many validations in a row that were not the best so far, by best_by; null: do not"
     )
     report_seconds: Annotated[float, Field(ge=0)] = Field(
         10.0, description="seconds between lines of progress, on the screen and in train.jsonl"
@@ -217,18 +237,33 @@ class ScalingSection(Section):
     """The workers."""
 
     num_workers: Positive = Field(1, description="DDP workers")
+    min_workers: Positive | None = Field(
+        None, description="go on with as few workers as this while nodes are gone; null: wait for num_workers"
+    )
     use_gpu: bool | None = Field(None, description="one GPU a worker, and NCCL instead of gloo; unset: if the cluster has any")
     threads: Positive | None = Field(None, description="CPU threads a worker computes with; unset: its share of the cores")
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
-        0, description="how often to go on by itself from the last checkpoint after a worker was lost"
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="of workers on nodes, as Ray's placement groups have it: on few or on many"
     )
+    compress_gradients: bool = Field(
+        False, description="exchange gradients in bfloat16: half the bytes, where the network is what workers wait for"
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="how often to go on by itself from the last checkpoint after a worker was lost"
+    )
+
+    @model_validator(mode="after")
+    def _fewest_is_not_most(self) -> ScalingSection:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError("min_workers is above num_workers; lower one or raise the other")
+        return self
 
 
 class TrainOutput(Section):
     """Where the model goes."""
 
     path: str = Field(
-        "trained", description="folder to write: bundle/, checkpoints/, train.jsonl, config.yaml, identity.json, run_id"
+        "trained", description="folder to write: bundle/, training.html, train.jsonl, tensorboard/, checkpoints/, config.yaml"
     )
 
 

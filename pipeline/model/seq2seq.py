@@ -70,6 +70,23 @@ class Objective:
     coverage: float = 0.0
 
 
+class Dropout(nn.Module):
+    """Dropout of inputs[B, S or T, E or H]: of each unit at each step apart, or of a unit at all steps of a row alike.
+
+    The latter is variational dropout (Gal & Ghahramani 2016, section 4.1).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.share, self.variational = config.dropout, config.variational_dropout
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The inputs, of which a share is 0 while learning."""
+        if not (self.variational and self.training and self.share):
+            return F.dropout(inputs, self.share, self.training)
+        return inputs * F.dropout(inputs.new_ones(len(inputs), 1, inputs.shape[-1]), self.share)
+
+
 class Encoder(nn.Module):
     """Reads a source.
 
@@ -80,7 +97,8 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
         super().__init__()
         self.embedding = embedding
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config)
+        self.recurrent_dropout = config.recurrent_dropout
         directions = 2 if config.bidirectional else 1
         recurrence = nn.LSTM if config.cell == "lstm" else nn.GRU
         widths = [config.embedding_size] + [directions * config.hidden_size] * (config.layers - 1)
@@ -110,7 +128,8 @@ class Encoder(nn.Module):
         finals: list[list[Tensor]] = []
         for layer in self.layers:
             outputs = self.dropout(outputs)
-            outputs, held = layer(torch.cat((outputs, padding.unsqueeze(-1).to(outputs.dtype)), -1))
+            inputs = torch.cat((outputs, padding.unsqueeze(-1).to(outputs.dtype)), -1)
+            outputs, held = _recur(cast(nn.RNNBase, layer), inputs, None, self.dropout, self.recurrent_dropout)
             finals.append(self._final_state(outputs, held, lengths))
         state = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
         if self.bridges is not None:
@@ -119,12 +138,12 @@ class Encoder(nn.Module):
             outputs = self.memory_bridge(outputs)
         return outputs, state
 
-    def _final_state(self, outputs: Tensor, held: Tensor | State, lengths: Tensor) -> list[Tensor]:
+    def _final_state(self, outputs: Tensor, held: State, lengths: Tensor) -> list[Tensor]:
         """One layer's state after each row's last token: h and, of an LSTM, c; directions side by side [B, H or 2H]."""
         # h is read where the row ends: an LSTM's output gate is not held, and a GRU's h is held but for its last bit.
         rows = torch.arange(len(lengths), device=lengths.device)
         h = torch.cat((outputs[rows, lengths - 1, : self.hidden_size], outputs[:, 0, self.hidden_size :]), -1)
-        return [h] if isinstance(held, Tensor) else [h, torch.cat(held[1].unbind(0), -1)]
+        return [h, *(torch.cat(c.unbind(0), -1) for c in held[1:])]
 
 
 class Attention(nn.Module):
@@ -168,7 +187,8 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
         super().__init__()
         self.embedding = embedding
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config)
+        self.recurrent_dropout = config.recurrent_dropout
         recurrence = nn.LSTM if config.cell == "lstm" else nn.GRU
         self.recurrence = recurrence(
             config.embedding_size,
@@ -204,14 +224,14 @@ class Decoder(nn.Module):
             generating rather than copying [B, T] or None; state after the last token.
         """
         embedded = self.dropout(self.embedding(tokens))
-        outputs, after = self.recurrence(embedded, state if len(state) > 1 else state[0])
+        outputs, after = _recur(self.recurrence, embedded, state, self.dropout, self.recurrent_dropout)
         weights = gate = None
         if self.attention is not None:
             context, weights = self.attention(outputs, memory)
             outputs = torch.cat((context, outputs), -1)
             if self.copy_gate is not None:
                 gate = self.copy_gate(torch.cat((outputs, embedded), -1)).squeeze(-1).float()
-        return self.dropout(self.readout(outputs)), weights, gate, after if len(state) > 1 else (after,)
+        return self.dropout(self.readout(outputs)), weights, gate, after
 
 
 class Seq2Seq(nn.Module):
@@ -303,6 +323,40 @@ class Seq2Seq(nn.Module):
         logits = self.decoder.output(features).float()
         nll = F.cross_entropy(logits, gold, reduction="none")[:, None]
         return torch.cat((nll, nll + logits.gather(1, gold[:, None]) - logits.mean(1, True)), 1) if spread else nll
+
+
+def _recur(
+    recurrence: nn.RNNBase, inputs: Tensor, before: State | None, dropout: Dropout, recurrent_dropout: float
+) -> tuple[Tensor, State]:
+    """Outputs and last state of ``recurrence``, whole sequences at a time, with what dropout it does not know itself.
+
+    before: the state to begin with; None for zeros. recurrent_dropout: share of the weights from step to step that are 0, the
+    same at all steps of a batch (DropConnect, as Merity et al. 2018, section 2, use it); costs a copy of the weights.
+    """
+    is_lstm = isinstance(recurrence, nn.LSTM)
+    if before is None:
+        directions = 2 if recurrence.bidirectional else 1
+        zeros = inputs.new_zeros(directions * recurrence.num_layers, len(inputs), recurrence.hidden_size)
+        before = (zeros, zeros) if is_lstm else (zeros,)
+    is_plain = not recurrent_dropout and not (dropout.variational and recurrence.num_layers > 1)
+    if is_plain or not recurrence.training:
+        outputs, after = recurrence(inputs, before if is_lstm else before[0])
+        return outputs, after if is_lstm else (after,)
+    states: list[State] = []
+    for layer in range(recurrence.num_layers):
+        rows = slice(layer * len(before[0]) // recurrence.num_layers, (layer + 1) * len(before[0]) // recurrence.num_layers)
+        # Of each direction: from input, from step to step, and two biases.
+        weights = [
+            part
+            for from_input, from_state, *biases in recurrence.all_weights[rows]
+            for part in (from_input, F.dropout(from_state, recurrent_dropout), *biases)
+        ]
+        first = tuple(part[rows].contiguous() for part in before)
+        shape = (weights, True, 1, 0.0, True, recurrence.bidirectional, True)
+        dropped = dropout(inputs) if layer else inputs
+        inputs, *after = torch.lstm(dropped, first, *shape) if is_lstm else torch.gru(dropped, first[0], *shape)
+        states.append(tuple(after))
+    return inputs, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
 
 
 def _embedding(vocabulary_size: int, size: int) -> nn.Embedding:

@@ -25,7 +25,7 @@ def model_card(config: TrainConfig, config_yaml: str, pairs: int, best: dict[str
     }
     return f"""# {config.model.cell.upper()} encoder-decoder, {best["parameters"]:,} parameters
 
-{_network(config.model)}
+{network_in_words(config.model)}.
 Load it with `--model.path` of `jobs.summarize` and `jobs.evaluate`.
 
 ## Training
@@ -68,13 +68,14 @@ def _figures(record: dict[str, Any]) -> str:
     return " | ".join([f"{record['dev_loss']:.3f}", *percents])
 
 
-def _network(model: ModelConfig) -> str:
+def network_in_words(model: ModelConfig) -> str:
+    """The network's shape, as a sentence without its end."""
     parts = [
         f"{model.layers} × {model.hidden_size} units",
         "bidirectional encoder" if model.bidirectional else "one-directional encoder",
         "no attention" if model.attention == "none" else f"{model.attention} attention",
     ]
-    return ", ".join(parts + ["copying from the source"] * model.copy_source) + "."
+    return ", ".join(parts + ["copying from the source"] * model.copy_source)
 
 
 def _decoding(options: DecodingConfig) -> str:

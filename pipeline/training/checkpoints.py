@@ -2,6 +2,7 @@
 
     <output>/config.yaml     the configuration of the last start
     <output>/train.jsonl     the records that jobs.train has shown, up to the last checkpoint
+    <output>/training.html   the same for people (reporting/), and tensorboard/ for TensorBoard
     <output>/identity.json   network and tokenizer, which must stay the same
     <output>/run_id          the run that may write checkpoints: the one that was started last
     <output>/checkpoints/    Ray Train's folder: the best and the last checkpoint, and its record of them
@@ -40,14 +41,14 @@ def save_checkpoint(
     folder: str, learner: Learner, position: dict[str, Any], tokenizer_file: bytes, config: TrainConfig
 ) -> None:
     """Write a checkpoint to a local folder. position: tensors, numbers, strings, and lists and dicts of them."""
-    save_bundle(Path(folder) / _BUNDLE, learner.model, tokenizer_file, config.decoding)
+    save_bundle(Path(folder) / _BUNDLE, learner.average, tokenizer_file, config.decoding)
     torch.save({"learner": learner.state_dict(), "position": position}, Path(folder) / _STATE)
 
 
 def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
     """Give the learner its state of a checkpoint in a local folder; returns the position."""
     bundle = load_bundle(Path(folder) / _BUNDLE, learner.device)
-    learner.model.load_state_dict(bundle.model.state_dict())
+    learner.average.load_state_dict(bundle.model.state_dict())
     state = torch.load(Path(folder) / _STATE, map_location=learner.device, weights_only=True)
     learner.load_state_dict(state["learner"])
     position: dict[str, Any] = state["position"]

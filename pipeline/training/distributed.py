@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from pipeline.text.pair_store import PairStore, open_pairs, pair_texts
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import CHECKPOINTS, Lease, TrainingFolder
 from pipeline.training.loop import share_done
-from pipeline.training.windows import TRAIN, InTurn, windows_of
+from pipeline.training.windows import TRAIN, InTurn, layout_of, windows_of
 from pipeline.training.worker import WorkerJob, train_worker
 
 _DATA_CPUS = 1.0
@@ -70,7 +71,7 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
     if not was_finished:
         if any(data.skipped.values()):
-            on_record({"kind": "skipped", **data.skipped})
+            on_record({"kind": "skipped", "step": 0, "at": time.time(), **data.skipped})
         lease = folder.take_over()
         cluster.connect()
         _run_workers(config, data, folder, lease, on_record)
@@ -109,6 +110,9 @@ def _read_data(config: TrainConfig) -> _Data:
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
+    patience = config.training.patience
+    if patience is not None and last["validations_since_best"] >= patience:
+        return True
     return share_done(config.training, last["epoch"], last["minutes"], last["step"]) >= 1.0
 
 
@@ -116,14 +120,16 @@ def _run_workers(
     config: TrainConfig, data: _Data, folder: TrainingFolder, lease: Lease, on_record: Callable[[Record], None]
 ) -> None:
     """From the first step, or the last checkpoint, to the end."""
-    resources, threads = _resources(config.scaling)
+    scaling = config.scaling
+    resources, threads = _resources(scaling)
+    layout = layout_of(config, data.train.rows, data.pairs)
     # On the driver's own node: wherever else a queue is, it can be lost while the driver and the workers live on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     records = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     job = WorkerJob(
         config=config.model_dump_json(by_alias=True),
         tokenizer_file=data.tokenizer_file,
-        pairs=data.pairs,
+        layout=layout,
         dev=data.dev,
         threads=threads,
         lease=lease,
@@ -136,10 +142,13 @@ def _run_workers(
                 train_worker,  # type: ignore[arg-type]  # a TypedDict is a dict
                 train_loop_config=dict(job),
                 scaling_config=ray.train.ScalingConfig(
-                    num_workers=config.scaling.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
+                    num_workers=_num_workers(scaling),  # type: ignore[arg-type]  # typed as of before it could change
+                    use_gpu="GPU" in resources,
+                    resources_per_worker=resources,
+                    placement_strategy=scaling.placement,
                 ),
-                run_config=_run_config(config, folder),
-                datasets={TRAIN: windows_of(config, data.train, data.tokenizer_file)},
+                run_config=_run_config(config, folder, records),
+                datasets={TRAIN: windows_of(config, data.train, layout, data.tokenizer_file)},
                 dataset_config=InTurn(),
             ).fit()
         except (ray.train.TrainingFailedError, RayError) as error:
@@ -152,12 +161,30 @@ def _run_workers(
         forwarding.result()
 
 
-def _run_config(config: TrainConfig, folder: TrainingFolder) -> ray.train.RunConfig:
+class _Listener(ray.train.UserCallback):
+    """Beside Ray Train's controller: tells of checkpoints once they are kept, and ends a training that the user must mend."""
+
+    def __init__(self, records: Queue) -> None:
+        self._records = records
+
+    def after_report(self, run_context: Any, metrics: list[Record], checkpoint: Any) -> None:  # noqa: ARG002
+        """The first worker's record has come with a checkpoint, which is in the output folder and on Ray Train's list."""
+        self._records.put(metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Raising here keeps Ray Train from starting again what would fail again."""
+        for failure in worker_exceptions.values():
+            if isinstance(failure, UserError):
+                raise failure
+
+
+def _run_config(config: TrainConfig, folder: TrainingFolder, records: Queue) -> ray.train.RunConfig:
     by = config.training.best_by
     return ray.train.RunConfig(
         name=CHECKPOINTS,
         storage_path=folder.root.path,
         storage_filesystem=folder.root.filesystem,
+        callbacks=[_Listener(records)],  # type: ignore[list-item]  # typed as those of Ray Train before
         failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
         checkpoint_config=ray.train.CheckpointConfig(
             num_to_keep=1,  # by score; the last one is always kept too
@@ -176,8 +203,9 @@ def _resources(scaling: ScalingSection) -> tuple[dict[str, float], int]:
     workers, cpus, gpus = scaling.num_workers, cluster.total("CPU"), int(cluster.total("GPU"))
     alone = (os.environ.get("RAY_ADDRESS") or "local") == "local"
     use_gpu = gpus > 0 if scaling.use_gpu is None else scaling.use_gpu
-    if use_gpu and gpus < workers and alone:
-        raise UserError(f"{workers} workers need a GPU each and this machine has {gpus}; set --scaling.num_workers or use_gpu")
+    fewest = scaling.min_workers or workers
+    if use_gpu and gpus < fewest and alone:
+        raise UserError(f"{fewest} workers need a GPU each and this machine has {gpus}; set --scaling.num_workers or use_gpu")
     share = int(100 * (cpus - _DATA_CPUS) / workers) / 100
     if share <= 0 and alone:
         raise UserError(
@@ -185,6 +213,11 @@ def _resources(scaling: ScalingSection) -> tuple[dict[str, float], int]:
         )
     resources = {"CPU": min(share, 1.0) if share > 0 else 1.0, **({"GPU": 1.0} if use_gpu else {})}
     return resources, scaling.threads or max(1, int(cpus) // workers)
+
+
+def _num_workers(scaling: ScalingSection) -> int | tuple[int, int]:
+    """As Ray Train takes it: two numbers let it change between them."""
+    return scaling.num_workers if scaling.min_workers is None else (scaling.min_workers, scaling.num_workers)
 
 
 def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
@@ -205,6 +238,8 @@ def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
 
 def _explained(error: Exception) -> Exception:
     """A worker's UserError as it was raised there; anything else as Stopped."""
+    if isinstance(error, ray.train.ControllerError) and isinstance(error.controller_failure, UserError):
+        return error.controller_failure
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
     for failure in failures.values():
         if isinstance(failure, UserError):

@@ -9,8 +9,10 @@ between stacked layers is cuDNN's, which seeds itself once in a process and then
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +20,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import EOS, TrainingConfig
-from pipeline.errors import UserError
 from pipeline.model.batching import PairBatch
 from pipeline.model.precision import compute_dtype
 from pipeline.model.seq2seq import Objective, Seq2Seq
@@ -57,13 +59,25 @@ class Learner:
 
     Args:
         model: on ``device``. config: the optimisation. distributed: with the other workers of the default process group.
+        compress: exchange gradients with them in bfloat16.
+
+    Attributes:
+        average: what is validated and kept: ``model``, or a running average of its weights.
 
     Raises:
         UserError: the device does not compute in the precision asked for.
     """
 
-    def __init__(self, model: Seq2Seq, config: TrainingConfig, device: torch.device, distributed: bool = False) -> None:
+    def __init__(
+        self,
+        model: Seq2Seq,
+        config: TrainingConfig,
+        device: torch.device,
+        distributed: bool = False,
+        compress: bool = False,
+    ) -> None:
         self.model = model
+        self.average = copy.deepcopy(model).requires_grad_(False) if config.average else model
         self.config = config
         self.device = device
         self.steps = 0
@@ -72,29 +86,33 @@ class Learner:
         self._rank, self._workers = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         # Counts are summed by gloo beside a GPU's work: through NCCL, each step would wait for the one before it.
         self._counting = dist.new_group(backend="gloo") if distributed else None
-        self._network: nn.Module = DistributedDataParallel(model) if distributed else model
+        self._network: nn.Module = DistributedDataParallel(model, gradient_as_bucket_view=True) if distributed else model
+        if compress and isinstance(self._network, DistributedDataParallel):
+            # By its own name DDP refuses torch's hook for gloo, which sums bfloat16 as well.
+            self._network.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
         self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self._first_bad_step = torch.tensor(-1, device=device)
+        self._remembered: dict[str, Any] = {}
 
-    def totals(self, batch: PairBatch | None, minutes: float) -> Totals:
-        """Add up what all workers are about to learn; a worker that has run out of batches gives None.
+    def totals(self, batches: Sequence[PairBatch | None], minutes: float) -> Totals:
+        """Add up what all workers are about to learn; a worker that has run out of batches gives None for one.
 
         Args:
             minutes: this worker's clock.
         """
         counts = torch.zeros(4, dtype=torch.float64)
-        if batch is not None:
-            pairs = len(batch.target_lengths)
-            target_tokens = int(batch.target_lengths.sum()) + pairs
-            counts[:3] = torch.tensor([target_tokens, target_tokens + int(batch.source_lengths.sum()), pairs])
+        for batch in batches:
+            if batch is not None:
+                pairs = len(batch.target_lengths)
+                target_tokens = int(batch.target_lengths.sum()) + pairs
+                counts[:3] += torch.tensor([target_tokens, target_tokens + int(batch.source_lengths.sum()), pairs])
         if self._rank == 0:
             counts[3] = minutes
         target_tokens, tokens, pairs, minutes = self.sum_over_workers(counts).tolist()
         return Totals(int(target_tokens), int(tokens), int(pairs), minutes)
 
-    def step(self, batch: PairBatch | None, totals: Totals, progress: float) -> Step:
-        """Take one step with this worker's batch, or with the others' alone if it is None.
+    def step(self, batches: Sequence[PairBatch | None], totals: Totals, progress: float) -> Step:
+        """Take one step with this worker's batches, as many as every worker has, or with the others' alone for each None.
 
         Args:
             totals: over the workers' batches, of which one at least must not be None.
@@ -106,36 +124,48 @@ class Learner:
         rate = learning_rate(self.config, self.steps, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        real = (batch or _NO_PAIR).to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self._network(real.source, real.source_lengths, real.target, real.target_lengths, self._objective)
-        if batch is None:
-            loss = loss * 0.0
         # DDP averages gradients over the workers; the factor makes that the sum, over all their tokens.
-        self._scaler.scale(loss * (self._workers / totals.target_tokens)).backward()
+        factor = self._workers / totals.target_tokens
+        losses = [self._learn(batch, factor, is_last) for batch, is_last in _with_last(batches)]
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        # In float16, a gradient beyond the range is no fault: the scaler skips that step and scales less.
-        fine = torch.isfinite(loss if self._scaler.is_enabled() else norm)
-        self._first_bad_step = torch.where(fine | (self._first_bad_step >= 0), self._first_bad_step, self.steps)
+        self._take_into_average()
         self.steps += 1
-        return Step(loss.detach(), norm, rate)
+        return Step(torch.stack(losses).sum(), norm, rate)
 
-    def check(self) -> None:
-        """Look back at the steps so far; not done at each, since a GPU would be waited for.
+    def _learn(self, batch: PairBatch | None, factor: float, is_last: bool) -> Tensor:
+        """Add a batch's gradient to those before it, and, after the last, those of the other workers; this one's loss."""
+        real = (batch or _NO_PAIR).to(self.device)
+        waits = isinstance(self._network, DistributedDataParallel) and not is_last
+        with self._network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss: Tensor = self._network(
+                    real.source, real.source_lengths, real.target, real.target_lengths, self._objective
+                )
+            if batch is None:
+                loss = loss * 0.0
+            self._scaler.scale(loss * factor).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
-        Raises:
-            UserError: one of them had a loss or a gradient that is not a number.
-        """
-        if (bad := int(self._first_bad_step)) >= 0:
-            raise UserError(
-                f"the loss is not a number at step {bad}, with learning rate {learning_rate(self.config, bad, 0.0):.2g}; "
-                "nothing since the last checkpoint is kept: run again with a lower --training.learning_rate or "
-                "--training.clip_norm, or with --training.precision float32"
-            )
+    @torch.no_grad()
+    def _take_into_average(self) -> None:
+        """Take the weights into their average, of which little is kept at first, as it is of weights before learning."""
+        if self.average is not self.model:
+            kept = min(self.config.average, (1 + self.steps) / (10 + self.steps))
+            for average, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(weight, 1 - kept)
+
+    def remember(self) -> None:
+        """Keep weights and optimizer as they are, in the CPU's memory, for ``go_back``."""
+        self._remembered = _on_cpu({"average": self.average.state_dict(), **self.state_dict()})
+
+    def go_back(self) -> None:
+        """Take weights and optimizer back to where ``remember`` saw them; steps are counted on."""
+        self.average.load_state_dict(self._remembered["average"])
+        self.load_state_dict({**self._remembered, "steps": self.steps})
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
         """Values, on the CPU, summed over all workers."""
@@ -146,23 +176,44 @@ class Learner:
     @torch.inference_mode()
     def negative_log_likelihood(self, batches: Iterable[PairBatch]) -> tuple[float, int]:
         """Of this worker's batches, without learning from them: the sum (nat), and the target tokens with ``</s>``."""
-        self.model.eval()
+        self.average.eval()
         total, tokens = 0.0, 0
         for batch in batches:
             real = batch.to(self.device)
-            total += float(self.model(real.source, real.source_lengths, real.target, real.target_lengths))
+            total += float(self.average(real.source, real.source_lengths, real.target, real.target_lengths))
             tokens += int(batch.target_lengths.sum()) + len(batch.target_lengths)
         return total, tokens
 
     def state_dict(self) -> dict[str, Any]:
-        """All that going on needs besides the weights: tensors and numbers only."""
-        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict(), "steps": self.steps}
+        """All that going on needs besides ``average``: tensors and numbers only."""
+        state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict(), "steps": self.steps}
+        return state if self.average is self.model else {**state, "weights": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``'s value."""
+        """Go on from ``state_dict``'s value, with ``average`` loaded already.
+
+        One of a training without an average goes on with one, and the other way round.
+        """
+        if self.average is not self.model:
+            self.model.load_state_dict(state.get("weights", self.average.state_dict()))
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.steps = state["steps"]
+
+
+def _with_last(batches: Sequence[PairBatch | None]) -> Iterator[tuple[PairBatch | None, bool]]:
+    """Each batch, and whether it is the last."""
+    for number, batch in enumerate(batches, 1):
+        yield batch, number == len(batches)
+
+
+def _on_cpu(state: Any) -> Any:
+    """A copy of what a state holds, its tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: _on_cpu(part) for name, part in state.items()}
+    return [_on_cpu(part) for part in state] if isinstance(state, list) else state
 
 
 def share_done(config: TrainingConfig, epochs: float, minutes: float, steps: int) -> float:

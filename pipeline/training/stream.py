@@ -5,109 +5,106 @@ What is promised about order:
 - An epoch brings each pair once, to one worker.
 - Windows come in one order, the same for the same files and Ray version, and go to the workers in turn (windows.py).
   Within a window, pairs of similar length are put together, and the batches then come in an order drawn from (seed,
-  epoch, worker, the windows before).
-- So with the same files, Ray version, seed, workers, ``window_rows`` and ``token_budget``, a training that goes on from a
-  checkpoint gets the very batches that it would have got undisturbed. If one of them has changed, each worker passes over
-  its share of the pairs that the begun epoch had learnt; some may then come twice in that epoch, and others not at all.
+  epoch, window).
+- A checkpoint knows how many pairs of each window have been learnt. Whoever goes on, with as many workers or with fewer or
+  more, gets the window's batches after those: none comes twice in the epoch, and none is left out. With as many workers
+  they are the very batches that each would have got undisturbed.
+- Where files, Ray version, seed, ``window_rows``, ``token_budget`` or ``scaling.num_workers`` have changed, so have batches or
+  windows: then as many pairs are passed over as were learnt, to within a batch a window.
 - Passing over costs reading and tokenizing, in the background, but no learning.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import ray
+import torch
 from ray.data import DataIterator
+from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.model.batching import PairBatch, Rows, pair_batches
 from pipeline.text.columns import flat_rows
+from pipeline.training.windows import Layout
 
 
 class PairStream:
     """One worker's batches, epoch after epoch.
 
     Args:
-        shard: this worker's windows. pairs: of all workers in an epoch. rank, workers: of the DDP group.
+        shard: this worker's windows. layout: all workers' windows. rank, workers: of the DDP group.
     """
 
-    def __init__(self, shard: DataIterator, config: TrainConfig, pairs: int, rank: int, workers: int) -> None:
-        self._shard, self._config, self._pairs, self._rank, self._workers = shard, config, pairs, rank, workers
-        self._epoch = self._steps_in_epoch = self._pairs_in_epoch = 0
-        self._skip: dict[str, Any] | None = None
+    def __init__(self, shard: DataIterator, config: TrainConfig, layout: Layout, rank: int, workers: int) -> None:
+        self._shard, self._config, self._layout, self._rank, self._workers = shard, config, layout, rank, workers
+        self._epoch = self._pairs_in_epoch = 0
+        # Pairs learnt in this epoch, of each window: where it was begun from here, and since then by this worker.
+        self._learnt_before = torch.zeros(layout.windows, dtype=torch.int64)
+        self._learnt = torch.zeros_like(self._learnt_before)
+        self._given: list[tuple[int, int]] = []
 
     @property
     def pairs_seen(self) -> int:
         """Pairs learnt so far, by all workers, counted each time that they came."""
-        return self._epoch * self._pairs + self._pairs_in_epoch
+        return self._epoch * self._layout.pairs + self._pairs_in_epoch
 
     @property
     def epochs(self) -> float:
         """Passes over the pairs so far."""
-        return self.pairs_seen / self._pairs
+        return self.pairs_seen / self._layout.pairs
 
     def epoch(self) -> Iterator[PairBatch | None]:
         """Batches to the end of the epoch, from where it stands, and then None for ever: other workers may have more."""
-        batches = self._batches()
-        if self._skip is not None:
-            if self._skip["layout"] == self._layout():
-                batches = itertools.islice(batches, self._skip["steps_in_epoch"], None)
-            else:
-                batches = _without(batches, self._skip["pairs_in_epoch"] // self._workers)
-            self._skip = None
-        return itertools.chain(batches, itertools.repeat(None))
+        return itertools.chain(self._batches(), itertools.repeat(None))
 
     def advance(self, pairs: int) -> None:
-        """Count a step that all workers took, with so many pairs together."""
-        self._steps_in_epoch += 1
+        """Count a step that all workers took with the batches they were given since the last, so many pairs together."""
         self._pairs_in_epoch += pairs
+        for window, own in self._given:
+            self._learnt[window] += own
+        self._given = []
 
     def end_epoch(self) -> None:
         """Count the epoch as done: no worker has a batch left of it."""
         self._epoch += 1
-        self._steps_in_epoch = self._pairs_in_epoch = 0
+        self._pairs_in_epoch = 0
+        self._learnt_before.zero_()
+        self._learnt.zero_()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position, the same in all workers."""
-        return {
-            "epoch": self._epoch,
-            "steps_in_epoch": self._steps_in_epoch,
-            "pairs_in_epoch": self._pairs_in_epoch,
-            "layout": self._layout(),
-        }
+    def state_dict(self, sum_over_workers: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The position, the same in all workers, who must ask for it together."""
+        learnt = self._learnt_before + sum_over_workers(self._learnt.clone())
+        return {"epoch": self._epoch, "pairs_in_epoch": self._pairs_in_epoch, "learnt": learnt}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``'s value, which a group with another number of workers may have written."""
-        self._epoch = state["epoch"]
-        self._steps_in_epoch, self._pairs_in_epoch = state["steps_in_epoch"], state["pairs_in_epoch"]
-        self._skip = state
-
-    def _layout(self) -> list[int | str]:
-        """What an epoch's batches follow from, besides the pairs themselves."""
-        data, training = self._config.data, self._config.training
-        longest = [data.max_source_tokens, data.max_target_tokens]
-        return [ray.__version__, self._pairs, self._workers, data.window_rows, *longest, training.token_budget, training.seed]
+        self._epoch, self._pairs_in_epoch = state["epoch"], state["pairs_in_epoch"]
+        if len(state["learnt"]) == self._layout.windows:
+            self._learnt_before = state["learnt"].cpu()
+        else:  # these are other windows: the first ones stand for what was learnt
+            filled = self._pairs_in_epoch - self._layout.window_rows * torch.arange(self._layout.windows)
+            self._learnt_before = filled.clamp(0, self._layout.window_rows)
 
     def _batches(self) -> Iterator[PairBatch]:
-        rng = np.random.default_rng([self._config.training.seed, self._epoch, self._rank])
-        data = self._config.data
-        for window in self._shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):  # type: ignore[arg-type]
-            yield from pair_batches(
+        data, training = self._config.data, self._config.training
+        windows = self._shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)  # type: ignore[arg-type]
+        for turn, window in enumerate(windows):
+            number = self._rank + turn * self._workers
+            passed_over = int(self._learnt_before[number])
+            for batch in pair_batches(
                 Rows(*flat_rows(window["source"])),
                 Rows(*flat_rows(window["target"])),
                 data.max_source_tokens,
                 data.max_target_tokens,
-                self._config.training.token_budget,
-                rng,
-            )
-
-
-def _without(batches: Iterator[PairBatch], pairs: int) -> Iterator[PairBatch]:
-    """Drop batches from the front until they held ``pairs``."""
-    for batch in batches:
-        if pairs <= 0:
-            yield batch
-        pairs -= len(batch.target_lengths)
+                training.token_budget,
+                np.random.default_rng([training.seed, self._epoch, number]),
+            ):
+                pairs = len(batch.target_lengths)
+                if passed_over > 0:
+                    passed_over -= pairs
+                    continue
+                self._given.append((number, pairs))
+                yield batch

@@ -6,6 +6,7 @@ All workers take part, each with its share of the pairs. Knows nothing of Ray, o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,32 +21,48 @@ from pipeline.model.precision import arithmetic_for
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.loop import Learner
 
+_SAMPLES, _SAMPLE_CHARS = 4, 600
+
+
+class Sample(TypedDict):
+    """A development pair, and what the model made of its source."""
+
+    source: str
+    reference: str
+    hypothesis: str
+
 
 class DevSet:
     """A worker's share of the development pairs.
 
     Args:
         sources, targets: the share, tokenized and cut; all workers' shares together must not be empty.
-        references: the same targets, as texts.
+        texts, references: the same sources and targets, as texts.
     """
 
     def __init__(
-        self, sources: Rows, targets: Rows, references: Sequence[str], tokenizer: Tokenizer, config: TrainConfig
+        self,
+        sources: Rows,
+        targets: Rows,
+        texts: Sequence[str],
+        references: Sequence[str],
+        tokenizer: Tokenizer,
+        config: TrainConfig,
     ) -> None:
-        self._sources, self._targets, self._references = sources, targets, references
+        self._sources, self._targets, self._texts, self._references = sources, targets, texts, references
         self._tokenizer, self._config = tokenizer, config
 
-    def measure(self, learner: Learner) -> dict[str, float]:
+    def measure(self, learner: Learner) -> tuple[dict[str, float], list[Sample]]:
         """Figures over all workers' shares: must be called in each.
 
         Returns:
             dev_loss, the mean negative log-likelihood of a target token (nat); rouge1, rouge2, rougeL (F1) and
-            exact_match of the hypotheses, in percent.
+            exact_match of the hypotheses, in percent; and the first pairs of this share, with hypotheses.
         """
         data, budget = self._config.data, self._config.training.token_budget
         batches = pair_batches(self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, budget, rng=None)
         nll, tokens = learner.negative_log_likelihood(batches)
-        engine = Engine(learner.model, arithmetic_for(self._config.training.precision, learner.device), graphs=False)
+        engine = Engine(learner.average, arithmetic_for(self._config.training.precision, learner.device), graphs=False)
         decoding, threads = self._config.decoding, torch.get_num_threads()
         room = Budget.by_memory(engine, decoding, 1 / self._config.scaling.num_workers, threads)
         found = decode_window(engine, self._sources.values, self._sources.offsets, decoding, room, threads)
@@ -54,10 +71,15 @@ class DevSet:
         exact = 100.0 * float(np.sum([exact_match(*texts) for texts in zip(hypotheses, self._references, strict=True)]))
         sums = torch.tensor([nll, tokens, *rouge, exact, len(hypotheses)], dtype=torch.float64)
         nll, tokens, rouge1, rouge2, rouge_l, exact, rows = learner.sum_over_workers(sums).tolist()
-        return {
+        figures = {
             "dev_loss": nll / tokens,
             "rouge1": rouge1 / rows,
             "rouge2": rouge2 / rows,
             "rougeL": rouge_l / rows,
             "exact_match": exact / rows,
         }
+        samples = [
+            Sample(source=source[:_SAMPLE_CHARS], reference=reference[:_SAMPLE_CHARS], hypothesis=hypothesis[:_SAMPLE_CHARS])
+            for source, reference, hypothesis in zip(self._texts, self._references, hypotheses[:_SAMPLES], strict=False)
+        ]
+        return figures, samples

@@ -42,7 +42,7 @@ class TokenizePairs:
     longest_target: int
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        """Columns source, target: string to list<int32>. Rows with a null are left out.
+        """Columns source, target: string to list<int32>. Rows with a null come last, as ones without a token.
 
         A source that has no subword becomes ``<unk>``, which no text does, since an encoder needs a token to read.
         """
@@ -53,14 +53,35 @@ class TokenizePairs:
             values = np.insert(values, offsets[:-1][empty], UNK)
             sources = list_column(values, offsets + np.concatenate(([0], np.cumsum(empty))))
         targets, _ = encode_column(tokenizer, target_texts, self.longest_target)
-        return pa.table({"source": sources, "target": targets})
+        # Windows go to workers in turn as long as they have as many rows.
+        nothing = pa.array([[]] * (len(pairs) - len(sources)), sources.type)
+        return pa.table({"source": pa.concat_arrays([sources, nothing]), "target": pa.concat_arrays([targets, nothing])})
 
 
-def windows_of(config: TrainConfig, store: PairStore, tokenizer_file: bytes) -> Dataset:
+@dataclass(frozen=True)
+class Layout:
+    """How the training pairs are cut: so many windows of so many rows, the last one shorter. pairs: in all of them."""
+
+    pairs: int
+    windows: int
+    window_rows: int
+
+
+def layout_of(config: TrainConfig, rows: int, pairs: int) -> Layout:
+    """Windows of about ``window_rows`` rows that divide evenly among the workers, so that none waits long for the others.
+
+    Args:
+        rows: of the store. pairs: that are no null among them.
+    """
+    workers = config.scaling.num_workers
+    wanted = workers * -(-rows // (workers * config.data.window_rows))
+    window_rows = -(-rows // wanted)
+    return Layout(pairs, -(-rows // window_rows), window_rows)
+
+
+def windows_of(config: TrainConfig, store: PairStore, layout: Layout, tokenizer_file: bytes) -> Dataset:
     """The training pairs as a dataset of windows, a block each, in their promised order; read already if they are few."""
-    data, rows = config.data, store.rows
-    # As many windows as divide evenly among the workers, so that none waits long for the others at an epoch's end.
-    rounds = -(-rows // (config.scaling.num_workers * data.window_rows))
+    data = config.data
     dataset = (
         ray.data.read_parquet(
             store.dataset.files,
@@ -70,7 +91,7 @@ def windows_of(config: TrainConfig, store: PairStore, tokenizer_file: bytes) -> 
             num_cpus=_READ_CPUS,
         )
         .select_columns(["source", "target"])
-        .repartition(target_num_rows_per_block=-(-rows // (config.scaling.num_workers * rounds)), strict=True)
+        .repartition(target_num_rows_per_block=layout.window_rows, strict=True)
         .map_batches(
             TokenizePairs(tokenizer_file, data.max_source_tokens, data.max_target_tokens),
             batch_format="pyarrow",
@@ -80,7 +101,7 @@ def windows_of(config: TrainConfig, store: PairStore, tokenizer_file: bytes) -> 
     )
     dataset.context.execution_options.preserve_order = True
     longest = data.max_source_tokens + data.max_target_tokens
-    return dataset.materialize() if 4 * longest * rows <= _HELD_BYTES else dataset
+    return dataset.materialize() if 4 * longest * store.rows <= _HELD_BYTES else dataset
 
 
 class InTurn(DataConfig):

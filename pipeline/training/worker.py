@@ -6,9 +6,12 @@ progress go to the driver through a queue.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -18,27 +21,32 @@ import torch
 from ray.util.queue import Queue
 
 from pipeline.config import TrainConfig
+from pipeline.errors import UserError
 from pipeline.model.batching import Rows
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.text.columns import flat_rows
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.checkpoints import Lease, load_checkpoint, save_checkpoint
-from pipeline.training.loop import Learner, Step, Totals, share_done
+from pipeline.training.loop import Learner, share_done
+from pipeline.training.meter import Meter
 from pipeline.training.stream import PairStream
 from pipeline.training.validation import DevSet
-from pipeline.training.windows import TRAIN, TokenizePairs
+from pipeline.training.windows import TRAIN, Layout, TokenizePairs
+
+_GO_BACK = 3
+"""Times in a row that weights go back before a training gives up."""
 
 
 class WorkerJob(TypedDict):
     """What the driver gives to each worker.
 
-    config: as JSON. pairs: of the training data. dev: development pairs, by column. lease: to be checked before a
+    config: as JSON. layout: of the training pairs. dev: development pairs, by column. lease: to be checked before a
     checkpoint is written. records: to the driver.
     """
 
     config: str
     tokenizer_file: bytes
-    pairs: int
+    layout: Layout
     dev: dict[str, list[str]]
     threads: int
     lease: Lease
@@ -63,16 +71,18 @@ class Worker:
         tokenizer = Tokenizer(self._tokenizer_file)
         device = ray.train.torch.get_device()
         model = Seq2Seq(config.model, tokenizer.vocabulary_size).to(device)
-        self.learner = Learner(model, config.training, device, distributed=self.workers > 1)
-        self.stream = PairStream(ray.train.get_dataset_shard(TRAIN), config, job["pairs"], self.rank, self.workers)
+        self.learner = Learner(model, config.training, device, self.workers > 1, config.scaling.compress_gradients)
+        self.stream = PairStream(ray.train.get_dataset_shard(TRAIN), config, job["layout"], self.rank, self.workers)
         self._started: float | None = None
-        self._minutes_before = 0.0
+        self._minutes_before, self._best, self._since_best = 0.0, -math.inf, 0
         if checkpoint := ray.train.get_checkpoint():
             with checkpoint.as_directory() as folder:
                 position = load_checkpoint(folder, self.learner)
             self.stream.load_state_dict(position["stream"])
             self._minutes_before = position["minutes"]
+            self._best, self._since_best = position["best"], position["since_best"]
         self.minutes = self._minutes_before
+        self._went_back, self._is_faulty = 0, False
         self._dev = self._dev_set(job["dev"], tokenizer)
         self._facts = {
             "workers": self.workers,
@@ -84,69 +94,121 @@ class Worker:
 
     def run(self) -> None:
         """Steps and validations, to the end."""
+        training = self.config.training
         self._report("start", self._facts)
-        meter = _Meter(self)
+        self.learner.remember()
+        meter = Meter(self.learner, self.minutes, self.progress, training.leap)
         validated_at = self.minutes
-        while self.progress < 1.0:
-            for batch in self.stream.epoch():
-                totals = self.learner.totals(batch, self._clock())
+        while not self._is_done:
+            epoch = self.stream.epoch()
+            while not self._is_done:
+                asked = time.monotonic()
+                batches = list(itertools.islice(epoch, training.accumulate))
+                waited_s = time.monotonic() - asked
+                totals = self.learner.totals(batches, self._clock())
                 if totals.pairs == 0:
                     self.stream.end_epoch()
                     break
-                step = self.learner.step(batch, totals, self.progress)
+                step = self.learner.step(batches, totals, self.progress)
                 self.stream.advance(totals.pairs)
                 self.minutes = totals.minutes
-                if record := meter.add(step, totals):
+                meter.add(step, totals, waited_s)
+                validates = self.minutes - validated_at >= training.validate_minutes or self.progress >= 1.0
+                if not validates and (self.minutes - meter.minutes) * 60 < training.report_seconds:
+                    continue
+                record = meter.record(step, self.minutes, self.progress)
+                if fault := meter.fault():
+                    self._go_back(fault)
+                else:
                     self._report("step", record)
-                if self.progress >= 1.0:
-                    break
-                if self.minutes - validated_at >= self.config.training.validate_minutes:
+                if validates:
                     self._validate()
                     validated_at = self.minutes
-                    meter = _Meter(self)
-        self._validate()
+                    meter.skip_to(self.minutes, self.progress)
+        if validated_at < self.minutes:
+            self._validate()
 
     @property
     def progress(self) -> float:
         """Share of the training that is done, the same in all workers."""
         return share_done(self.config.training, self.stream.epochs, self.minutes, self.learner.steps)
 
+    @property
+    def _is_done(self) -> bool:
+        patience = self.config.training.patience
+        return self.progress >= 1.0 or (patience is not None and self._since_best >= patience)
+
     def _clock(self) -> float:
         """Minutes of training so far, the runs before this one included; starts with the first batch."""
         self._started = self._started or time.monotonic()
         return self._minutes_before + (time.monotonic() - self._started) / 60
 
+    def _go_back(self, fault: str) -> None:
+        """Take weights and optimizer back to the last checkpoint and go on with the pairs that follow, where that may help.
+
+        What is learnt between the two is lost on purpose: it led there. PaLM's authors (Chowdhery et al. 2022, section 5.1)
+        saw leaps of the loss not come again with other batches.
+
+        Raises:
+            UserError: it has happened so often, between each checkpoint and the next, that other batches are no cure.
+        """
+        training = self.config.training
+        if self._went_back == _GO_BACK:
+            raise UserError(
+                f"{fault} at step {self.learner.steps}, as {_GO_BACK} times before it; run again with a "
+                f"lower --training.learning_rate than {training.learning_rate:g} or --training.clip_norm than "
+                f"{training.clip_norm:g}, or with --training.precision float32"
+            )
+        self._went_back, self._is_faulty = self._went_back + 1, True
+        self.learner.go_back()
+        self._report("fault", {"fault": fault})
+
     def _validate(self) -> None:
         """Measure with the other workers, and keep a checkpoint."""
-        self.learner.check()
-        figures = {**self._dev.measure(self.learner), **self._facts}
+        figures, samples = self._dev.measure(self.learner)
+        if not math.isfinite(figures["dev_loss"]):
+            self._go_back("the loss of the development pairs is not a number")
+            figures, samples = self._dev.measure(self.learner)
+        by = self.config.training.best_by
+        score = -figures[by] if by == "dev_loss" else figures[by]
+        self._since_best = 0 if score > self._best else self._since_best + 1
+        self._best = max(score, self._best)
+        if not self._is_faulty:
+            self._went_back = 0
+        self._is_faulty = False
+        self.learner.remember()
         self._agree_on_time()
+        stream = self.stream.state_dict(self.learner.sum_over_workers)
+        position = {"stream": stream, "minutes": self.minutes, "best": self._best, "since_best": self._since_best}
         if self.rank == 0:
-            self._keep(self._record("validation", figures))
+            kept = {"validations_since_best": self._since_best, "samples": samples}
+            self._keep(self._record("validation", {**figures, **self._facts, **kept}), position)
         else:
             ray.train.report({})
         self._agree_on_time()
 
-    def _keep(self, record: dict[str, Any]) -> None:
-        """Write a checkpoint; the driver hears of it once it is there to go on from, whatever happens next."""
-        with tempfile.TemporaryDirectory() as folder:
-            position = {"stream": self.stream.state_dict(), "minutes": self.minutes}
-            save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
-            self._lease.check()
-            ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
-        self._records.put(record)
+    def _keep(self, record: dict[str, Any], position: dict[str, Any]) -> None:
+        """Write a checkpoint, uploaded beside what is learnt next; the driver hears of it once it is there to go on from."""
+        folder = tempfile.mkdtemp()  # Ray Train removes it
+        save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
+        self._lease.check()
+        ray.train.report(
+            record,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
 
     def _agree_on_time(self) -> None:
-        self.minutes = self.learner.totals(None, self._clock()).minutes
+        self.minutes = self.learner.totals([], self._clock()).minutes
 
-    def _report(self, kind: str, figures: dict[str, Any]) -> None:
+    def _report(self, kind: str, figures: Mapping[str, Any]) -> None:
         if self.rank == 0:
             self._records.put(self._record(kind, figures))
 
-    def _record(self, kind: str, figures: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, kind: str, figures: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "kind": kind,
+            "at": time.time(),
             "step": self.learner.steps,
             "epoch": self.stream.epochs,
             "pairs_seen": self.stream.pairs_seen,
@@ -162,38 +224,4 @@ class Worker:
         longest_source = max(data.max_source_tokens, decoding.max_source_tokens)
         ids = TokenizePairs(self._tokenizer_file, longest_source, data.max_target_tokens)(table)
         sources, targets = Rows(*flat_rows(ids["source"])), Rows(*flat_rows(ids["target"]))
-        return DevSet(sources, targets, share["target"], tokenizer, self.config)
-
-
-class _Meter:
-    """Loss and speed since the last record."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._reset()
-
-    def _reset(self) -> None:
-        self._minutes, self._progress = self._worker.minutes, self._worker.progress
-        self._loss = torch.zeros((), device=self._worker.learner.device)
-        self._target_tokens = self._tokens = 0
-
-    def add(self, step: Step, totals: Totals) -> dict[str, float | None] | None:
-        """Count a step; a record if it is time for one, by the clock that all workers share."""
-        self._loss += step.loss
-        self._target_tokens += totals.target_tokens
-        self._tokens += totals.tokens
-        worker, minutes = self._worker, self._worker.minutes - self._minutes
-        if minutes * 60 < worker.config.training.report_seconds:
-            return None
-        worker.learner.check()
-        loss = float(worker.learner.sum_over_workers(self._loss.double().cpu()))
-        gained = worker.progress - self._progress
-        record = {
-            "loss": loss / self._target_tokens,
-            "tokens_per_s": self._tokens / max(60 * minutes, 1e-9),
-            "learning_rate": step.learning_rate,
-            "gradient_norm": float(step.gradient_norm),
-            "minutes_left": (1 - worker.progress) * minutes / gained if gained > 0 else None,
-        }
-        self._reset()
-        return record
+        return DevSet(sources, targets, share["source"], share["target"], tokenizer, self.config)

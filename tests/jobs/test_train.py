@@ -78,6 +78,11 @@ def test_a_short_training_shows_its_progress_and_ends_with_a_bundle(run: Train, 
     records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [record["kind"] for record in records] == ["start", *["step"] * 4, "validation"]
     assert records[-1]["pairs_seen"] == 4 * 5
+    page = (tmp_path / "training.html").read_text()
+    assert "Finished" in page
+    assert records[-1]["samples"][0]["source"] in page
+    [events] = (tmp_path / "tensorboard").iterdir()
+    assert events.name.startswith("events.out.tfevents.")
 
     status, out, _ = run(tmp_path)
     assert status == 0
@@ -86,10 +91,13 @@ def test_a_short_training_shows_its_progress_and_ends_with_a_bundle(run: Train, 
 
 
 def test_a_loss_that_is_not_a_number_is_told_in_one_line(run: Train, tmp_path: Path) -> None:
-    status, _, err = run(tmp_path, "--training.learning_rate", "1e30")
+    status, out, err = run(tmp_path, "--training.learning_rate", "1e30", "--training.epochs", "12")
+    assert out.count("the loss is not a number; weights and optimizer go back to the last checkpoint") == 3
     assert status == 2
     [line] = [line for line in err.splitlines() if line.startswith("train:")]
-    assert re.match(r"train: the loss is not a number at step \d, .* lower --training.learning_rate", line)
+    assert re.match(
+        r"train: the loss is not a number at step \d, as 3 times before it; .* lower --training.learning_rate than 1e\+30", line
+    )
     assert "Traceback" not in err
     assert not (tmp_path / "bundle").exists()
 

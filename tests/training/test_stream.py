@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ray.data import DataIterator
 
 from pipeline import cluster
@@ -19,7 +20,7 @@ from pipeline.model.batching import PairBatch
 from pipeline.text.pair_store import open_pairs
 from pipeline.text.tokenizer import Tokenizer, train_tokenizer
 from pipeline.training.stream import PairStream
-from pipeline.training.windows import TRAIN, InTurn, TokenizePairs, windows_of
+from pipeline.training.windows import TRAIN, InTurn, TokenizePairs, layout_of, windows_of
 
 PAIRS = 600
 Steps = list[list[PairBatch | None]]
@@ -37,36 +38,47 @@ def config(pairs: Path, workers: int) -> TrainConfig:
 
 
 class Epochs:
-    """Runs epochs of several workers in this process, in step as DDP keeps them."""
+    """Runs epochs of several workers in this process, in step as DDP keeps them.
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    planned: the workers that the configuration knows of, some of whom may be gone.
+    """
+
+    def __init__(self, folder: Path, workers: int, planned: int | None = None) -> None:
         cluster.connect()
-        self.config, self.workers = config(folder, workers), workers
+        self.config, self.workers = config(folder, planned or workers), workers
         store = open_pairs(self.config.data.train, "--data.train")
-        dataset = windows_of(self.config, store, (folder / "tokenizer.model").read_bytes())
+        self.layout = layout_of(self.config, store.rows, store.count_pairs())
+        dataset = windows_of(self.config, store, self.layout, (folder / "tokenizer.model").read_bytes())
         self.shards: list[DataIterator] = [shard[TRAIN] for shard in InTurn().configure({TRAIN: dataset}, workers)]
 
     def streams(self, state: dict[str, Any] | None = None) -> list[PairStream]:
-        streams = [PairStream(shard, self.config, PAIRS, rank, self.workers) for rank, shard in enumerate(self.shards)]
+        streams = [PairStream(shard, self.config, self.layout, rank, self.workers) for rank, shard in enumerate(self.shards)]
         for stream in streams:
             if state:
                 stream.load_state_dict(state)
         return streams
 
-    def run(self, streams: list[PairStream]) -> Steps:
-        """What each worker gets in each step, to the end of the epoch."""
-
-        def batches(stream: PairStream) -> list[PairBatch | None]:
-            return list(itertools.takewhile(lambda batch: batch is not None, stream.epoch()))
-
+    def run(self, streams: list[PairStream], steps: int | None = None) -> Steps:
+        """What each worker gets in each step, to the end of the epoch or for some steps."""
+        epochs, taken = [stream.epoch() for stream in streams], Steps()
         with ThreadPoolExecutor(self.workers) as pool:  # an epoch begins when all workers ask for it
-            return [list(step) for step in itertools.zip_longest(*pool.map(batches, streams))]
+            while any(batches := list(pool.map(next, epochs))):
+                if steps is None or len(taken) < steps:
+                    taken.append(batches)
+                    for stream in streams:
+                        stream.advance(len(pairs_in([batches])))
+        if steps is None:
+            for stream in streams:
+                stream.end_epoch()
+        return taken
 
 
-def count(streams: list[PairStream], steps: Steps) -> None:
-    """Tell the streams that these steps were taken."""
-    for stream, step in itertools.product(streams, steps):
-        stream.advance(sum(len(batch.target_lengths) for batch in step if batch))
+def state_of(streams: list[PairStream]) -> dict[str, Any]:
+    """What each of the workers keeps, together."""
+    own: list[torch.Tensor] = []
+    for stream in streams:
+        stream.state_dict(lambda learnt: own.append(learnt) or learnt)
+    return streams[0].state_dict(lambda _: torch.stack(own).sum(0))
 
 
 def pairs_in(steps: Steps) -> list[tuple[int, ...]]:
@@ -109,32 +121,38 @@ def test_another_epoch_puts_pairs_together_otherwise(two: Epochs, whole: Steps) 
         stream.end_epoch()
     assert streams[0].epochs == 1.0
     second = two.run(streams)
+    assert streams[0].epochs == 2.0
     assert sorted(pairs_in(whole)) == sorted(pairs_in(second))
     assert pairs_in(whole) != pairs_in(second)
 
 
 def test_a_resumed_epoch_goes_on_with_the_batch_after_the_last(two: Epochs, whole: Steps) -> None:
     stopped = two.streams()
-    begun = whole[:5]
-    count(stopped, begun)
-    state = stopped[0].state_dict()
-    assert state == stopped[1].state_dict()
-    assert stopped[0].pairs_seen == len(pairs_in(begun))
-    resumed = two.streams(state)
+    begun = two.run(stopped, steps=5)
+    assert stopped[0].pairs_seen == stopped[1].pairs_seen == len(pairs_in(begun))
+    resumed = two.streams(state_of(stopped))
     rest = two.run(resumed)
     assert [pairs_in([step]) for step in begun + rest] == [pairs_in([step]) for step in whole]
-    count(resumed, rest)
     assert resumed[0].epochs == 1.0
 
 
-def test_a_resumed_epoch_with_another_number_of_workers_leaves_out_about_what_was_learnt(
-    two: Epochs, whole: Steps, command_pairs: Path
-) -> None:
+def test_workers_may_come_and_go_and_no_pair_is_lost_or_learnt_twice(two: Epochs, whole: Steps, command_pairs: Path) -> None:
+    state, learnt = None, Steps()
+    for workers, steps in ((2, 3), (1, 4), (3, 2), (2, None)):
+        group = two if workers == 2 else Epochs(command_pairs, workers, planned=2)
+        streams = group.streams(state)
+        learnt += group.run(streams, steps)
+        state = state_of(streams)
+        assert streams[0].pairs_seen == len(pairs_in(learnt))
+    assert sorted(pairs_in(learnt)) == sorted(pairs_in(whole))
+
+
+def test_other_windows_leave_out_about_as_much_as_was_learnt(two: Epochs, command_pairs: Path) -> None:
     stopped = two.streams()
-    count(stopped, whole[:5])
-    begun = stopped[0].pairs_seen
+    begun = len(pairs_in(two.run(stopped, steps=5)))
     one = Epochs(command_pairs, workers=1)
-    rest = len(pairs_in(one.run(one.streams(stopped[0].state_dict()))))
+    assert one.layout.windows != two.layout.windows
+    rest = len(pairs_in(one.run(one.streams(state_of(stopped)))))
     assert rest == pytest.approx(PAIRS - begun, abs=40), "to within a batch"
 
 
@@ -146,19 +164,20 @@ def test_the_files_that_are_read_are_those_that_are_counted(command_pairs: Path,
         pq.write_table(pairs.slice(0, rows), folder / name)
     for path, rows in ((folder, 7), (folder / "b.pq", 4)):
         store = open_pairs(str(path), "--data.train")
-        windows = windows_of(config(tmp_path, 1), store, (command_pairs / "tokenizer.model").read_bytes())
+        cut = layout_of(config(tmp_path, 1), store.rows, store.rows)
+        windows = windows_of(config(tmp_path, 1), store, cut, (command_pairs / "tokenizer.model").read_bytes())
         assert store.rows == windows.count() == rows
 
 
-def test_a_source_without_a_subword_is_read_as_unknown_and_a_row_with_a_null_is_left_out(abstracts: list[str]) -> None:
+def test_a_source_without_a_subword_is_read_as_unknown_and_a_row_with_a_null_has_no_token(abstracts: list[str]) -> None:
     normalizing = TokenizerConfig(vocabulary_size=400, normalization="nmt_nfkc")  # U+FFFD is white space to it
     tokenizer_file = train_tokenizer(abstracts[:80], normalizing)
     sources, targets = ["", "the", "\ufffd", None, "model", ""], ["a", "", "of", "in", None, ""]
     ids = TokenizePairs(tokenizer_file, longest_source=3, longest_target=2)(pa.table({"source": sources, "target": targets}))
     words, offsets = Tokenizer(tokenizer_file).encode(["the", "a", "of"])
     the, a, of = (part.tolist() for part in np.split(words, offsets[1:-1]))
-    assert ids["source"].to_pylist() == [[UNK], the[:3], [UNK], [UNK]]
-    assert ids["target"].to_pylist() == [a[:2], [], of[:2], []]
+    assert ids["source"].to_pylist() == [[UNK], the[:3], [UNK], [UNK], [], []]
+    assert ids["target"].to_pylist() == [a[:2], [], of[:2], [], [], []]
 
 
 def test_texts_are_cut_to_the_longest_that_is_learnt_from(command_pairs: Path) -> None:

@@ -1,27 +1,16 @@
-"""A report's plots, as SVG that stands in a page and takes its colours from there.
-
-Numbers alone go in, no text of documents. Matplotlib takes a while to import: whoever needs no plot does not import this.
-"""
+"""A report's plots. Numbers alone go in, no text of documents."""
 
 from __future__ import annotations
 
-import io
-import re
 from datetime import UTC, datetime
 from functools import partial
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from pipeline.inference.digest import Course, Histogram
+from pipeline.pages.plots import BAR, GRID, MARK, new_figure, svg
 
-_INK, _BAR, _MARK, _GRID = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES = {_INK: "var(--soft)", _BAR: "var(--accent)", _MARK: "var(--warn)", _GRID: "var(--line)"}
-"""What colours stand for: the page sets them, once for light and once for dark screens."""
-_INCHES = (4.3, 2.1)
 _BARS, _WINDOWS_OF_A_BAR, _FEWEST_BARS = 60, 4, 4
 _DAY_S = 86_400
 _STEPS_S = [
@@ -41,17 +30,17 @@ def throughput(course: Course) -> str | None:
     first = min(course.documents)
     rates = [course.documents.get(first + slot, 0) / course.width_s for slot in range(course.span)]
     start, seconds = first * course.width_s, course.span * course.width_s
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.bar(
-        start + np.arange(course.span) * course.width_s, rates, 0.88 * course.width_s, align="edge", color=_BAR, linewidth=0
+        start + np.arange(course.span) * course.width_s, rates, 0.88 * course.width_s, align="edge", color=BAR, linewidth=0
     )
     step = next((step for step in _STEPS_S if seconds <= _TICKS * step), seconds // _TICKS)
     axes.set_xticks(range(-(-start // step) * step, start + seconds + 1, step))
     axes.xaxis.set_major_formatter(FuncFormatter(partial(_clock, step=step, days=seconds > _DAY_S)))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.grid(axis="y", color=_GRID, linewidth=0.6)
-    return _svg(figure, "throughput")
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    return svg(figure, "throughput")
 
 
 def lengths(histogram: Histogram, limit: int, name: str) -> str | None:
@@ -67,14 +56,14 @@ def lengths(histogram: Histogram, limit: int, name: str) -> str | None:
     lowest, highest = max(0, used[0] - 1), min(len(edges) - 2, used[-1] + 1)
     bins = np.arange(lowest, highest + 1)
     left, right = np.maximum(edges[bins], 0.5), edges[bins + 1]
-    figure, axes = _figure()
+    figure, axes = new_figure()
     # Heights are documents by width on the axis, so that areas compare.
     heights = counts[bins] / np.log2(right / left)
-    axes.bar(left, heights, width=(right - left) * 0.97, align="edge", color=_BAR, linewidth=0)
+    axes.bar(left, heights, width=(right - left) * 0.97, align="edge", color=BAR, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(left[0], limit / 1.1), max(right[-1], limit * 1.1))
     axes.set_ylim(0, 1.15 * heights.max())
-    axes.axvline(limit, color=_MARK, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.axvline(limit, color=MARK, linewidth=1.2, linestyle=(0, (4, 3)))
     start, end = axes.get_xlim()
     is_left = limit < (start * end) ** 0.5
     note = axes.annotate(
@@ -85,49 +74,16 @@ def lengths(histogram: Histogram, limit: int, name: str) -> str | None:
         textcoords="offset points",
         ha="left" if is_left else "right",
         va="top",
-        color=_MARK,
+        color=MARK,
         fontsize=8,
     )
     note.set_in_layout(False)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "0"))
     axes.yaxis.set_major_locator(NullLocator())
-    return _svg(figure, name)
+    return svg(figure, name)
 
 
 def _clock(at: float, _: int, *, step: int, days: bool) -> str:
     """A time (s since 1970) in UTC, as fine as the steps are."""
     return datetime.fromtimestamp(at, UTC).strftime("%d %b %H:%M" if days else "%H:%M" if step >= 60 else "%H:%M:%S")
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_INCHES, layout="tight")
-    axes = figure.subplots()
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=8, length=2.5, width=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(_INK)
-        spine.set_linewidth(0.6)
-    return figure, axes
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an element of a page: letters stay letters, in the page's font, and ids are this plot's own."""
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", metadata=nothing)
-    text = file.getvalue()
-    text = re.sub(
-        r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL
-    )
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"| version="[\d.]+"', "", text)
-    text = re.sub(r'(?<= )id="', f'id="{name}-', text)
-    text = re.sub(r'(?<=href="#)|(?<=url\(#)', f"{name}-", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    text = re.sub(r"font-family: [^;]*; ", "", text)
-    return re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")

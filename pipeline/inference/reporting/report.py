@@ -1,21 +1,14 @@
-"""``runs/<run_id>/report.html``: what a person looks at in the morning. One file, which loads nothing and runs nothing.
+"""``runs/<run_id>/report.html``: what a person looks at in the morning.
 
     manifest, digest ── findings.py ── plots.py ── report.html.jinja ── one page
 
-Texts of documents are strangers': all that goes into the page is escaped, and the page's own policy forbids scripts and loads.
-Jinja2 and matplotlib are imported once there is a report to make, at a run's end: a job starts sooner without.
+Matplotlib is imported once there is a report to make, at a run's end: a job starts sooner without.
 """
 
 from __future__ import annotations
 
 import html
-import json
 import logging
-import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib import resources
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,12 +17,11 @@ from pipeline.inference.digest import Digest
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.publication import published, run_folder
 from pipeline.inference.reporting.findings import Before, findings, measures
+from pipeline.pages.page import flat, render_page
 from pipeline.storage import Place, in_words
 
 REPORT = "report.html"
 _LOOKED_BACK, _SHOWN_FILES = 5, 20
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 _log = logging.getLogger(__name__)
 
 
@@ -71,9 +63,6 @@ def apology(run_id: str, error: Exception) -> str:
 
 def render(manifest: Manifest, digest: Digest, before: Before | None, publishable: bool) -> str:
     """The page. before: the run to compare with. publishable: not too many were rejected."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     from pipeline.inference.reporting import plots
 
     counts, decoding = manifest.counts, manifest.decoding
@@ -82,20 +71,12 @@ def render(manifest: Manifest, digest: Digest, before: Before | None, publishabl
         "sources": plots.lengths(digest.sources, decoding["max_source_tokens"], "sources"),
         "summaries": plots.lengths(digest.summaries, decoding["max_target_tokens"], "summaries"),
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "number": lambda value: f"{value:,}",
-        "percent": lambda value: "–" if value is None else f"{value:.1%}",
-        "duration": _duration,
-        "moment": _moment,
-        "text": _readable,
-        "measured": _measured,
-        "changed": _changed,
-    }
-    template = environment.from_string(resources.files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
     found = findings(manifest, digest.unscored, before, publishable)
     decoded = counts.done - manifest.taken_over
-    return template.render(
+    return render_page(
+        "inference/reporting/report.html.jinja",
+        drawn,
+        {"measured": _measured, "changed": _changed},
         run=manifest,
         counts=counts,
         rejected=sum(counts.rejected.values()),
@@ -107,41 +88,13 @@ def render(manifest: Manifest, digest: Digest, before: Before | None, publishabl
         publishable=publishable,
         before=before,
         measures=measures(manifest.digest, before.digest if before else None),
-        plots={name: svg and Markup(svg) for name, svg in drawn.items()},
         rejects=sorted(counts.rejected.items(), key=lambda item: -item[1]),
         unread=list(manifest.unread.items())[:_SHOWN_FILES],
         input_bytes=sum(file.bytes for file in manifest.input_files),
         output_bytes=sum(file.bytes for file in manifest.output_files),
-        options=list(_flat(manifest.config)),
-        decoding=list(_flat(decoding)),
+        options=flat(manifest.config),
+        decoding=flat(decoding),
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested options as dotted names with their values, as JSON."""
-    flat = list[tuple[str, str]]()
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat += _flat(value, f"{prefix}{name}.")
-        else:
-            flat.append((prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return flat
-
-
-def _readable(text: str) -> str:
-    """Without control characters, which pages may not hold, and without a password in a URI."""
-    return _PASSWORD.sub("…@", _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02} h"
-
-
-def _moment(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _measured(value: float | None, unit: str) -> str:

@@ -1,0 +1,58 @@
+"""Plots as SVG that stands in a page and takes its colours from there.
+
+Matplotlib takes a while to import: whoever needs no plot does not import this.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, BAR, MARK, GRID, THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
+_VARIABLES = {
+    INK: "var(--soft)",
+    BAR: "var(--accent)",
+    MARK: "var(--warn)",
+    GRID: "var(--line)",
+    THIRD: "var(--good)",
+}
+"""What colours stand for: the page sets them, once for light and once for dark screens."""
+_INCHES = (4.3, 2.1)
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """An empty plot, with an axis below alone."""
+    figure = Figure(figsize=_INCHES, layout="tight")
+    axes = figure.subplots()
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=8, length=2.5, width=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(INK)
+        spine.set_linewidth(0.6)
+    return figure, axes
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an element of a page: letters stay letters, in the page's font, and ids are this plot's own."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", metadata=nothing)
+    text = file.getvalue()
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL
+    )
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"| version="[\d.]+"', "", text)
+    text = re.sub(r'(?<= )id="', f'id="{name}-', text)
+    text = re.sub(r'(?<=href="#)|(?<=url\(#)', f"{name}-", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r"font-family: [^;]*; ", "", text)
+    return re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
