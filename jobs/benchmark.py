@@ -6,6 +6,8 @@
 ``outlier``   what one long document costs the window of short ones that it is in
 ``pipeline``  a whole run beside the bare engine: documents/s
 ``scale``     what more actors give, what larger inputs cost, and what the shape of their files does
+``train``     how fast training steps are, with one worker and more, and what of the machine they take; the options are those
+              of jobs.train, and --speed
 ``workers``   whether two DDP workers learn like one with twice the batch; the options are those of jobs.train
 """
 
@@ -31,6 +33,7 @@ _BENCHMARKS = {
     "outlier": "jobs.outlier",
     "pipeline": "jobs.throughput",
     "scale": "jobs.scale",
+    "train": "jobs.training",
     "workers": "jobs.workers",
 }
 """Where each is, as a function of its name: the decoder is timed on machines without Ray, too."""

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from rich.table import Table
 
+from jobs.limits import GNMT, GNMT_VOCABULARY, device_name, forward_flops, matmul_rate, newstest_lengths, wait
 from jobs.loops import Decoded, Task, real_steps, sorted_loop, target_steps, textbook_loop
 from jobs.screen import new_console
 from jobs.texts import BenchmarkTexts
@@ -81,7 +82,7 @@ def decode(options: Sequence[str]) -> dict[str, Any]:
     rates = {precision: max(row["matmul_flops"] for row in rows if row["precision"] == precision) for precision in precisions}
     _show(rows, rates, beam)
     return {
-        "device": _name(device, config.compute.threads),
+        "device": device_name(device, config.compute.threads),
         "matmul_flops": rates,
         "rows": rows,
         "beam": beam,
@@ -103,25 +104,11 @@ def _tasks(config: DecodeBenchmark, device: torch.device) -> Iterator[Task]:
     yield Task("arxiv, 512 x 2", _random(shape, tokenizer.vocabulary_size, device), sources, bundle.decoding, titles)
 
     if config.input.gnmt_rows:
-        # Log-normal, with newstest2014's mean of about 28 and 29 subwords; a target's length follows its source's.
-        lengths = np.clip(rng.lognormal(math.log(28) - 0.125, 0.5, config.input.gnmt_rows), 2, 128).astype(np.int64)
-        targets = (
-            np.clip(lengths * 29 / 28 * rng.lognormal(-0.01, 0.15, config.input.gnmt_rows), 1, 128).round().astype(np.int64)
-        )
-        shape = ModelConfig.model_validate(
-            {
-                "hidden_size": 1024,
-                "embedding_size": 1024,
-                "layers": 4,
-                "bidirectional": False,
-                "attention": "additive",
-                "copy": False,
-            }
-        )
-        ids = rng.integers(EOS + 1, 32000, lengths.sum()).astype(np.int32)
+        lengths, targets = newstest_lengths(rng, config.input.gnmt_rows)
+        ids = rng.integers(EOS + 1, GNMT_VOCABULARY, lengths.sum()).astype(np.int32)
         sentences = Rows(ids, np.concatenate(([0], np.cumsum(lengths))))
         decoding = DecodingConfig(max_source_tokens=128, max_target_tokens=128, min_target_tokens=0, no_repeat_ngram=0)
-        yield Task("newstest2014's lengths, GNMT's shape", _random(shape, 32000, device), sentences, decoding, targets)
+        yield Task("newstest2014's lengths, GNMT's shape", _random(GNMT, GNMT_VOCABULARY, device), sentences, decoding, targets)
 
 
 def _random(shape: ModelConfig, vocabulary_size: int, device: torch.device) -> Seq2Seq:
@@ -156,7 +143,7 @@ def _beam(task: Task, config: DecodeBenchmark) -> dict[str, float]:
         for _ in range(config.compute.repeats):
             started = time.perf_counter()
             found = _found(task, engine, config, options)
-            _wait(engine.device)
+            wait(engine.device)
             taken = min(taken, time.perf_counter() - started)
         lengths = np.diff(found.offsets) + found.finished
         seconds.append(taken)
@@ -190,10 +177,10 @@ def _measure(task: Task, config: DecodeBenchmark, precisions: Sequence[str]) -> 
             name, precision = decoder
             if (turn == 0) == (name == "textbook"):
                 console.print(f"{task.name}: {name}, {precision}")
-                rates[precision] = max(rates[precision], _matmul_rate(precision, device))
+                rates[precision] = max(rates[precision], matmul_rate(precision, device))
                 started = time.perf_counter()
                 outputs[decoder] = run()
-                _wait(device)
+                wait(device)
                 seconds[decoder] = min(seconds[decoder], time.perf_counter() - started)
             elif turn == 0:
                 run()  # compiles, fills caches
@@ -230,58 +217,9 @@ def _measure(task: Task, config: DecodeBenchmark, precisions: Sequence[str]) -> 
 
 
 def _flops(task: Task, tokens: list[list[int]], tables: bool) -> float:
-    """Of the matrix products for real tokens: two for each weight and vector. tables: as the engine arranges them."""
-    c, v = task.model.config, task.model.vocabulary_size
-    e, h, ways = c.embedding_size, c.hidden_size, 2 if c.bidirectional else 1
-    gates = (4 if c.cell == "lstm" else 3) * h
-    source = ways * gates * h + (0 if tables else ways * gates * e)
-    source += (c.layers - 1) * ways * gates * (h + ways * h)
-    target = gates * h + (0 if tables else gates * e) + (c.layers - 1) * gates * 2 * h
-    width = e if c.tied_embeddings else h
-    of_position = 0
-    if c.attention != "none":
-        source += 2 * h * h if c.bidirectional else 0
-        projected = {"dot": (0, 0), "general": (0, h * h) if tables else (h * h, 0), "additive": (h * h, h * h)}[c.attention]
-        source, target = source + projected[0], target + projected[1]
-        target += 2 * h * width
-        of_position = 2 * h
-    elif width != h:
-        target += h * width
-    target += width * v
-    lengths = task.sources.lengths(task.options.max_source_tokens)
-    steps = target_steps(task, tokens)
-    return 2.0 * float(source * lengths.sum() + target * steps.sum() + of_position * (lengths * steps).sum())
-
-
-def _matmul_rate(precision: str, device: torch.device) -> float:
-    """FLOP/s of square products: the best of several sizes and tries."""
-    best = 0.0
-    for size in (1024, 2048) if device.type == "cpu" else (4096, 8192):
-        if precision == "int8":  # torch.mm knows no bytes
-            arithmetic = arithmetic_for(precision, device)
-            multiply, factor = arithmetic.product(torch.randn(size, size), None), arithmetic.zeros(size, size)
-        else:
-            weight = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
-            multiply, factor = weight.mm, weight
-        for _ in range(12):
-            started = time.perf_counter()
-            multiply(factor)
-            _wait(device)
-            best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _name(device: torch.device, threads: int) -> str:
-    return (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{torch.cpu.get_capabilities()['cpu_name']}, {threads} threads"
-    )
+    """Of the matrix products for real tokens. tables: as the engine arranges them."""
+    lengths, steps = task.sources.lengths(task.options.max_source_tokens), target_steps(task, tokens)
+    return forward_flops(task.model.config, task.model.vocabulary_size, lengths, steps, tables)
 
 
 def _show(rows: list[dict[str, Any]], rates: dict[str, float], beam: dict[str, float]) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from nodes import three_nodes
 from processes import processes_titled
 from safetensors.torch import load_file
 
@@ -34,7 +39,7 @@ def config(pairs: Path, output: Path) -> dict[str, Any]:
             "best_by": "dev_loss",
             "precision": "float32",
         },
-        "scaling": {"num_workers": 2, "threads": 1},
+        "scaling": {"num_workers": 2, "threads": 1, "max_restarts": 0},
         "output": {"path": str(output)},
     }
 
@@ -85,3 +90,85 @@ def test_kill_a_worker_and_run_again(
     [expected] = (tmp_path / "undisturbed").glob("checkpoints/checkpoint_*/bundle/model.safetensors")
     weights, expected_weights = load_file(last), load_file(expected)
     assert all(weights[name].equal(expected_weights[name]) for name in expected_weights)
+
+
+class Curve:
+    """The last record of each step, in whose course workers are killed at random, so many of them.
+
+    steps: loss and pairs seen. kills: so far.
+    """
+
+    def __init__(self, kills: int) -> None:
+        self._most, self._choice, self._due = kills, random.Random(1), 20
+        self.steps, self.kills = dict[int, tuple[float, int]](), 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "start":
+            self._due = max(self._due, record["step"] + self._choice.randint(1, 40))
+        if record["kind"] != "step":
+            return
+        self.steps[record["step"]] = record["loss"], record["pairs_seen"]
+        if record["step"] >= self._due and self.kills < self._most and len(workers := processes_titled("RayTrainWorker")) == 2:
+            os.kill(self._choice.choice(workers), signal.SIGKILL)
+            self.kills += 1
+            self._due = record["step"] + self._choice.randint(1, 40)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_workers_killed_twenty_times_leave_no_trace(
+    command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    curves = []
+    for name, kills in (("undisturbed", 0), ("killed", 20)):
+        options = config(command_pairs, tmp_path / name)
+        options["training"] |= {"max_steps": 600, "report_seconds": 0, "validate_minutes": 0.01}
+        options["scaling"] |= {"max_restarts": kills}
+        curve = Curve(kills)
+        trained = train(TrainConfig.model_validate(options), curve.add)
+        assert trained.last["step"] == 600
+        assert curve.kills == kills
+        curves.append(curve.steps)
+    undisturbed, disturbed = curves
+    assert disturbed.keys() == undisturbed.keys() == set(range(1, 601))
+    # A step's loss tells its pairs from others, and so does their number.
+    apart = [abs(disturbed[step][0] - undisturbed[step][0]) for step in undisturbed]
+    assert max(apart) < 1e-4
+    assert [pairs for _, pairs in disturbed.values()] == [pairs for _, pairs in undisturbed.values()]
+    print(f"20 kills, the losses of 600 steps at most {max(apart):.1e} nat a token apart")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_node_goes_and_comes_back(command_pairs: Path, tmp_path: Path) -> None:
+    options = config(command_pairs, tmp_path / "out")
+    options["training"] |= {"max_steps": None, "epochs": 400, "validate_minutes": 0.05, "report_seconds": 1}
+    options["scaling"] |= {"num_workers": 3, "min_workers": 1, "placement": "SPREAD", "max_restarts": 5}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(options))
+    with three_nodes(cpus=2) as cluster:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "jobs.train", "--config", str(tmp_path / "train.yaml")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **cluster.environment, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
+        )
+        assert job.stdout is not None
+        told, groups = [], []
+        for line in job.stdout:
+            told.append(line)
+            if found := re.search(r"on (\d) × cpu", line):
+                groups.append(int(found[1]))
+            if "dev loss" in line and groups == [3]:
+                cluster.nodes.pop().kill()
+                groups.append(-1)
+            if "dev loss" in line and groups == [3, -1, 2]:
+                cluster.start_node()
+                groups.append(-1)
+        assert job.wait() == 0, "".join(told)
+    assert [group for group in groups if group > 0] == [3, 2, 3], "".join(told)
+    records = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
+    pairs = pq.read_table(command_pairs / "train").num_rows
+    assert records[-1]["pairs_seen"] == 400 * pairs
+    assert records[-1]["exact_match"] > 90

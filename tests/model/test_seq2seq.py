@@ -9,13 +9,13 @@ import pytest
 import torch
 from random_models import SHAPES, name_of, needs_bfloat16, random_model, rows_of
 from reference import Reference
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import BOS, EOS
+from pipeline.config import BOS, EOS, ModelConfig
 from pipeline.model import seq2seq
 from pipeline.model.batching import PairBatch
-from pipeline.model.seq2seq import Objective, Seq2Seq
+from pipeline.model.seq2seq import Dropout, Objective, Seq2Seq
 
 VOCABULARY = 80
 LAST_COLUMNS = [f"weight_ih_l0{direction}" for direction in ("", "_reverse")]
@@ -220,6 +220,49 @@ def test_coverage_is_what_attention_gives_again() -> None:
 def test_dropout_is_of_training_alone() -> None:
     model, batch = random_model({**EVERYTHING[0], "dropout": 0.5}, VOCABULARY), batch_of(*pairs())
     assert torch.equal(nll(model, batch), nll(model, batch))
+    model.train()
+    assert not torch.equal(nll(model, batch), nll(model, batch))
+
+
+def test_variational_dropout_drops_the_same_units_at_each_step() -> None:
+    torch.manual_seed(1)
+    config = ModelConfig(dropout=0.5, variational_dropout=True)
+    dropped = Dropout(config)(torch.ones(6, 50, 40))
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped)), "alike at all steps"
+    assert not torch.equal(dropped[0], dropped[1]), "but not in all rows"
+    assert dropped.unique().tolist() == [0.0, 2.0]
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_recurrent_dropout_is_that_of_the_weights_from_step_to_step(cell: str) -> None:
+    """Against torch's own layers whose weights have lost the same numbers."""
+    options = {"cell": cell, "layers": 2, "bidirectional": True, "copy": True, "attention": "general", "dropout": 0.0}
+    model = random_model({**options, "recurrent_dropout": 0.5}, VOCABULARY).train()
+    batch = batch_of(*pairs())
+    torch.manual_seed(5)
+    loss = nll(model, batch)
+    loss.backward()
+    whole = random_model({**options, "recurrent_dropout": 0.0}, VOCABULARY)
+    whole.load_state_dict(model.state_dict())
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for recurrence in (*model.encoder.layers, model.decoder.recurrence):
+            assert isinstance(recurrence, nn.RNNBase)
+            for weights in recurrence.all_weights:
+                weights[1].copy_(F.dropout(weights[1], 0.5))
+        whole.load_state_dict(model.state_dict())
+    assert loss.item() == pytest.approx(nll(whole, batch).item(), rel=1e-5)
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [{"variational_dropout": True}, {"recurrent_dropout": 0.3}])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_other_dropout_is_of_training_alone_and_leaves_the_parameters_their_names(cell: str, kind: dict[str, Any]) -> None:
+    shape = {"cell": cell, "layers": 2, "bidirectional": True, "dropout": 0.3}
+    model, plain, batch = random_model({**shape, **kind}, VOCABULARY), random_model(shape, VOCABULARY), batch_of(*pairs())
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(nll(model, batch), nll(plain, batch))
     model.train()
     assert not torch.equal(nll(model, batch), nll(model, batch))
 

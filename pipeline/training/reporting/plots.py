@@ -32,7 +32,7 @@ def curves(series: dict[str, Curve], name: str) -> str | None:
             steps, values, color=colour, linewidth=1.2, marker="o" if len(steps) < 30 else None, markersize=2.2, label=label
         )
     lowest, highest = np.percentile(np.concatenate([values for _, values in drawn.values()]), _ROBUST)
-    room = 0.06 * (highest - lowest) or 0.5
+    room = 0.06 * (highest - lowest) or abs(highest) / 2 or 0.5
     axes.set_ylim(lowest - room, highest + room)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
