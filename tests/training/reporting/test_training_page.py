@@ -51,7 +51,16 @@ def page(of: list[dict[str, Any]], is_finished: bool = True) -> str:
 
 def test_figures_curves_and_samples_are_there() -> None:
     text = page(records())
-    for shown in ("<b>30.0</b>", "ROUGE-1 35.0, ROUGE-2 15.0; step 40", "Finished", "1,234", "1,000", "after 20", "after 40", "training.learning_rate"):
+    for shown in (
+        "<b>30.0</b>",
+        "ROUGE-1 35.0, ROUGE-2 15.0; step 40",
+        "Finished",
+        "1,234",
+        "1,000",
+        "after 20",
+        "after 40",
+        "training.learning_rate",
+    ):
         assert shown in text
     assert text.count("<svg") == 5
     assert "things to look at" not in text
