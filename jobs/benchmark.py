@@ -4,6 +4,7 @@
 ``driver``    what a run of millions of files and windows asks of its driver, without the run
 ``nights``    what a second night costs of whose documents few are new
 ``outlier``   what one long document costs the window of short ones that it is in
+``pairs``     what a training of more pairs holds in memory; the options are those of jobs.train, and --sizes
 ``pipeline``  a whole run beside the bare engine: documents/s
 ``scale``     what more actors give, what larger inputs cost, and what the shape of their files does
 ``train``     how fast training steps are, with one worker and more, and what of the machine they take; the options are those
@@ -31,6 +32,7 @@ _BENCHMARKS = {
     "driver": "jobs.driver",
     "nights": "jobs.nights",
     "outlier": "jobs.outlier",
+    "pairs": "jobs.pairs",
     "pipeline": "jobs.throughput",
     "scale": "jobs.scale",
     "train": "jobs.training",

@@ -7,7 +7,6 @@ most that was seen of any one: Ray's store of objects, which all processes map, 
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -15,21 +14,19 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import Field
 from rich.table import Table
 
 from jobs.screen import new_console
 from jobs.stores import ROWS_OF_A_GROUP, whole_run, write_store
 from jobs.texts import BenchmarkTexts, told
+from jobs.watching import watched
 from pipeline.config import DecodingOverrides, ModelPath, Positive, Resources
 from pipeline.inference.manifest import Manifest
-from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.options import JobConfig, Section, load_config
 
 console = new_console()
 _FILES = 8
-_LOOK_EVERY_S = 0.5
 
 
 class ScaleInput(BenchmarkTexts):
@@ -140,45 +137,6 @@ def _store(texts: Sequence[str], rows: int, files: int, rows_of_a_group: int = R
 
 def _watched_run(config: ScaleBenchmark, store: Path, output: Path) -> tuple[Manifest, dict[str, int]]:
     """A run whose driver, and whose Ray, is this process's own: nothing of another run, or of making the store, is in it."""
-    with _watched() as peaks:
+    with watched() as peaks:
         run = whole_run(store, output, config.model, config.resources, config.decoding)
     return run, peaks
-
-
-@contextmanager
-def _watched() -> Iterator[dict[str, int]]:
-    """The most bytes of its own that a process of each role held while the block ran, filled in as it runs."""
-    peaks: dict[str, int] = {}
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(_LOOK_EVERY_S):
-            for role, held in _held():
-                peaks[role] = max(peaks.get(role, 0), held)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peaks
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def _held() -> Iterator[tuple[str, int]]:
-    """Role and bytes of this process and of each of Ray's."""
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            memory, title = process.memory_info(), " ".join(process.cmdline())
-        except psutil.Error:  # it has ended
-            continue
-        yield _role(process, title), memory.rss - getattr(memory, "shared", 0)
-
-
-def _role(process: psutil.Process, title: str) -> str:
-    """By the title that Ray gives a process: what it does now, or has done if it waits. A census is a task too."""
-    if process.pid == psutil.Process().pid:
-        return "driver"
-    if SummarizeWindow.__name__ in title:
-        return "actor"
-    return "task" if title.startswith("ray::") else "of Ray's own"

@@ -111,3 +111,35 @@ def test_decoders_write_the_same_and_their_figures_are_whole(benchmark: Callable
     assert beam["beam_size"] == 5
     assert beam["worth_less_than_greedy"] == 0 < beam["worth_more_than_greedy"]
     assert 0.05 < beam["ratio_greedy"] < 1
+
+
+@pytest.fixture
+def small_training(command_pairs: Path) -> list[str]:
+    data = {"train": command_pairs / "train", "dev": command_pairs / "dev", "tokenizer": command_pairs / "tokenizer.model"}
+    sizes = {"model.embedding_size": 16, "model.hidden_size": 16, "training.precision": "float32", "training.token_budget": 200}
+    options = {**{f"data.{name}": path for name, path in data.items()}, **sizes, "scaling.threads": 1}
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def test_training_steps_with_and_without_an_exchange(
+    benchmark: Callable[..., int], tmp_path: Path, small_training: list[str]
+) -> None:
+    few = ("--speed.steps", "2", "--speed.repeats", "1", "--speed.workers", "[1,2]")
+    assert benchmark("train", "--json", str(tmp_path / "figures.json"), *small_training, *few) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    one, two = figures["rows"]
+    assert (one["workers"], two["workers"]) == (1, 2)
+    assert one["gradient_bytes"] == 4 * one["parameters"]
+    for row in (one, two):
+        assert row["exchange_share"] == pytest.approx(1 - row["tokens_per_s"] / row["tokens_per_s_apart"])
+        assert 0 < row["share_of_rate"] < 1
+    shares = figures["projected_efficiency"]["25 Gbit/s"]
+    assert 0 < shares["64"] < shares["2"] < 1
+
+
+@pytest.mark.faults
+def test_what_more_pairs_hold_in_memory(benchmark: Callable[..., int], tmp_path: Path, small_training: list[str]) -> None:
+    assert benchmark("pairs", "--json", str(tmp_path / "figures.json"), *small_training, "--sizes.rows", "[300,900]") == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["pairs"] for row in figures["rows"]] == [300, 900]
+    assert all(row["peak_bytes"].keys() >= {"driver", "worker"} for row in figures["rows"])

@@ -116,7 +116,7 @@ def test_more_workers_than_fit_are_refused(run: Train, tmp_path: Path, monkeypat
     assert "--scaling.num_workers" in err
 
 
-@pytest.mark.parametrize("name", ["train", "train.arxiv", "train.scan", "train.tatoeba"])
+@pytest.mark.parametrize("name", ["train", "train.arxiv", "train.arxiv.gpu", "train.scan", "train.tatoeba"])
 def test_the_shipped_configurations_are_valid(name: str) -> None:
     config = load_config(TrainConfig, "train", ["--config", str(CONFIGS / f"{name}.yaml")])
     if name == "train":
