@@ -97,7 +97,7 @@ def opennmt(given: argparse.Namespace, python: Path, input_feed: bool) -> dict[s
     }
     options = {
         "data": corpus, "src_vocab": vocabulary, "tgt_vocab": vocabulary, "share_vocab": True, "save_data": str(work),
-        "overwrite": True, "n_sample": -1, "save_model": model, "encoder_type": "rnn", "decoder_type": "rnn",
+        "overwrite": True, "save_model": model, "encoder_type": "rnn", "decoder_type": "rnn",
         "rnn_type": "LSTM", "hidden_size": SIZE, "word_vec_size": SIZE, "layers": LAYERS, "dropout": [DROPOUT],
         "global_attention": "general", "input_feed": int(input_feed), "share_embeddings": True,
         "share_decoder_embeddings": True, "optim": "adam", "learning_rate": RATE, "adam_beta2": BETA2, "max_grad_norm": CLIP,
@@ -108,7 +108,7 @@ def opennmt(given: argparse.Namespace, python: Path, input_feed: bool) -> dict[s
     (work / "train.yaml").write_text(yaml.safe_dump(options))
     single = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     commands = python.parent
-    run([commands / "onmt_build_vocab", "-config", work / "train.yaml"], single)
+    run([commands / "onmt_build_vocab", "-config", work / "train.yaml", "-n_sample", -1], single)  # of all pairs
     log = run([commands / "onmt_train", "-config", work / "train.yaml"], single)
     hypotheses = work / "hypotheses"
     run([

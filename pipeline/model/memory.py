@@ -39,9 +39,9 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TOP_PAD_": f"{64 * 2**20}",
     "MALLOC_ARENA_MAX": "1",
 }
-"""Environment of a process that decodes on a CPU. glibc gives a large array back to the kernel when it is freed, which then
-clears every page of the next step's, a fifth of the time; these have it kept, in one pool for all threads, lest each keep as
-much."""
+"""Environment of a process that decodes or learns on a CPU. glibc gives a large array back to the kernel when it is freed, and
+the kernel then clears every page of the next step's, a fifth of the time; these have it kept, in one pool for all threads, lest
+each keep as much."""
 
 
 class Budget:

@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import cluster
 from pipeline.config import ScalingSection, TrainConfig
 from pipeline.errors import Stopped, UserError
+from pipeline.model.memory import KEEP_FREED_MEMORY
 from pipeline.storage import place
 from pipeline.text.pair_store import PairStore, open_pairs, pair_texts
 from pipeline.text.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ def _run_workers(
                     resources_per_worker=resources,
                     placement_strategy=scaling.placement,
                 ),
-                run_config=_run_config(config, folder, records),
+                run_config=_run_config(config, folder, records, use_gpu="GPU" in resources),
                 datasets={TRAIN: windows_of(config, data.train, layout, data.tokenizer_file)},
                 dataset_config=InTurn(),
             ).fit()
@@ -178,13 +179,14 @@ class _Listener(ray.train.UserCallback):
                 raise failure
 
 
-def _run_config(config: TrainConfig, folder: TrainingFolder, records: Queue) -> ray.train.RunConfig:
+def _run_config(config: TrainConfig, folder: TrainingFolder, records: Queue, use_gpu: bool) -> ray.train.RunConfig:
     by = config.training.best_by
-    return ray.train.RunConfig(
+    return ray.train.RunConfig(  # type: ignore[call-arg]  # typed as it was before Ray Train's second version
         name=CHECKPOINTS,
         storage_path=folder.root.path,
         storage_filesystem=folder.root.filesystem,
-        callbacks=[_Listener(records)],  # type: ignore[list-item]  # typed as those of Ray Train before
+        worker_runtime_env={} if use_gpu else {"env_vars": KEEP_FREED_MEMORY},
+        callbacks=[_Listener(records)],  # type: ignore[list-item]
         failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
         checkpoint_config=ray.train.CheckpointConfig(
             num_to_keep=1,  # by score; the last one is always kept too
