@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 NO_ATTENTION = {"model.attention": "none", "model.copy": "false"}
 ATTENTION = {"model.copy": "false"}
@@ -25,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention, copying": COPY,
     "… and coverage 0.5": {"training.coverage": 0.5},
     "… and label smoothing 0.1": {"training.label_smoothing": 0.1},
-    "… and averaged weights, 0.999": {"training.average": 0.999},
+    "… and averaged weights, 0.999": {"training.ema_decay": 0.999},
     "… and variational dropout": {"model.variational_dropout": "true"},
     "… and recurrent dropout 0.2": {"model.recurrent_dropout": 0.2},
 }
@@ -35,14 +37,19 @@ _BEAMS, _ROUGE = (1, 5), ("rouge1", "rouge2", "rougeL")
 def main() -> None:
     """Train and evaluate each, and print and write the figures; what is written already is not done again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="of a training, whose steps and workers do not count")
+    parser.add_argument(
+        "--config",
+        type=lambda name: Path(name).absolute(),
+        required=True,
+        help="of a training, whose steps and workers do not count",
+    )
     parser.add_argument("--steps", type=int, default=1000, help="of each training")
     parser.add_argument("--work", type=Path, default=ROOT / "prepared/ablation", help="for what is trained")
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     given = parser.parse_args()
     figures: dict[str, Any] = json.loads(given.json.read_text()) if given.json.exists() else {}
     for number, (name, options) in enumerate(VARIANTS.items()):
-        if name not in figures:
+        if name not in figures or figures[name]["steps"] != given.steps:
             figures[name] = measure(given, given.work / str(number), options)
             given.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
         print(
@@ -66,7 +73,7 @@ def measure(given: argparse.Namespace, output: Path, options: dict[str, Any]) ->
         "epochs": records[-1]["epoch"],
         "tokens_per_s": speeds[len(speeds) // 2],
     }
-    dev = next(line.split(":")[1].strip() for line in Path(given.config).read_text().splitlines() if line.startswith("  dev:"))
+    dev = yaml.safe_load(given.config.read_text())["data"]["dev"]
     for beam in _BEAMS:
         decoding = {"decoding.beam_size": beam, "output.path": output / "evaluation.json"}
         job("evaluate", *words({"model.path": output / "bundle", "input.path": dev, **decoding}))

@@ -28,9 +28,8 @@ def main() -> int:
     trained = train(config, on_record)
     log.finish()
     if trained.was_finished:
-        console.print(
-            f"finished already, {_reached(trained.last)}; to go on, raise --training.epochs, max_minutes or max_steps"
-        )
+        bounds = "patience" if trained.ran_out else "epochs, max_minutes or max_steps"
+        console.print(f"finished already, {_reached(trained.last)}; to go on, raise --training.{bounds}")
     console.print(f"trained: {trained.bundle}")
     options = ["--model.path", trained.bundle, "--input.path", config.data.dev]
     console.print(f"next: python -m jobs.evaluate {shlex.join(options)}")
@@ -49,7 +48,7 @@ def _line(record: dict[str, Any]) -> str:
         where = f"{record['workers']} × {record['device']}"
         return f"training {record['parameters']:,} parameters in {record['precision']} on {where}{since}"
     if record["kind"] == "fault":
-        return f"step {record['step']}: {record['fault']}; weights and optimizer go back to the last checkpoint"
+        return f"step {record['step']}: {record['fault']}; rolled back to the last checkpoint, or the start"
     at = f"{record['minutes']:6.1f} min  epoch {record['epoch']:6.2f}  step {record['step']:6d}"
     if record["kind"] == "validation":
         return (

@@ -12,6 +12,7 @@ Neither Ray nor files are in what is timed: ``python -m jobs.benchmark workers``
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from jobs.limits import GNMT, GNMT_VOCABULARY, device_name, forward_flops, matmu
 from jobs.screen import new_console
 from pipeline.config import EOS, ModelConfig, Positive, TrainConfig
 from pipeline.model.batching import PairBatch, Rows, pair_batches
+from pipeline.model.memory import KEEP_FREED_MEMORY
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.options import Section, load_config
 from pipeline.storage import place
@@ -67,7 +69,7 @@ def train(options: Sequence[str]) -> dict[str, Any]:
     _show(found)
     alone = next((each for each in found if each["workers"] == 1), None)
     return {
-        "device": device_name(torch.device(config.speed.device), config.scaling.threads or 1),
+        "device": device_name(torch.device(config.speed.device), _threads(config, 1)),
         "config": config.model_dump(mode="json", by_alias=True),
         "rows": found,
         "projected_efficiency": _projected(alone) if alone else None,
@@ -76,6 +78,8 @@ def train(options: Sequence[str]) -> dict[str, Any]:
 
 def _measure(config: TrainBenchmark, workers: int) -> dict[str, Any]:
     """What so many workers reach, over all of them."""
+    if config.speed.device == "cpu":
+        os.environ.update(KEEP_FREED_MEMORY)  # which a process heeds that starts from here on, as a training's workers do
     with tempfile.TemporaryDirectory() as folder:
         spawn(_work, args=(workers, config.model_dump_json(by_alias=True), folder), nprocs=workers)  # type: ignore[no-untyped-call]
         each = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(workers)]
@@ -96,7 +100,7 @@ def _measure(config: TrainBenchmark, workers: int) -> dict[str, Any]:
 def _work(rank: int, workers: int, settings: str, folder: str) -> None:
     """One process: writes what it measured to a file of its rank's name."""
     config = TrainBenchmark.model_validate_json(settings)
-    torch.set_num_threads(config.scaling.threads or 1)
+    torch.set_num_threads(_threads(config, workers))
     device = torch.device(config.speed.device, rank) if config.speed.device == "cuda" else torch.device(config.speed.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -104,15 +108,15 @@ def _work(rank: int, workers: int, settings: str, folder: str) -> None:
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     shape, vocabulary_size, batches = _gnmt(config, rank) if config.speed.gnmt else _real(config, rank, workers)
     torch.manual_seed(config.training.seed)
-    learners = {
-        name: Learner(
-            Seq2Seq(shape, vocabulary_size).to(device), config.training, device, distributed, config.scaling.compress_gradients
-        )
-        for name, distributed in (("together", workers > 1), ("apart", False))
-    }
+    learners: dict[str, Learner] = {}
+    peak_bytes = None
+    for name, distributed in (("together", workers > 1), ("apart", False)):
+        model = Seq2Seq(shape, vocabulary_size).to(device)
+        learners[name] = Learner(model, config.training, device, distributed, config.scaling.compress_gradients)
+        _learn(learners[name], batches, _WARM_STEPS)
+        if device.type == "cuda" and name == "together":
+            peak_bytes = torch.cuda.max_memory_allocated()
     seconds: dict[str, list[float]] = {name: [] for name in learners}
-    for learner in learners.values():
-        _learn(learner, batches, _WARM_STEPS)
     for _ in range(config.speed.repeats):  # in turn, so that both meet the same neighbours on the machine
         for name, learner in learners.items():
             dist.barrier()
@@ -121,7 +125,6 @@ def _work(rank: int, workers: int, settings: str, folder: str) -> None:
             wait(device)
             seconds[name].append(time.perf_counter() - started)
     taken = {name: float(np.median(times)) for name, times in seconds.items()}
-    model = learners["together"].model
     precision = str(learners["together"].dtype).removeprefix("torch.")
     dist.barrier()
     figures = {
@@ -133,10 +136,15 @@ def _work(rank: int, workers: int, settings: str, folder: str) -> None:
         "precision": precision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **_exchange(model, device, config.scaling.compress_gradients),
-        "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+        "peak_bytes": peak_bytes,
     }
     (Path(folder) / str(rank)).write_text(json.dumps(figures))
     dist.destroy_process_group()
+
+
+def _threads(config: TrainBenchmark, workers: int) -> int:
+    """Of each, as in a training."""
+    return config.scaling.threads or max(1, (os.cpu_count() or 1) // workers)
 
 
 def _learn(learner: Learner, batches: Sequence[PairBatch], steps: int) -> tuple[int, float]:

@@ -184,7 +184,7 @@ class TrainingConfig(Section):
     )
     max_steps: Positive | None = Field(None, description="end after this many optimizer steps at the latest")
     token_budget: Positive = Field(8192, description="padded source + target tokens of a batch, in each worker")
-    accumulate: Positive = Field(
+    gradient_accumulation: Positive = Field(
         1, description="batches of each worker that a step learns from, one after another: for more than memory has room for"
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak rate of Adam")
@@ -199,13 +199,13 @@ class TrainingConfig(Section):
     coverage: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the loss by which attention goes where it has not been (See et al. 2017); needs attention"
     )
-    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="validate and keep a running average of the weights, of which each step keeps this share, such as 0.999",
+        description="validate and keep a moving average of the weights, of which each step keeps this share; 0: none",
     )
-    leap: Annotated[float, Field(gt=0)] | None = Field(
+    max_loss_rise: Annotated[float, Field(gt=0)] | None = Field(
         1.0,
-        description="go back to the last checkpoint where the loss of 100 steps is so far above its lowest (nat a token)",
+        description="roll back to the last checkpoint where the loss of 100 steps is so far above its lowest (nat a token)",
     )
     precision: Precision = Field("auto", description="auto: bfloat16 where the device computes in it, else float32")
     seed: Annotated[int, Field(ge=0)] = Field(1, description="of the weights, dropout and order")

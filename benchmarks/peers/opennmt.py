@@ -16,6 +16,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -116,10 +117,10 @@ def opennmt(given: argparse.Namespace, python: Path, input_feed: bool) -> dict[s
         "-output", hypotheses, "-beam_size", 1, "-max_length", _LONGEST, "-batch_size", 64,
     ], single)  # fmt: skip
     tokenizer = SentencePieceProcessor(model_file=str(given.pairs / "tokenizer.model"))
-    texts = [tokenizer.decode(line.split()) for line in hypotheses.read_text().splitlines()]
-    # Each report is of the steps since the last; the first has what warms up.
+    texts = [tokenizer.decode(line.split()) for line in hypotheses.read_text().rstrip("\n").split("\n")]
+    # Each report is of as many steps since the last, and so of about as many tokens; the first has what warms up.
     speeds = [int(source) + int(target) for step, source, target in _SPEED.findall(log) if int(step) > _REPORT_STEPS]
-    return {"tokens_per_s": sum(speeds) / len(speeds), "bleu": bleu(given, texts), "options": options}
+    return {"tokens_per_s": harmonic_mean(speeds), "bleu": bleu(given, texts), "options": options}
 
 
 def nightshift(given: argparse.Namespace, precision: str) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def nightshift(given: argparse.Namespace, precision: str) -> dict[str, Any]:
 
 def bleu(given: argparse.Namespace, hypotheses: list[str]) -> float:
     """Of the test sentences."""
-    references = (given.work / "references").read_text().splitlines()
+    references = (given.work / "references").read_text().rstrip("\n").split("\n")
     return float(sacrebleu.corpus_bleu(hypotheses, [references]).score)
 
 

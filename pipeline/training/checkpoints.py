@@ -1,7 +1,7 @@
 """What a training leaves in its output folder: checkpoints to go on from, and the bundle of the best one.
 
     <output>/config.yaml     the configuration of the last start
-    <output>/train.jsonl     the records that jobs.train has shown, up to the last checkpoint
+    <output>/train.jsonl     the records that jobs.train has shown; written when a checkpoint is kept
     <output>/training.html   the same for people (reporting/), and tensorboard/ for TensorBoard
     <output>/identity.json   network and tokenizer, which must stay the same
     <output>/run_id          the run that may write checkpoints: the one that was started last
@@ -75,8 +75,12 @@ class Lease:
     run_id: str
 
     def check(self) -> None:
-        """Raises UserError if another run was started."""
-        if self.file.read().decode() != self.run_id:
+        """Raises UserError if another run was started, and OSError, which a restart may mend, if that cannot be known."""
+        try:
+            holder = self.file.read().decode()
+        except UserError as error:
+            raise OSError(str(error)) from None
+        if holder != self.run_id:
             raise UserError(
                 f"another run has been started that writes to {self.file.uri.removesuffix('/run_id')}; this one ends"
             )

@@ -46,11 +46,15 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """A training that has reached its end. last: record of its last validation. was_finished: it had been there before."""
+    """A training that has reached its end. last: record of its last validation. was_finished: it had been there before.
+
+    ran_out: of patience, not of what else bounds it.
+    """
 
     bundle: str
     last: Record
     was_finished: bool
+    ran_out: bool
 
 
 def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
@@ -58,7 +62,7 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
 
     Args:
         on_record: called with each record: of rows that are no pairs, if there are any, and from the workers when they
-            start, every few seconds, and at a validation.
+            start, every few seconds, where they roll back, and of each validation once its checkpoint is kept.
 
     Raises:
         UserError: the data, the tokenizer, the output folder or an option is not usable.
@@ -75,11 +79,11 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
             on_record({"kind": "skipped", "step": 0, "at": time.time(), **data.skipped})
         lease = folder.take_over()
         cluster.connect()
-        _run_workers(config, data, folder, lease, on_record)
+        _run_workers(config, data, folder, lease, on_record, kept.last_metrics["layout"] if kept else None)
         kept = folder.kept()
     assert kept is not None, "workers end with a checkpoint"
     folder.write_bundle(kept, data.pairs)
-    return Trained(folder.bundle.uri, kept.last_metrics, was_finished)
+    return Trained(folder.bundle.uri, kept.last_metrics, was_finished, _ran_out(config, kept.last_metrics))
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,26 @@ def _read_data(config: TrainConfig) -> _Data:
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
+    return _ran_out(config, last) or share_done(config.training, last["epoch"], last["minutes"], last["step"]) >= 1.0
+
+
+def _ran_out(config: TrainConfig, last: Record) -> bool:
     patience = config.training.patience
-    if patience is not None and last["validations_since_best"] >= patience:
-        return True
-    return share_done(config.training, last["epoch"], last["minutes"], last["step"]) >= 1.0
+    return patience is not None and last["validations_since_best"] >= patience
 
 
 def _run_workers(
-    config: TrainConfig, data: _Data, folder: TrainingFolder, lease: Lease, on_record: Callable[[Record], None]
+    config: TrainConfig,
+    data: _Data,
+    folder: TrainingFolder,
+    lease: Lease,
+    on_record: Callable[[Record], None],
+    layout_before: dict[str, int] | None,
 ) -> None:
     """From the first step, or the last checkpoint, to the end."""
     scaling = config.scaling
     resources, threads = _resources(scaling)
-    layout = layout_of(config, data.train.rows, data.pairs)
+    layout = layout_of(config, data.train.rows, data.pairs, layout_before)
     # On the driver's own node: wherever else a queue is, it can be lost while the driver and the workers live on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     records = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})

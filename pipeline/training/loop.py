@@ -62,7 +62,7 @@ class Learner:
         compress: exchange gradients with them in bfloat16.
 
     Attributes:
-        average: what is validated and kept: ``model``, or a running average of its weights.
+        average: what is validated and kept: ``model``, or a moving average of its weights.
 
     Raises:
         UserError: the device does not compute in the precision asked for.
@@ -77,7 +77,7 @@ class Learner:
         compress: bool = False,
     ) -> None:
         self.model = model
-        self.average = copy.deepcopy(model).requires_grad_(False) if config.average else model
+        self.average = _copy_of(model) if config.ema_decay else model
         self.config = config
         self.device = device
         self.steps = 0
@@ -154,18 +154,18 @@ class Learner:
     def _take_into_average(self) -> None:
         """Take the weights into their average, of which little is kept at first, as it is of weights before learning."""
         if self.average is not self.model:
-            kept = min(self.config.average, (1 + self.steps) / (10 + self.steps))
-            for average, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(weight, 1 - kept)
+            decay = min(self.config.ema_decay, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
     def remember(self) -> None:
-        """Keep weights and optimizer as they are, in the CPU's memory, for ``go_back``."""
+        """Keep weights and optimizer as they are, in the CPU's memory, for ``roll_back``."""
         self._remembered = _on_cpu({"average": self.average.state_dict(), **self.state_dict()})
 
-    def go_back(self) -> None:
+    def roll_back(self) -> None:
         """Take weights and optimizer back to where ``remember`` saw them; steps are counted on."""
-        self.average.load_state_dict(self._remembered["average"])
-        self.load_state_dict({**self._remembered, "steps": self.steps})
+        state = _on_cpu(self._remembered)  # a copy: what a CPU's optimizer loads it goes on to change
+        self.average.load_state_dict(state["average"])
+        self.load_state_dict({**state, "steps": self.steps})
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
         """Values, on the CPU, summed over all workers."""
@@ -197,8 +197,17 @@ class Learner:
         if self.average is not self.model:
             self.model.load_state_dict(state.get("weights", self.average.state_dict()))
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # none of a training in another precision
+            self._scaler.load_state_dict(state["scaler"])
         self.steps = state["steps"]
+
+
+def _copy_of(model: Seq2Seq) -> Seq2Seq:
+    twin = copy.deepcopy(model).requires_grad_(False)
+    for module in twin.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # side by side in memory, as cuDNN wants them
+    return twin
 
 
 def _with_last(batches: Sequence[PairBatch | None]) -> Iterator[tuple[PairBatch | None, bool]]:

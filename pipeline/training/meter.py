@@ -49,20 +49,19 @@ class Meter:
 
     Args:
         minutes, progress: where the training stands.
-        leap: how far a stretch's loss may be above the lowest one's (nat a token); None: as far as it will.
+        max_rise: how far a stretch's loss may be above the lowest one's (nat a token); None: as far as it will.
     """
 
     learner: Learner
     minutes: float
     progress: float
-    leap: float | None
-    _lowest: float = math.inf
-    _stretch_nll: float = 0.0
-    _stretch_tokens: int = 0
-    _stretch_steps: int = 0
+    max_rise: float | None
+    _lowest: float = field(init=False, default=math.inf)
+    _remembered: float | None = field(init=False, default=None)
     _since: _Sum = field(init=False)
 
     def __post_init__(self) -> None:
+        self._begin_stretch()
         self._since = self._nothing()
 
     def add(self, step: Step, totals: Totals, waited_s: float) -> None:
@@ -96,7 +95,10 @@ class Meter:
         self.minutes, self.progress, self._since = minutes, progress, self._nothing()
 
     def fault(self) -> str | None:
-        """What is wrong with the losses up to the last record; None if nothing is."""
+        """What is wrong with the losses up to the last record; None if nothing is.
+
+        A rise is none before there is a checkpoint to go back to: the losses of a training's first steps say little.
+        """
         if not math.isfinite(self._stretch_nll):  # as it is in the step after one whose gradient was no number
             self._begin_stretch()
             return "the loss is not a number"
@@ -104,10 +106,19 @@ class Meter:
             return None
         mean = self._stretch_nll / self._stretch_tokens
         self._begin_stretch()
-        if self.leap is not None and mean > self._lowest + self.leap:
-            return f"the loss has leapt from {self._lowest:.3f} to {mean:.3f} nat a token"
+        if self.max_rise is not None and self._remembered is not None and mean > self._lowest + self.max_rise:
+            return f"the loss has risen from {self._lowest:.3f} to {mean:.3f} nat a token"
         self._lowest = min(self._lowest, mean)
         return None
+
+    def remember(self) -> None:
+        """A checkpoint is kept here, which ``roll_back`` goes back to."""
+        self._remembered = self._lowest
+
+    def roll_back(self) -> None:
+        """The weights are those of the last checkpoint again: losses since then are none of theirs."""
+        self._lowest = math.inf if self._remembered is None else self._remembered
+        self._begin_stretch()
 
     def _begin_stretch(self) -> None:
         self._stretch_nll, self._stretch_tokens, self._stretch_steps = 0.0, 0, 0

@@ -9,8 +9,8 @@ What is promised about order:
 - A checkpoint knows how many pairs of each window have been learnt. Whoever goes on, with as many workers or with fewer or
   more, gets the window's batches after those: none comes twice in the epoch, and none is left out. With as many workers
   they are the very batches that each would have got undisturbed.
-- Where files, Ray version, seed, ``window_rows``, ``token_budget`` or ``scaling.num_workers`` have changed, so have batches or
-  windows: then as many pairs are passed over as were learnt, to within a batch a window.
+- Where files, Ray version, seed, ``window_rows`` or ``token_budget`` have changed, so have batches or windows: then as many
+  pairs are passed over as were learnt, to within a batch a window.
 - Passing over costs reading and tokenizing, in the background, but no learning.
 """
 
@@ -42,9 +42,9 @@ class PairStream:
         self._shard, self._config, self._layout, self._rank, self._workers = shard, config, layout, rank, workers
         self._epoch = self._pairs_in_epoch = 0
         # Pairs learnt in this epoch, of each window: where it was begun from here, and since then by this worker.
-        self._learnt_before = torch.zeros(layout.windows, dtype=torch.int64)
-        self._learnt = torch.zeros_like(self._learnt_before)
-        self._given: list[tuple[int, int]] = []
+        self._learnt_at_start = torch.zeros(layout.windows, dtype=torch.int64)
+        self._learnt = torch.zeros_like(self._learnt_at_start)
+        self._pending: list[tuple[int, int]] = []
 
     @property
     def pairs_seen(self) -> int:
@@ -63,37 +63,37 @@ class PairStream:
     def advance(self, pairs: int) -> None:
         """Count a step that all workers took with the batches they were given since the last, so many pairs together."""
         self._pairs_in_epoch += pairs
-        for window, own in self._given:
+        for window, own in self._pending:
             self._learnt[window] += own
-        self._given = []
+        self._pending = []
 
     def end_epoch(self) -> None:
         """Count the epoch as done: no worker has a batch left of it."""
         self._epoch += 1
         self._pairs_in_epoch = 0
-        self._learnt_before.zero_()
+        self._learnt_at_start.zero_()
         self._learnt.zero_()
 
     def state_dict(self, sum_over_workers: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """The position, the same in all workers, who must ask for it together."""
-        learnt = self._learnt_before + sum_over_workers(self._learnt.clone())
+        learnt = self._learnt_at_start + sum_over_workers(self._learnt.clone())
         return {"epoch": self._epoch, "pairs_in_epoch": self._pairs_in_epoch, "learnt": learnt}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``'s value, which a group with another number of workers may have written."""
         self._epoch, self._pairs_in_epoch = state["epoch"], state["pairs_in_epoch"]
         if len(state["learnt"]) == self._layout.windows:
-            self._learnt_before = state["learnt"].cpu()
+            self._learnt_at_start = state["learnt"].cpu()
         else:  # these are other windows: the first ones stand for what was learnt
             filled = self._pairs_in_epoch - self._layout.window_rows * torch.arange(self._layout.windows)
-            self._learnt_before = filled.clamp(0, self._layout.window_rows)
+            self._learnt_at_start = filled.clamp(0, self._layout.window_rows)
 
     def _batches(self) -> Iterator[PairBatch]:
         data, training = self._config.data, self._config.training
         windows = self._shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)  # type: ignore[arg-type]
         for turn, window in enumerate(windows):
             number = self._rank + turn * self._workers
-            passed_over = int(self._learnt_before[number])
+            passed_over = int(self._learnt_at_start[number])
             for batch in pair_batches(
                 Rows(*flat_rows(window["source"])),
                 Rows(*flat_rows(window["target"])),
@@ -106,5 +106,5 @@ class PairStream:
                 if passed_over > 0:
                     passed_over -= pairs
                     continue
-                self._given.append((number, pairs))
+                self._pending.append((number, pairs))
                 yield batch

@@ -60,23 +60,31 @@ class TokenizePairs:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the training pairs are cut: so many windows of so many rows, the last one shorter. pairs: in all of them."""
+    """How the training pairs are cut: so many windows of so many rows, the last one shorter.
 
+    rows: of the store. pairs: those that are no null among them. asked_rows: of a window, by the configuration.
+    """
+
+    rows: int
     pairs: int
+    asked_rows: int
     windows: int
     window_rows: int
 
 
-def layout_of(config: TrainConfig, rows: int, pairs: int) -> Layout:
+def layout_of(config: TrainConfig, rows: int, pairs: int, before: dict[str, int] | None = None) -> Layout:
     """Windows of about ``window_rows`` rows that divide evenly among the workers, so that none waits long for the others.
 
     Args:
-        rows: of the store. pairs: that are no null among them.
+        rows, pairs: of the store. before: the layout that the training's last checkpoint knows, which is kept, whatever the
+            number of workers, where it is of the same store and ``window_rows``.
     """
-    workers = config.scaling.num_workers
-    wanted = workers * -(-rows // (workers * config.data.window_rows))
+    workers, asked = config.scaling.num_workers, config.data.window_rows
+    if before is not None and (before["rows"], before["pairs"], before["asked_rows"]) == (rows, pairs, asked):
+        return Layout(**before)
+    wanted = workers * -(-rows // (workers * asked))
     window_rows = -(-rows // wanted)
-    return Layout(pairs, -(-rows // window_rows), window_rows)
+    return Layout(rows, pairs, asked, -(-rows // window_rows), window_rows)
 
 
 def windows_of(config: TrainConfig, store: PairStore, layout: Layout, tokenizer_file: bytes) -> Dataset:
@@ -101,6 +109,9 @@ def windows_of(config: TrainConfig, store: PairStore, layout: Layout, tokenizer_
     )
     dataset.context.execution_options.preserve_order = True
     longest = data.max_source_tokens + data.max_target_tokens
+    # Ray Data would cut larger blocks in two.
+    least = 2 * 4 * longest * layout.window_rows
+    dataset.context.target_max_block_size = max(dataset.context.target_max_block_size or 0, least)
     return dataset.materialize() if 4 * longest * store.rows <= _HELD_BYTES else dataset
 
 

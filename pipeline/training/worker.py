@@ -1,7 +1,7 @@
 """What each DDP worker runs: batches into steps, now and then a validation and a checkpoint, until the end.
 
-Ray Train has set up the process group, the worker's share of the data and the checkpoint to go on from. Records of
-progress go to the driver through a queue.
+Ray Train has set up the process group, the worker's share of the data and the checkpoint to go on from. Records go to the
+driver: those of steps through a queue at once, those of validations with their checkpoints, through Ray Train.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -33,8 +35,8 @@ from pipeline.training.stream import PairStream
 from pipeline.training.validation import DevSet
 from pipeline.training.windows import TRAIN, Layout, TokenizePairs
 
-_GO_BACK = 3
-"""Times in a row that weights go back before a training gives up."""
+_MOST_ROLLBACKS = 3
+"""In a row, before a training gives up."""
 
 
 class WorkerJob(TypedDict):
@@ -75,14 +77,16 @@ class Worker:
         self.stream = PairStream(ray.train.get_dataset_shard(TRAIN), config, job["layout"], self.rank, self.workers)
         self._started: float | None = None
         self._minutes_before, self._best, self._since_best = 0.0, -math.inf, 0
+        self._compared = [config.training.best_by, config.data.dev, len(job["dev"]["source"])]
         if checkpoint := ray.train.get_checkpoint():
             with checkpoint.as_directory() as folder:
                 position = load_checkpoint(folder, self.learner)
             self.stream.load_state_dict(position["stream"])
             self._minutes_before = position["minutes"]
-            self._best, self._since_best = position["best"], position["since_best"]
+            if position["compared"] == self._compared:
+                self._best, self._since_best = position["best"], position["since_best"]
         self.minutes = self._minutes_before
-        self._went_back, self._is_faulty = 0, False
+        self._rollbacks, self._has_rolled_back = 0, False
         self._dev = self._dev_set(job["dev"], tokenizer)
         self._facts = {
             "workers": self.workers,
@@ -90,6 +94,7 @@ class Worker:
             "precision": str(self.learner.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dev_rows": len(job["dev"]["source"]),
+            "layout": asdict(job["layout"]),
         }
 
     def run(self) -> None:
@@ -97,14 +102,15 @@ class Worker:
         training = self.config.training
         self._report("start", self._facts)
         self.learner.remember()
-        meter = Meter(self.learner, self.minutes, self.progress, training.leap)
-        validated_at = self.minutes
+        meter = Meter(self.learner, self.minutes, self.progress, training.max_loss_rise)
+        validated_at, progress_told = self.minutes, 0.0
         while not self._is_done:
             epoch = self.stream.epoch()
             while not self._is_done:
                 asked = time.monotonic()
-                batches = list(itertools.islice(epoch, training.accumulate))
-                waited_s = time.monotonic() - asked
+                batches = list(itertools.islice(epoch, training.gradient_accumulation))
+                # Until the first batch is there, the clock stands: what comes before it is start-up.
+                waited_s = 0.0 if self._started is None else time.monotonic() - asked
                 totals = self.learner.totals(batches, self._clock())
                 if totals.pairs == 0:
                     self.stream.end_epoch()
@@ -118,14 +124,16 @@ class Worker:
                     continue
                 record = meter.record(step, self.minutes, self.progress)
                 if fault := meter.fault():
-                    self._go_back(fault)
+                    self._roll_back(fault)
+                    meter.roll_back()
                 else:
                     self._report("step", record)
                 if validates:
-                    self._validate()
+                    progress_told = self._validate()
+                    meter.remember()
                     validated_at = self.minutes
                     meter.skip_to(self.minutes, self.progress)
-        if validated_at < self.minutes:
+        if progress_told < 1.0 and self.progress >= 1.0:  # time ran out while a checkpoint was kept
             self._validate()
 
     @property
@@ -143,60 +151,72 @@ class Worker:
         self._started = self._started or time.monotonic()
         return self._minutes_before + (time.monotonic() - self._started) / 60
 
-    def _go_back(self, fault: str) -> None:
-        """Take weights and optimizer back to the last checkpoint and go on with the pairs that follow, where that may help.
+    def _roll_back(self, fault: str) -> None:
+        """Take weights and optimizer back to the last checkpoint, or the start, and go on with the pairs that follow.
 
         What is learnt between the two is lost on purpose: it led there. PaLM's authors (Chowdhery et al. 2022, section 5.1)
         saw leaps of the loss not come again with other batches.
 
         Raises:
-            UserError: it has happened so often, between each checkpoint and the next, that other batches are no cure.
+            UserError: it has happened so often, and before each checkpoint, that other batches are no cure.
         """
         training = self.config.training
-        if self._went_back == _GO_BACK:
+        if self._rollbacks == _MOST_ROLLBACKS:
+            precise = "" if self.learner.dtype == torch.float32 else ", or with --training.precision float32"
             raise UserError(
-                f"{fault} at step {self.learner.steps}, as {_GO_BACK} times before it; run again with a "
-                f"lower --training.learning_rate than {training.learning_rate:g} or --training.clip_norm than "
-                f"{training.clip_norm:g}, or with --training.precision float32"
+                f"{fault} at step {self.learner.steps}, as {_MOST_ROLLBACKS} times before it; run again with a lower "
+                f"--training.learning_rate than {training.learning_rate:g} or --training.clip_norm than {training.clip_norm:g}"
+                f"{precise}"
             )
-        self._went_back, self._is_faulty = self._went_back + 1, True
-        self.learner.go_back()
+        self._rollbacks, self._has_rolled_back = self._rollbacks + 1, True
+        self.learner.roll_back()
         self._report("fault", {"fault": fault})
 
-    def _validate(self) -> None:
-        """Measure with the other workers, and keep a checkpoint."""
+    def _validate(self) -> float:
+        """Measure with the other workers, and keep a checkpoint; the share of the training that its record tells of."""
         figures, samples = self._dev.measure(self.learner)
         if not math.isfinite(figures["dev_loss"]):
-            self._go_back("the loss of the development pairs is not a number")
+            self._roll_back("the loss of the development pairs is not a number")
             figures, samples = self._dev.measure(self.learner)
-        by = self.config.training.best_by
-        score = -figures[by] if by == "dev_loss" else figures[by]
-        self._since_best = 0 if score > self._best else self._since_best + 1
-        self._best = max(score, self._best)
-        if not self._is_faulty:
-            self._went_back = 0
-        self._is_faulty = False
+        if not self._has_rolled_back:  # else it is the last checkpoint's again
+            by = self.config.training.best_by
+            score = -figures[by] if by == "dev_loss" else figures[by]
+            self._since_best = 0 if score > self._best else self._since_best + 1
+            self._best = max(score, self._best)
+            self._rollbacks = 0
+        self._has_rolled_back = False
         self.learner.remember()
         self._agree_on_time()
-        stream = self.stream.state_dict(self.learner.sum_over_workers)
-        position = {"stream": stream, "minutes": self.minutes, "best": self._best, "since_best": self._since_best}
+        told = self.progress
+        position = {
+            "stream": self.stream.state_dict(self.learner.sum_over_workers),
+            "minutes": self.minutes,
+            "compared": self._compared,
+            "best": self._best,
+            "since_best": self._since_best,
+        }
         if self.rank == 0:
             kept = {"validations_since_best": self._since_best, "samples": samples}
             self._keep(self._record("validation", {**figures, **self._facts, **kept}), position)
         else:
             ray.train.report({})
         self._agree_on_time()
+        return told
 
     def _keep(self, record: dict[str, Any], position: dict[str, Any]) -> None:
         """Write a checkpoint, uploaded beside what is learnt next; the driver hears of it once it is there to go on from."""
-        folder = tempfile.mkdtemp()  # Ray Train removes it
-        save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
         self._lease.check()
-        ray.train.report(
-            record,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        )
+        folder = tempfile.mkdtemp(prefix="nightshift-checkpoint-")  # Ray Train removes it once it is uploaded
+        try:
+            save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
+            ray.train.report(
+                record,
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _agree_on_time(self) -> None:
         self.minutes = self.learner.totals([], self._clock()).minutes

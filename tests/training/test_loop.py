@@ -125,7 +125,7 @@ def test_several_batches_are_learnt_from_in_one_step() -> None:
 
 
 def test_the_average_follows_the_weights_and_is_what_is_validated() -> None:
-    learner, batch = make_learner(average=0.9), batch_of(8, seed=1)
+    learner, batch = make_learner(ema_decay=0.9), batch_of(8, seed=1)
     expected = [weight.detach().clone() for weight in learner.model.parameters()]
     for step in range(30):
         learn(learner, [batch])
@@ -140,16 +140,17 @@ def test_the_average_follows_the_weights_and_is_what_is_validated() -> None:
     assert nll != pytest.approx(float(learner.model.eval()(*vars(batch).values()).detach()), rel=1e-3)
 
 
-def test_going_back_undoes_what_was_learnt_since_but_counts_its_steps() -> None:
-    learner, batches = make_learner(average=0.9), [batch_of(4, seed) for seed in range(6)]
+def test_rolling_back_undoes_what_was_learnt_since_but_counts_its_steps() -> None:
+    learner, batches = make_learner(ema_decay=0.9), [batch_of(4, seed) for seed in range(6)]
     learn(learner, list(batches[:3]))
     learner.remember()
     kept = {
         name: weight.clone() for name, weight in [*learner.model.state_dict().items(), *learner.average.state_dict().items()]
     }
-    after = learn(learner, list(batches[3:]))
-    learner.steps = 3
-    learner.go_back()
+    for _ in range(2):  # what is remembered stays as it was
+        after = learn(learner, list(batches[3:]))
+        learner.steps = 3
+        learner.roll_back()
     found = dict([*learner.model.state_dict().items(), *learner.average.state_dict().items()])
     assert all(found[name].equal(kept[name]) for name in kept)
     assert learner.steps == 3
@@ -168,12 +169,12 @@ def test_learning_lowers_the_loss_and_validation_sees_it() -> None:
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_going_on_from_a_saved_state_is_as_if_never_stopped(tmp_path: Path, average: float) -> None:
     batches: list[PairBatch | None] = [batch_of(4, seed) for seed in range(6)]
-    undisturbed = make_learner(dropout=0.3, average=average)
+    undisturbed = make_learner(dropout=0.3, ema_decay=average)
     learn(undisturbed, batches[:3])
     torch.save([undisturbed.average.state_dict(), undisturbed.state_dict()], tmp_path / "state.pt")
     learn(undisturbed, batches[3:])
 
-    resumed = make_learner(dropout=0.3, average=average)
+    resumed = make_learner(dropout=0.3, ema_decay=average)
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
     resumed.average.load_state_dict(weights)
     resumed.load_state_dict(state)

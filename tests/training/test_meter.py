@@ -16,7 +16,7 @@ from pipeline.training.meter import Meter, Progress
 @pytest.fixture
 def meter() -> Meter:
     learner = Learner(Seq2Seq(ModelConfig(embedding_size=4, hidden_size=4), 8), TrainingConfig(), torch.device("cpu"))
-    return Meter(learner, minutes=1.0, progress=0.5, leap=1.0)
+    return Meter(learner, minutes=1.0, progress=0.5, max_rise=1.0)
 
 
 def take(meter: Meter, losses: list[float], norm: float = 1.0) -> Progress:
@@ -60,20 +60,40 @@ def test_a_loss_that_is_no_number_is_a_fault_at_once_and_told_once(meter: Meter,
     assert meter.fault() is None
 
 
-def test_a_loss_that_leaps_above_its_lowest_is_a_fault(meter: Meter) -> None:
+def test_a_loss_that_rises_far_above_its_lowest_is_a_fault(meter: Meter) -> None:
+    take(meter, [2.0] * 100)
+    assert meter.fault() is None
+    take(meter, [9.0] * 100)
+    assert meter.fault() is None, "there is nothing to go back to yet"
+    meter.roll_back()
+    meter.remember()
     for level in (5.0, 3.0, 3.9):
         take(meter, [level] * 100)
         assert meter.fault() is None, level
     take(meter, [4.1] * 60)
     assert meter.fault() is None, "so few steps may be of hard pairs"
     take(meter, [4.1] * 60)
-    assert meter.fault() == "the loss has leapt from 3.000 to 4.100 nat a token"
+    assert meter.fault() == "the loss has risen from 3.000 to 4.100 nat a token"
     take(meter, [3.2] * 100)
     assert meter.fault() is None
 
 
-def test_without_a_leap_it_may_rise(meter: Meter) -> None:
-    meter.leap = None
+def test_after_a_rollback_a_loss_as_high_as_at_the_checkpoint_is_none(meter: Meter) -> None:
+    take(meter, [6.0] * 100)
+    assert meter.fault() is None
+    meter.remember()
+    for level in (3.0, 5.0):
+        take(meter, [level] * 100)
+        fault = meter.fault()
+    assert fault == "the loss has risen from 3.000 to 5.000 nat a token"
+    meter.roll_back()
+    take(meter, [6.5] * 100)
+    assert meter.fault() is None
+
+
+def test_without_a_bound_it_may_rise(meter: Meter) -> None:
+    meter.max_rise = None
+    meter.remember()
     for level in (1.0, 9.0):
         take(meter, [level] * 100)
         assert meter.fault() is None

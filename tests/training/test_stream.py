@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,15 @@ def test_workers_may_come_and_go_and_no_pair_is_lost_or_learnt_twice(two: Epochs
         state = state_of(streams)
         assert streams[0].pairs_seen == len(pairs_in(learnt))
     assert sorted(pairs_in(learnt)) == sorted(pairs_in(whole))
+
+
+def test_windows_stay_as_they_are_whatever_the_number_of_workers(two: Epochs) -> None:
+    before = asdict(two.layout)
+    assert layout_of(two.config, PAIRS, PAIRS, before) == two.layout
+    three = two.config.model_copy(update={"scaling": two.config.scaling.model_copy(update={"num_workers": 3})})
+    assert layout_of(three, PAIRS, PAIRS, before) == two.layout
+    assert layout_of(three, PAIRS, PAIRS).windows == 9
+    assert layout_of(three, PAIRS + 1, PAIRS + 1, before) == layout_of(three, PAIRS + 1, PAIRS + 1)
 
 
 def test_other_windows_leave_out_about_as_much_as_was_learnt(two: Epochs, command_pairs: Path) -> None:

@@ -47,7 +47,7 @@ def render(config: TrainConfig, records: Sequence[Record], is_finished: bool) ->
     """The page.
 
     Args:
-        records: of all runs of the training so far, in order; the first is of a start, and there is another one.
+        records: of all runs of the training so far; one of a start is among them.
     """
     from pipeline.training.reporting.plots import curves
 
@@ -101,7 +101,7 @@ def _findings(
             found.append(
                 Finding(
                     f"Step {record['step']:,}: {record['fault']}.",
-                    "Weights and optimizer went back to the last checkpoint, and training went on with the pairs after these. "
+                    "Weights and optimizer were rolled back to the last checkpoint, or the start; what follows was learnt. "
                     "Where it comes again, a lower --training.learning_rate or --training.clip_norm is the cure.",
                 )
             )

@@ -26,11 +26,11 @@ _TAGS = {
 
 
 class Events:
-    """The events of a run. first_step: what an earlier run did from here on does not count."""
+    """The events of a run. after_step: what an earlier run did after that does not count."""
 
-    def __init__(self, first_step: int) -> None:
+    def __init__(self, after_step: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._folder.name, purge_step=first_step, flush_secs=10**6)
+        self._writer = SummaryWriter(self._folder.name, purge_step=after_step + 1, flush_secs=10**6)
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record's figures, and the samples of a validation."""

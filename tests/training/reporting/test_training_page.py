@@ -160,6 +160,16 @@ def test_tensorboard_finds_the_figures(config: TrainConfig) -> None:
     assert any("sample 1" in tag for tag in scalars)
 
 
+def test_what_cannot_be_written_is_tried_again(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    log = logged(config, [start(), step(1)])
+    Path(config.output.path).write_text("in the way")
+    log.add(validation(1, 20.0))
+    assert "it is tried again at the next validation" in caplog.text
+    Path(config.output.path).unlink()
+    log.add(validation(2, 20.0))
+    assert [record["step"] for record in lines(config)] == [0, 1, 1, 2]
+
+
 def test_a_page_that_cannot_be_made_does_not_end_a_training(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
     broken = validation(2, 20.0)
     del broken["rouge1"]
