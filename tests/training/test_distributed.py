@@ -47,7 +47,8 @@ def config(pairs: Path, folder: Path, **sections: dict[str, Any]) -> TrainConfig
 
 def run(config: TrainConfig) -> tuple[Trained, list[dict[str, Any]]]:
     records: list[dict[str, Any]] = []
-    return train(config, records.append), records
+    trained = train(config, records.append)
+    return trained, [record for record in records if record["kind"] != "waiting"]  # as it does on a busy machine
 
 
 @pytest.fixture(scope="module")
