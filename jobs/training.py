@@ -15,7 +15,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,9 +79,8 @@ def train(options: Sequence[str]) -> dict[str, Any]:
 
 def _measure(config: TrainBenchmark, workers: int) -> dict[str, Any]:
     """What so many workers reach, over all of them."""
-    if config.speed.device == "cpu":
-        os.environ.update(KEEP_FREED_MEMORY)  # which a process heeds that starts from here on, as a training's workers do
-    with tempfile.TemporaryDirectory() as folder:
+    kept = KEEP_FREED_MEMORY if config.speed.device == "cpu" else {}
+    with tempfile.TemporaryDirectory() as folder, _environment(kept):  # as a training's workers have it
         spawn(_work, args=(workers, config.model_dump_json(by_alias=True), folder), nprocs=workers)  # type: ignore[no-untyped-call]
         each = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(workers)]
     added = {name: sum(worker[name] for worker in each) for name in ("together", "apart", "flops_per_s", "matmul_flops")}
@@ -95,6 +95,21 @@ def _measure(config: TrainBenchmark, workers: int) -> dict[str, Any]:
         **{name: each[0][name] for name in ("precision", "parameters", "step_s", "gradient_bytes", "exchange_s")},
         "peak_bytes": each[0]["peak_bytes"],
     }
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Of processes that start while the block runs."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _work(rank: int, workers: int, settings: str, folder: str) -> None:

@@ -6,6 +6,7 @@ The writer that Ray comes with writes them, to a local file; where they are to b
 from __future__ import annotations
 
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class Events:
 
     def __init__(self, after_step: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._folder.name, purge_step=after_step + 1, flush_secs=10**6)
+        self._writer = SummaryWriter(
+            self._folder.name, purge_step=after_step + 1, flush_secs=10**6, filename_suffix=f".{uuid.uuid4().hex}"
+        )
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record's figures, and the samples of a validation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import struct
@@ -161,6 +162,7 @@ def test_tensorboard_finds_the_figures(config: TrainConfig) -> None:
 
 
 def test_what_cannot_be_written_is_tried_again(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     log = logged(config, [start(), step(1)])
     Path(config.output.path).write_text("in the way")
     log.add(validation(1, 20.0))
@@ -171,6 +173,7 @@ def test_what_cannot_be_written_is_tried_again(config: TrainConfig, caplog: pyte
 
 
 def test_a_page_that_cannot_be_made_does_not_end_a_training(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     broken = validation(2, 20.0)
     del broken["rouge1"]
     logged(config, [start(), step(1), broken])
