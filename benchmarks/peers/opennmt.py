@@ -60,7 +60,7 @@ def main() -> None:
         "test_rows": given.test_rows,
         "runs": runs,
     }
-    given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    given.json.write_text(json.dumps(figures, indent=2).replace(f"{ROOT}/", "") + "\n")
     for name, run in runs.items():
         ratio = run["tokens_per_s"] / runs["OpenNMT-py"]["tokens_per_s"]
         print(f"{name:28} {run['tokens_per_s']:8,.0f} tokens/s {ratio:6.2f}x {run['bleu']:6.1f} BLEU")
