@@ -120,13 +120,14 @@ class Worker:
                 self.minutes = totals.minutes
                 meter.add(step, totals, waited_s)
                 validates = self.minutes - validated_at >= training.validate_minutes or self.progress >= 1.0
-                if not validates and (self.minutes - meter.minutes) * 60 < training.report_seconds:
+                reports = (self.minutes - meter.minutes) * 60 >= training.report_seconds
+                if not validates and not reports:
                     continue
                 record = meter.record(step, self.minutes, self.progress)
                 if fault := meter.fault():
                     self._roll_back(fault)
                     meter.roll_back()
-                else:
+                elif reports:  # the few steps before a validation would say little
                     self._report("step", record)
                 if validates:
                     progress_told = self._validate()
