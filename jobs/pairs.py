@@ -21,7 +21,7 @@ from pipeline.text.pair_store import SCHEMA, open_pairs, pair_texts
 from pipeline.training.distributed import train
 
 console = new_console()
-_FILES, _ROWS_OF_A_GROUP = 8, 10_000
+_ROWS_OF_A_FILE, _ROWS_OF_A_GROUP = 50_000, 10_000
 
 
 class SizesSection(Section):
@@ -62,18 +62,18 @@ def _epoch(config: PairsBenchmark, texts: Sequence[tuple[str, str]], rows: int) 
         records: list[dict[str, Any]] = []
         with watched() as peaks:
             train(TrainConfig.model_validate(values), records.append)
-    last = [record for record in records if record["kind"] == "step"][-1]
+    last = records[-1]
     rate = last["pairs_seen"] / last["minutes"] / 60
     return {"pairs": last["pairs_seen"], "minutes": last["minutes"], "pairs_per_s": rate, "peak_bytes": peaks}
 
 
 def _write(folder: Path, texts: Sequence[tuple[str, str]], rows: int) -> None:
-    """So many pairs, in files of equal size; holds a row group."""
+    """So many pairs, in files of equal size whatever their number; holds a row group."""
     folder.mkdir()
     endless = itertools.cycle(texts)
-    for number in range(_FILES):
-        left = rows * (number + 1) // _FILES - rows * number // _FILES
-        with pq.ParquetWriter(folder / f"{number}.parquet", SCHEMA, compression="zstd") as writer:
+    for number, begin in enumerate(range(0, rows, _ROWS_OF_A_FILE)):
+        left = min(_ROWS_OF_A_FILE, rows - begin)
+        with pq.ParquetWriter(folder / f"{number:04}.parquet", SCHEMA, compression="zstd") as writer:
             while left:
                 part = list(itertools.islice(endless, min(left, _ROWS_OF_A_GROUP)))
                 sources, targets = zip(*part, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
 import threading
@@ -42,6 +43,12 @@ KEEP_FREED_MEMORY = {
 """Environment of a process that decodes or learns on a CPU. glibc gives a large array back to the kernel when it is freed, and
 the kernel then clears every page of the next step's, a fifth of the time; these have it kept, in one pool for all threads, lest
 each keep as much."""
+
+
+def give_back_freed_memory() -> None:
+    """Hand what was freed and lies scattered to the kernel. Batches of ever new shapes otherwise spread over more of it."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries than glibc have none to be told
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Budget:

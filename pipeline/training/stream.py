@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.model.batching import PairBatch, Rows, pair_batches
+from pipeline.model.memory import give_back_freed_memory
 from pipeline.text.columns import flat_rows
 from pipeline.training.windows import Layout
 
@@ -108,3 +109,4 @@ class PairStream:
                     continue
                 self._pending.append((number, pairs))
                 yield batch
+            give_back_freed_memory()
