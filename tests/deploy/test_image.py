@@ -146,3 +146,32 @@ def test_the_lock_can_be_installed(tmp_path: Path) -> None:
     python = environment(tmp_path / "env")
     env = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     run(DOCKER / "install-dependencies.sh", "cuda", "--dry-run", "--ignore-installed", env=env)
+
+
+LOCKED_DOWN = """
+mount --make-rprivate /
+mount --rbind / "$1"
+mount -o remount,bind,ro "$1"
+for folder in tmp dev/shm; do mount -t tmpfs -o mode=1777 tmpfs "$1/$folder"; done
+mount --bind "$2" "$1/mnt"
+mount -o remount,bind,ro "$1/mnt"
+exec chroot "$1" setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs \\
+    --bounding-set=-all,+dac_read_search --inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search \\
+    env -i HOME=/tmp PATH="$PATH" PYTHONPATH=/mnt sh -euc '
+        ! touch /a-file /mnt/a-file "$HOME/../root/a-file" 2> /dev/null
+        cd /tmp
+        exec "$0" -m jobs.summarize --output.path /tmp/out' "$3"
+"""
+"""What the pods are given, as far as it goes without Kubernetes: a root that cannot be written to, folders of memory for /tmp
+and /dev/shm, a user who is not root, and no way to be. (It may read what root may, since Python may lie in root's home.)
+Arguments: an empty folder, the repository, a Python."""
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts as root, in a space of its own")
+def test_a_run_needs_no_root_and_no_root_that_is_written_to(tmp_path: Path) -> None:
+    python = Path(sys.prefix).resolve() / "bin" / "python"
+    command = ["unshare", "--mount", "sh", "-euc", LOCKED_DOWN, "sh", str(tmp_path), str(ROOT), str(python)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "summarized 2,000 of 2,000 documents" in ended.stdout
