@@ -36,7 +36,7 @@ def test_hadolint_finds_nothing() -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "rule"),
     [
-        ("PYTHON=python:3.11.13-slim-bookworm", "PYTHON=python", "DL3006"),
+        ("FROM ${PYTHON} AS wheel", "FROM python AS wheel", "DL3006"),
         ("FROM ${PYTHON} AS wheel", "FROM python:latest AS wheel", "DL3007"),
         (" --no-install-recommends", "", "DL3015"),
         (" && rm -rf /var/lib/apt/lists/*", "", "DL3009"),
@@ -47,6 +47,13 @@ def test_hadolint_finds_nothing() -> None:
 def test_hadolint_finds_a_mistake(right: str, wrong: str, rule: str) -> None:
     assert right in DOCKERFILE
     assert rule in lint(DOCKERFILE.replace(right, wrong))
+
+
+def test_the_base_is_of_the_python_that_the_lock_is_for() -> None:
+    """To the patch release; hadolint does not look into an ARG."""
+    (base,) = re.findall(r"^ARG PYTHON=python:(\d+\.\d+)\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
+    assert f"--python-version {base} " in (DOCKER / "lock.sh").read_text()
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["${PYTHON}", "${PYTHON}", "environment", "${PYTHON}"]
 
 
 def test_the_image_ends_as_a_user_who_is_that_of_the_pods() -> None:
@@ -114,12 +121,12 @@ def test_the_wheel_holds_all_that_is_in_the_packages(wheel: Path) -> None:
 
 def test_the_wheel_runs_by_itself(wheel: Path, tmp_path: Path) -> None:
     """Beside the dependencies that are installed here, and outside the repository."""
-    run_installed = environment(tmp_path / "env")
-    path = f"{run_installed.parent}:{os.environ['PATH']}"
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PATH": path}
+    python = environment(tmp_path / "env")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env["PATH"] = f"{python.parent}:{env['PATH']}"
     run(DOCKER / "install-wheel.sh", wheel.parent, env=env)
-    where = "import jobs.summarize, pipeline; print(jobs.__file__, pipeline.__file__)"
-    shown = subprocess.run([run_installed, "-c", where], cwd="/", env=env, capture_output=True, text=True, check=True).stdout
+    where = "import jobs, pipeline; print(jobs.__file__, pipeline.__file__)"
+    shown = subprocess.run([python, "-c", where], cwd="/", env=env, capture_output=True, text=True, check=True).stdout
     assert all(str(tmp_path) in file for file in shown.split())
 
 
