@@ -66,9 +66,11 @@ def test_the_image_ends_as_a_user_who_is_that_of_the_pods() -> None:
 def test_what_is_copied_and_run_is_there() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.replace("${VARIANT}", "cpu"), re.MULTILINE)
     sources = [source for line in copied for source in line.split()]
+    let_through = re.findall(r"^!(\S+)", (DOCKER / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
     assert sources
     for source in sources:
         assert (ROOT / source).exists(), source
+        assert any(f"{source}/".startswith(f"{path}/") for path in let_through), source
     for script in re.findall(r"^RUN (?:/build|\.)/(\S+\.sh)", DOCKERFILE, re.MULTILINE):
         assert f"deploy/docker/{script}" in sources
         assert os.access(DOCKER / script, os.X_OK), script
