@@ -121,6 +121,7 @@ def test_the_wheel_holds_all_that_is_in_the_packages(wheel: Path) -> None:
     assert ours - inside == set()
 
 
+@pytest.mark.faults
 def test_the_wheel_runs_by_itself(wheel: Path, tmp_path: Path) -> None:
     """Beside the dependencies that are installed here, and outside the repository."""
     python = environment(tmp_path / "env")

@@ -99,7 +99,7 @@ def test_a_night_runs_the_template_and_waits_until_it_has_ended(kubernetes: Kube
     assert job["metadata"] == {"name": "nightly", "labels": {"app": "nightshift"}}
 
 
-@pytest.mark.parametrize("state", ["Initializing", "Running", "Retrying", "New"])
+@pytest.mark.parametrize("state", ["Running", "Retrying"])
 def test_nothing_is_started_beside_a_job_that_goes_on(kubernetes: Kubernetes, tmp_path: Path, state: str) -> None:
     last = TEMPLATE | {"status": {"jobDeploymentStatus": state}}
     kubernetes.jobs["nightly"] = last
