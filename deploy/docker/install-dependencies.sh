@@ -1,0 +1,11 @@
+#!/bin/sh
+# Installs what the lock says, of the variant cpu or cuda, and nothing else: install-dependencies.sh VARIANT [OPTION of pip …]
+set -eu
+variant=$1
+shift
+here=$(dirname "$0")
+if [ "$variant" = cpu ]; then
+    pip install --quiet --no-cache-dir --no-deps "$@" \
+        --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" torch==2.13.0+cpu
+fi
+pip install --quiet --no-cache-dir --no-deps --require-hashes "$@" --requirement "$here/requirements.$variant.txt"
