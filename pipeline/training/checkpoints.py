@@ -133,6 +133,8 @@ class TrainingFolder:
             result = ray.train.Result.from_path(checkpoints.path, storage_filesystem=checkpoints.filesystem)
         except RuntimeError:  # how Ray Train says that there is no record
             return None
+        except OSError as error:
+            raise UserError(f"cannot read {checkpoints.uri}: {in_words(error)}; set --output.path") from None
         except Exception as error:  # what it raises for a broken one is no part of its interface
             raise UserError(f"{checkpoints.uri} cannot be gone on from ({in_words(error)}); delete it to begin anew") from None
         found = result.best_checkpoints or []
