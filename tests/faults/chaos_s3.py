@@ -20,6 +20,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -37,6 +38,13 @@ from pipeline.config import SAMPLE  # noqa: E402
 
 _VICTIMS = ("driver", "ReadWindows", "SummarizeWindow", "WriteWindow")
 _TIMEOUT_S = 300
+_LIST = """
+import resource, sys, time
+from pipeline.storage import place
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+root, before, began = place(sys.argv[1], "--input.path"), peak(), time.monotonic()
+print(len(root.parquet_files(recursive=True)), round(time.monotonic() - began, 1), round(peak() - before, 1))
+"""
 _OPTIONS = ["--resources.window_rows=25", "--resources.actors=1", "--resources.token_budget=16384"]
 
 
@@ -47,6 +55,7 @@ def main() -> int:
     parser.add_argument("--kills-of-a-run", type=int, default=5)
     parser.add_argument("--share", type=float, default=0.02, help="of the requests, that fail")
     parser.add_argument("--rows", type=int, default=1000, help="documents of each run")
+    parser.add_argument("--keys", type=int, default=0, help="of a folder that is listed, before; its objects are made first")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
@@ -63,6 +72,7 @@ def main() -> int:
         print(f"an undisturbed run of {len(texts):,} documents, of local files, takes {seconds:.0f} s", flush=True)
         environment = server.credentials | {"AWS_ENDPOINT_URL": network.endpoint}
         os.environ.update(environment)
+        listing = _listed(server, options.keys) if options.keys else {}
         network.choose = Chance(options.share, options.seed)
         while kills.total() < options.kills:
             bucket = f"chaos-{uuid.uuid4().hex[:12]}"
@@ -91,6 +101,7 @@ def main() -> int:
         "rows_lost": lost,
         "rows_doubled": doubled,
         "rows_with_other_values": other,
+        "listing": listing,
     }
     print(json.dumps(figures, indent=2))
     if options.json:
@@ -136,6 +147,25 @@ def _killed(driver: subprocess.Popen[str], whom: str) -> bool:
                     process.kill()
                     return True
     return False
+
+
+def _listed(server: Gateway, keys: int) -> dict[str, float]:
+    """What it takes a process of its own to find so many files, as the planning of a run does."""
+    filesystem, bucket = server.filesystem(), f"keys-{uuid.uuid4().hex[:12]}"
+    filesystem.create_dir(bucket)
+
+    def put(number: int) -> None:
+        with filesystem.open_output_stream(f"{bucket}/in/{number // 1000:04}/{number:07}.parquet") as file:
+            file.write(b"x")
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(put, range(keys)):
+            pass
+    environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}"}
+    command = [sys.executable, "-c", _LIST, f"s3://{bucket}/in"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.split()
+    assert int(found[0]) == keys
+    return {"keys": keys, "seconds": float(found[1]), "mib_more": float(found[2])}
 
 
 def _downloaded(server: Gateway, bucket: str, folder: Path) -> Path:

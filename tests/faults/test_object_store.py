@@ -176,6 +176,19 @@ def test_errors_in_words(
     assert len(told.splitlines()) == 1
 
 
+def test_a_server_in_the_uri_and_credentials_of_a_profile(
+    s3: Gateway, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"aws_access_key_id": s3.access_key, "aws_secret_access_key": s3.secret_key}
+    (tmp_path / "credentials").write_text("[night]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items()))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "night")
+    folder = place(f"s3://{bucket}/folder?scheme=http&endpoint_override=127.0.0.1:{s3.port}", "--x")
+    folder.child("a").write(b"content")
+    assert folder.names() == ["a"]
+    assert folder.child("a").read() == b"content"
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -250,11 +263,15 @@ def test_killed_at_a_step_of_the_commit(
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 def test_faults_and_kills_lose_nothing_and_double_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["chaos_s3.py", "--kills", "20", "--json", str(tmp_path / "figures.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["chaos_s3.py", "--kills", "20", "--keys", "100000", "--json", str(tmp_path / "figures.json")]
+    )
     assert chaos() == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert sum(figures["kills"].values()) == 20
     assert sum(figures["faults"].values()) > 20
+    assert figures["listing"]["seconds"] < 60
+    assert figures["listing"]["mib_more"] < 200
 
 
 @pytest.mark.faults
