@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -35,6 +37,7 @@ from proxy import Chance, proxy  # noqa: E402
 from stage import Command, difference, write_store  # noqa: E402
 
 from pipeline.config import SAMPLE  # noqa: E402
+from pipeline.errors import EXIT_STOPPED  # noqa: E402
 
 _VICTIMS = ("driver", "ReadWindows", "SummarizeWindow", "WriteWindow")
 _TIMEOUT_S = 300
@@ -59,54 +62,54 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
-    choice, kills, commands, requests, faults = random.Random(options.seed), Counter[str](), 0, Counter[str](), Counter[str]()
-    lost = doubled = other = runs = 0
+    choice, kills, rows = random.Random(options.seed), Counter[str](), Counter[str](lost=0, doubled=0, other=0)
     texts = pq.read_table(SAMPLE / "documents")["text"].to_pylist()[: options.rows]
     texts[::50] = [None] * len(texts[::50])
+    figures: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "commit": _told("git", "rev-parse", "HEAD"),
+        "command": f"python tests/faults/chaos_s3.py {' '.join(sys.argv[1:])}",
+        "server": _told("radosgw", "--version"),
+        "documents_of_a_run": len(texts),
+        "runs": 0,
+        "commands": 0,
+    }
     with tempfile.TemporaryDirectory() as name, gateway() as server, proxy(server.port) as network:
         folder = Path(name)
+        os.environ.update(server.credentials | {"AWS_ENDPOINT_URL": network.endpoint})
+        if options.keys:
+            figures["listing"] = _listed(server, options.keys)
         store = write_store(folder / "in", texts, 4)
         began = time.monotonic()
         Command(store, folder / "undisturbed", _OPTIONS).finish()
-        seconds = time.monotonic() - began
-        print(f"an undisturbed run of {len(texts):,} documents, of local files, takes {seconds:.0f} s", flush=True)
-        environment = server.credentials | {"AWS_ENDPOINT_URL": network.endpoint}
-        os.environ.update(environment)
-        listing = _listed(server, options.keys) if options.keys else {}
+        figures["seconds_undisturbed"] = seconds = round(time.monotonic() - began, 1)
+        print(json.dumps(figures, indent=2), flush=True)
         network.choose = Chance(options.share, options.seed)
-        while kills.total() < options.kills:
+        while True:
+            figures |= {
+                "kills": dict(kills),
+                "requests": dict(network.requests),
+                "faults": {f"{kind}, {method}": times for (kind, method), times in sorted(network.faults.items())},
+                "rows": dict(rows),
+            }
+            if options.json:
+                Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
+            if kills.total() >= options.kills:
+                return int(any(rows.values()))
             bucket = f"chaos-{uuid.uuid4().hex[:12]}"
             server.filesystem().create_dir(bucket)
             fs.copy_files(str(store), f"{bucket}/in", fs.LocalFileSystem(), server.filesystem())
             command = Command(f"s3://{bucket}/in", f"s3://{bucket}/out", _OPTIONS)
             some = min(options.kills_of_a_run, options.kills - kills.total())
-            commands += _suffer(command, some, seconds, choice, kills)
-            output = _downloaded(server, bucket, folder / bucket)
-            found = difference(output, folder / "undisturbed")
-            runs, lost, doubled, other = runs + 1, lost + found.lost, doubled + found.doubled, other + found.other
-            print(f"run {runs}, {kills.total()} kills so far: {found}", flush=True)
-        requests.update(network.requests)
-        faults.update({f"{kind}, {method}": times for (kind, method), times in network.faults.items()})
-    figures = {
-        "date": date.today().isoformat(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "command": f"python tests/faults/chaos_s3.py {' '.join(sys.argv[1:])}".strip(),
-        "server": subprocess.run(["radosgw", "--version"], capture_output=True, text=True).stdout.strip(),
-        "documents_of_a_run": len(texts),
-        "runs": runs,
-        "commands": commands,
-        "kills": dict(kills),
-        "requests": dict(requests),
-        "faults": dict(sorted(faults.items())),
-        "rows_lost": lost,
-        "rows_doubled": doubled,
-        "rows_with_other_values": other,
-        "listing": listing,
-    }
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
-    return int(bool(lost or doubled or other))
+            figures["commands"] += _suffer(command, some, seconds, choice, kills)
+            found = difference(_downloaded(server, bucket, folder / bucket), folder / "undisturbed")
+            figures["runs"] += 1
+            rows.update(lost=found.lost, doubled=found.doubled, other=found.other)
+            print(f"run {figures['runs']}, {kills.total()} kills so far: {found}", flush=True)
+
+
+def _told(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _suffer(command: Command, some: int, seconds: float, choice: random.Random, kills: Counter[str]) -> int:
@@ -123,6 +126,7 @@ def _suffer(command: Command, some: int, seconds: float, choice: random.Random, 
                 suffered += 1
                 moments.pop(0)
             time.sleep(0.05)
+        process.kill()
         told = process.communicate()[0]
         if process.returncode == 0:
             verify = [sys.executable, "-m", "jobs.verify", "--output.path", str(command.output)]
@@ -130,8 +134,8 @@ def _suffer(command: Command, some: int, seconds: float, choice: random.Random, 
             if done.returncode:
                 raise SystemExit(f"jobs.verify: {done.stdout}{done.stderr}")
             return commands
-        if process.returncode != -9:
-            print(f"status {process.returncode}: {told.splitlines()[-1]}", flush=True)
+        if process.returncode not in (-signal.SIGKILL, EXIT_STOPPED):
+            raise SystemExit(f"the run does not end: {told}")
 
 
 def _killed(driver: subprocess.Popen[str], whom: str) -> bool:
