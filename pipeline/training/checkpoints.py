@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray.train
 import torch
 import yaml
@@ -43,6 +44,25 @@ def save_checkpoint(
     """Write a checkpoint to a local folder. position: tensors, numbers, strings, and lists and dicts of them."""
     save_bundle(Path(folder) / _BUNDLE, learner.average, tokenizer_file, config.decoding)
     torch.save({"learner": learner.state_dict(), "position": position}, Path(folder) / _STATE)
+
+
+def upload_checkpoint(config: TrainConfig, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Copy a local checkpoint to its place; the one that is there.
+
+    Ray Train itself would do it by ``pyarrow.fs.copy_files``, which says nothing of an object that could not be written.
+
+    Raises:
+        OSError: a file could not; a restart may mend it.
+    """
+    folder = place(config.output.path, "--output.path").child(CHECKPOINTS).child(name)
+    try:
+        for path in sorted(Path(local.path).rglob("*")):
+            if path.is_file():
+                with pa.memory_map(str(path)) as file:
+                    folder.child(path.relative_to(local.path).as_posix()).write_patiently(file.read_buffer())
+    except UserError as error:
+        raise OSError(str(error)) from None
+    return ray.train.Checkpoint(folder.path, folder.filesystem)
 
 
 def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
