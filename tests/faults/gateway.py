@@ -61,7 +61,7 @@ debug beast = 0
 
 def is_installed() -> bool:
     """Whether its programs are here."""
-    return all(map(shutil.which, ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin")))
+    return all(map(shutil.which, ("setpriv", "ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin")))
 
 
 @dataclass
@@ -110,7 +110,8 @@ def gateway() -> Iterator[Gateway]:
 
     def start(program: str, *options: str) -> None:
         with (folder / f"{program}.out").open("wb") as out:
-            command = [program, "-c", str(config), "-f", *options]
+            # It ends with this process, however that ends.
+            command = ["setpriv", "--pdeathsig=KILL", program, "-c", str(config), "-f", *options]
             started.append(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
 
     try:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from chaos_s3 import main as chaos
 from gateway import Gateway
-from proxy import FAULTS, Chance, Fault, Proxy, proxy
+from proxy import FAULTS, Chance, Fault, Proxy, proxy, sound
 from pyarrow import fs
+from ray.train import Checkpoint
 from stage import Command, commits, difference
 from test_killed_run import FILES
 from test_killed_training import config as training_config
@@ -24,8 +25,10 @@ from test_killed_training import kill_the_driver
 
 from jobs import summarize
 from pipeline import storage
+from pipeline.config import TrainConfig
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.storage import place
+from pipeline.training.checkpoints import upload_checkpoint
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def ran(*command: str) -> str:
 class FirstAnswers(Chance):
     """Beside chance: the first answer is lost to who writes what a run is committed and published by."""
 
-    WRITTEN = ("/plan.parquet", "-00000.parquet", "/lease/", "/manifest.json", "/_SUCCESS")
+    WRITTEN = ("/lease/", "/plan.parquet", "/rejects/", "/summaries/", "/ledger/", "/manifest.json", "/_SUCCESS")
 
     def __init__(self, share: float, seed: int) -> None:
         super().__init__(share, seed)
@@ -81,7 +84,7 @@ def test_a_run_over_a_network_that_fails(
     network.choose = chance = FirstAnswers(0.02, seed=1)
     told = Command(f"s3://{bucket}/in", f"s3://{bucket}/out", options).finish()
     told += ran("jobs.verify", "--output.path", f"s3://{bucket}/out")
-    assert "OK" in told
+    assert "is what its manifest says" in told
     assert chance.lost == set(chance.WRITTEN)
     assert network.faults.total() > len(chance.lost), "nothing befell it by chance"
     output = download(s3, bucket, "out", tmp_path)
@@ -272,6 +275,27 @@ def test_faults_and_kills_lose_nothing_and_double_nothing(tmp_path: Path, monkey
     assert sum(figures["faults"].values()) > 20
     assert figures["listing"]["seconds"] < 60
     assert figures["listing"]["mib_more"] < 200
+
+
+def test_a_checkpoint_that_cannot_be_written_whole_is_an_error(
+    network: Proxy, bucket: str, command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pyarrow.fs.copy_files, by which Ray Train would upload it, says nothing."""
+    monkeypatch.setattr(storage, "S3_TRIES", 1)
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/model.safetensors").write_bytes(b"weights")
+    (tmp_path / "state.pt").write_bytes(b"state")
+    options = training_config(command_pairs, tmp_path)
+    options["output"]["path"] = f"s3://{bucket}/trained"
+    config, local = TrainConfig.model_validate(options), Checkpoint.from_directory(str(tmp_path))
+    network.choose = lambda method, path: "slow down" if method == "PUT" and "state.pt" in path else None
+    with pytest.raises(OSError, match=r"cannot write s3://.*/trained/checkpoints/checkpoint_1/state\.pt: "):
+        upload_checkpoint(config, local, "checkpoint_1")
+    network.choose = sound
+    with upload_checkpoint(config, local, "checkpoint_1").as_directory() as kept:
+        assert (Path(kept) / "bundle/model.safetensors").read_bytes() == b"weights"
+        assert (Path(kept) / "state.pt").read_bytes() == b"state"
 
 
 @pytest.mark.faults
