@@ -215,7 +215,7 @@ class Worker:
                 record,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=partial(upload_checkpoint, self.config),
+                checkpoint_upload_fn=partial(upload_checkpoint, self._lease.folder),
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,6 @@ from test_killed_training import kill_the_driver
 
 from jobs import summarize
 from pipeline import storage
-from pipeline.config import TrainConfig
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.storage import place
 from pipeline.training.checkpoints import upload_checkpoint
@@ -281,7 +280,7 @@ def test_faults_and_kills_lose_nothing_and_double_nothing(tmp_path: Path, monkey
 
 
 def test_a_checkpoint_that_cannot_be_written_whole_is_an_error(
-    network: Proxy, bucket: str, command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: Proxy, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where pyarrow.fs.copy_files, by which Ray Train would upload it, says nothing."""
     monkeypatch.setattr(storage, "S3_TRIES", 1)
@@ -289,14 +288,12 @@ def test_a_checkpoint_that_cannot_be_written_whole_is_an_error(
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle/model.safetensors").write_bytes(b"weights")
     (tmp_path / "state.pt").write_bytes(b"state")
-    options = training_config(command_pairs, tmp_path)
-    options["output"]["path"] = f"s3://{bucket}/trained"
-    config, local = TrainConfig.model_validate(options), Checkpoint.from_directory(str(tmp_path))
+    trained, local = place(f"s3://{bucket}/trained", "--output.path"), Checkpoint.from_directory(str(tmp_path))
     network.choose = lambda method, path: "slow down" if method == "PUT" and "state.pt" in path else None
     with pytest.raises(OSError, match=r"cannot write s3://.*/trained/checkpoints/checkpoint_1/state\.pt: "):
-        upload_checkpoint(config, local, "checkpoint_1")
+        upload_checkpoint(trained, local, "checkpoint_1")
     network.choose = sound
-    with upload_checkpoint(config, local, "checkpoint_1").as_directory() as kept:
+    with upload_checkpoint(trained, local, "checkpoint_1").as_directory() as kept:
         assert (Path(kept) / "bundle/model.safetensors").read_bytes() == b"weights"
         assert (Path(kept) / "state.pt").read_bytes() == b"state"
 
