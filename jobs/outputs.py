@@ -24,7 +24,9 @@ def appearing(uri: str, option: str) -> Iterator[pa.NativeFile]:
     try:
         if target.filesystem.get_file_info(target.path).type == fs.FileType.Directory:
             raise UserError(f"cannot write {uri}: it is a folder; set {option} to a file")
-        target.filesystem.create_dir(target.path.rpartition("/")[0], recursive=True)
+        target.make_room()
+        if not target.has_folders:  # a file is opened there once there is something to send
+            target.beside(PART).write(b"")
         file = target.filesystem.open_output_stream(part)
         try:
             with file:

@@ -5,7 +5,9 @@ who finds one withdraws. The holder writes its claim anew every few seconds. One
 is watched for as long as that takes, by the watcher's own clock, unless its process ran here and is gone. Nothing compares
 clocks, of which each machine has another and any may jump.
 
-Who holds the lease and lost it, since it was stopped for longer, finds its claim removed and ends.
+Who holds the lease and lost it, since it was stopped for longer, finds its claim removed and ends. A renewal that was on its
+way for so long may come after that, and the claim be there again: therefore who comes to hold the lease also writes its name
+into ``holder``, which has room for one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pipeline.storage import Place
 
 RENEW_S, EXPIRE_S = 5.0, 30.0
 _TRIES, _PAUSE_S = 5, 1.0
-_FOLDER = "lease"
+_FOLDER, _NAME = "lease", "holder"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Holder:
 class Lease:
     """Held by this process."""
 
-    def __init__(self, claim: Place, holder: Holder) -> None:
-        self._claim, self._holder = claim, holder
+    def __init__(self, folder: Place, name: str, holder: Holder) -> None:
+        self._claim, self._holder = folder.child(name), holder
+        self._name, self._own_name = folder.child(_NAME), name.encode()
         self._ended, self._lost = threading.Event(), threading.Event()
         self._renewals = 0
         self._thread = threading.Thread(target=self._renew_until_ended, daemon=True)
@@ -74,9 +77,19 @@ class Lease:
 
     def look(self) -> None:
         """Raises Stopped if another driver took over."""
-        if not self._claim.exists():
+        if not self._is_held():
             self._lost.set()
         self.check()
+
+    def _begin(self) -> None:
+        self._name.write(self._own_name)
+        self._thread.start()
+
+    def _is_held(self) -> bool:
+        return self._claim.exists() and self._is_named()
+
+    def _is_named(self) -> bool:
+        return self._name.exists() and self._name.read() == self._own_name
 
     def _write(self) -> None:
         _write_claim(self._claim, self._holder, self._renewals)
@@ -84,7 +97,7 @@ class Lease:
     def _renew_until_ended(self) -> None:
         while not self._ended.wait(RENEW_S):
             try:
-                if not self._claim.exists():
+                if not self._is_held():
                     self._lost.set()
                     return
                 self._renewals += 1
@@ -96,6 +109,8 @@ class Lease:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._is_named():
+            self._name.remove()
         self._claim.remove()
 
 
@@ -108,20 +123,21 @@ def held(output: Place, run_id: str) -> Iterator[Lease]:
     """
     folder = output.child(_FOLDER)
     holder = Holder(run_id, _machine(), os.getpid(), _born(os.getpid()))
-    claim = folder.child(f"{uuid.uuid4().hex}.json")
+    own = f"{uuid.uuid4().hex}.json"
+    claim = folder.child(own)
     for tries in range(_TRIES):
         _await_expiry(folder)
         _write_claim(claim, holder, 0)
-        others = [name for name in folder.names() if name.endswith(".json") and name != claim.path.rpartition("/")[2]]
+        others = [name for name in folder.names() if name.endswith(".json") and name != own]
         if not others:
             break
         claim.remove()
         time.sleep(random.uniform(0, _PAUSE_S * 2**tries))
     else:
         raise UserError(f"several drivers want to write {output.uri} at once; begin one of them anew")
-    lease = Lease(claim, holder)
-    lease._thread.start()
+    lease = Lease(folder, own, holder)
     try:
+        lease._begin()
         yield lease
     finally:
         lease._end()

@@ -170,7 +170,8 @@ def _read_entries(filesystem: Any, files: Sequence[tuple[str, int]], parts: int)
     tables = []
     for path, sequence in files:
         try:
-            table = pq.read_table(path, filesystem=filesystem, columns=columns, partitioning=None)
+            with pq.ParquetFile(path, filesystem=filesystem) as file:
+                table = file.read(columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"cannot read the ledger: {path}: {in_words(error)}; --full does without it") from None
         dated = np.empty(len(table), _DATED)

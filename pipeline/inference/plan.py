@@ -246,10 +246,10 @@ def _new_id(output: Place, now: datetime) -> str:
 
 def _cut_off(output: Place, pinned: Pinned) -> str | None:
     """The last run without _SUCCESS that asked for the same, if there is one."""
-    found = []
+    found, finished = [], {run.run_id for run in published(output)}
     for run_id in run_ids(output):
         folder = run_folder(output, run_id)
-        if folder.child(PLAN).exists() and not folder.child(SUCCESS).exists():
+        if run_id not in finished and folder.child(PLAN).exists():
             _, before = _read_plan(folder.child(PLAN))
             if not before.differs(pinned):
                 found.append((before.started_at, run_id))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -17,6 +18,8 @@ SUCCESS = "_SUCCESS"
 KINDS = ("summaries", "rejects")
 """What a run writes of documents: folders of the output, with one of each run in them."""
 _RUNS = "runs"
+_AT_A_TIME = 16
+"""Ends that are read: a storage far away takes its time for each, and a folder has one of every night."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def published(output: Place) -> list[Published]:
     Raises:
         UserError: a _SUCCESS is not one that this version writes.
     """
-    found = [run for name in run_ids(output) if (run := end_of(output, name)) is not None]
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        found = [run for run in pool.map(lambda name: end_of(output, name), run_ids(output)) if run is not None]
     return sorted(found, key=lambda run: run.sequence)
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray.train
 import torch
 import yaml
@@ -43,6 +44,25 @@ def save_checkpoint(
     """Write a checkpoint to a local folder. position: tensors, numbers, strings, and lists and dicts of them."""
     save_bundle(Path(folder) / _BUNDLE, learner.average, tokenizer_file, config.decoding)
     torch.save({"learner": learner.state_dict(), "position": position}, Path(folder) / _STATE)
+
+
+def upload_checkpoint(root: Place, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Copy a local checkpoint to its place in the output folder; the one that is there.
+
+    Ray Train itself would do it by ``pyarrow.fs.copy_files``, which says nothing of an object that could not be written.
+
+    Raises:
+        OSError: a file could not; a restart may mend it.
+    """
+    folder = root.child(CHECKPOINTS).child(name)
+    try:
+        for path in sorted(Path(local.path).rglob("*")):
+            if path.is_file():
+                with pa.memory_map(str(path)) as file:
+                    folder.child(path.relative_to(local.path).as_posix()).write_patiently(file.read_buffer())
+    except UserError as error:
+        raise OSError(str(error)) from None
+    return ray.train.Checkpoint(folder.path, folder.filesystem)
 
 
 def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
@@ -68,11 +88,17 @@ class Kept:
 class Lease:
     """A run's right to write checkpoints, which ends when another run is started.
 
-    The workers of a driver that was killed live on for seconds. They must not write beside those of the next run.
+    The workers of a driver that was killed live on for seconds. They must not write beside those of the next run. folder: the
+    output folder, as the driver found it: where paths are relative, workers may start from elsewhere.
     """
 
-    file: Place
+    folder: Place
     run_id: str
+
+    @property
+    def file(self) -> Place:
+        """Holds the id of the run that was started last."""
+        return self.folder.child("run_id")
 
     def check(self) -> None:
         """Raises UserError if another run was started, and OSError, which a restart may mend, if that cannot be known."""
@@ -81,9 +107,7 @@ class Lease:
         except UserError as error:
             raise OSError(str(error)) from None
         if holder != self.run_id:
-            raise UserError(
-                f"another run has been started that writes to {self.file.uri.removesuffix('/run_id')}; this one ends"
-            )
+            raise UserError(f"another run has been started that writes to {self.folder.uri}; this one ends")
 
 
 class TrainingFolder:
@@ -117,7 +141,7 @@ class TrainingFolder:
 
     def take_over(self) -> Lease:
         """Begin a run, and note its configuration; one that still writes here ends at its next checkpoint."""
-        lease = Lease(self.root.child("run_id"), uuid.uuid4().hex)
+        lease = Lease(self.root, uuid.uuid4().hex)
         lease.file.write(lease.run_id.encode())
         self.root.child("config.yaml").write(config_yaml(self._config).encode())
         return lease
@@ -133,6 +157,8 @@ class TrainingFolder:
             result = ray.train.Result.from_path(checkpoints.path, storage_filesystem=checkpoints.filesystem)
         except RuntimeError:  # how Ray Train says that there is no record
             return None
+        except OSError as error:
+            raise UserError(f"cannot read {checkpoints.uri}: {in_words(error)}; set --output.path") from None
         except Exception as error:  # what it raises for a broken one is no part of its interface
             raise UserError(f"{checkpoints.uri} cannot be gone on from ({in_words(error)}); delete it to begin anew") from None
         found = result.best_checkpoints or []

@@ -309,7 +309,7 @@ def _lengths(tokenizer: Tokenizer, texts: pa.ChunkedArray[Any]) -> dict[int, int
 
 def _write_shards(folder: Place, pairs: Iterator[Pair], rows_per_shard: int) -> None:
     """Write ``part-00000.parquet`` and so on; no pairs make one empty shard."""
-    folder.filesystem.create_dir(folder.path, recursive=True)
+    folder.make_folder()
     shard, chars, number = list[Pair](), 0, 0
 
     def flush() -> None:

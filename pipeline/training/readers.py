@@ -32,7 +32,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from pipeline.config import PairsInput
 from pipeline.errors import UserError
-from pipeline.storage import in_words, place
+from pipeline.storage import in_words, place, refuse_secrets
 
 Row = dict[str, Any]
 Role = Literal["train", "dev", "test"]
@@ -189,6 +189,8 @@ def _name_a_member(path: str, role: Role, protocol: str) -> None:
 
 def _files(path: str, role: Role, kind: str) -> list[tuple[str, OpenFile]]:
     """The files at a path: one, those that a glob matches, or those of a folder whose names end as the format's do."""
+    for link in path.split("::"):
+        refuse_secrets(link, f"--input.{role}")
     with _reading(path, role):
         if path.startswith(("s3://", "gs://", "gcs://", "hdfs://")) and "::" not in path:
             at = place(path, f"--input.{role}")

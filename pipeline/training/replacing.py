@@ -42,7 +42,7 @@ def replacing(output: Place, names: Sequence[str], overwrite: bool) -> Iterator[
         _require_ours(partial, [*names, _SCRATCH])
         _require_ours(replaced, names)
         partial.remove_folder()
-        partial.filesystem.create_dir(partial.path, recursive=True)
+        partial.make_folder()
         try:
             with _scratch_in(partial) as scratch:
                 yield partial, scratch
@@ -91,7 +91,7 @@ def _move(source: Place, target: Place, names: Sequence[str]) -> None:
     found = store.get_file_info(fs.FileSelector(source.path, recursive=True))
     files = [info.path.removeprefix(source.path + "/") for info in found if info.is_file]
     for file in sorted(files, key=lambda file: names.index(file.partition("/")[0])):
-        store.create_dir(f"{target.path}/{file}".rpartition("/")[0], recursive=True)
+        target.child(file).make_room()
         store.move(f"{source.path}/{file}", f"{target.path}/{file}")
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from pipeline.model.batching import Rows
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.text.columns import flat_rows
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import Lease, load_checkpoint, save_checkpoint
+from pipeline.training.checkpoints import Lease, load_checkpoint, save_checkpoint, upload_checkpoint
 from pipeline.training.loop import Learner, share_done
 from pipeline.training.meter import Meter
 from pipeline.training.stream import PairStream
@@ -214,6 +215,7 @@ class Worker:
                 record,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=partial(upload_checkpoint, self._lease.folder),
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gateway import PACKAGES, Gateway, gateway, is_installed
 from stage import Command, write_store
 
 
@@ -26,3 +29,20 @@ def undisturbed(store: Path, options: list[str], tmp_path_factory: pytest.TempPa
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     Command(store, output, options).finish()
     return output
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Gateway]:
+    """An S3 server that runs."""
+    if not is_installed():
+        pytest.skip(f"no S3 server is installed here: apt-get install --no-install-recommends {PACKAGES}")
+    with gateway() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: Gateway) -> str:
+    """The name of one of its buckets, which is empty."""
+    name = f"tests-{uuid.uuid4().hex[:12]}"
+    s3.filesystem().create_dir(name)
+    return name

@@ -31,10 +31,13 @@ def write_store(folder: Path, texts: Sequence[str | None], files: int) -> Path:
 
 @dataclass(frozen=True)
 class Command:
-    """``python -m jobs.summarize`` over a store. environment: of the process, beside this one's."""
+    """``python -m jobs.summarize`` over a store. environment: of the process, beside this one's.
 
-    store: Path
-    output: Path
+    store, output: folders, or URIs.
+    """
+
+    store: Path | str
+    output: Path | str
     options: Sequence[str] = ()
     environment: Sequence[tuple[str, str]] = ()
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,3 +149,23 @@ def test_of_many_that_begin_at_once_no_two_hold_it(output: Place, monkeypatch: p
         held = list(pool.map(hold, range(6)))
     assert most == [1]
     assert any(held)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_renewal_that_comes_late_takes_nobodys_lease(output: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a driver that was stopped, or cut off from the storage, while it wrote its claim anew, and was taken over."""
+    write, late = lease._write_claim, threading.Event()
+
+    def stopped_at_its_renewal(claim: Place, holder: lease.Holder, renewals: int) -> None:
+        if renewals and holder.run_id == "first":
+            late.wait()
+        write(claim, holder, renewals)
+
+    monkeypatch.setattr(lease, "_write_claim", stopped_at_its_renewal)
+    monkeypatch.setattr(lease.Holder, "is_here", property(lambda _: False))
+    with lease.held(output, "first") as first, lease.held(output, "second") as second:
+        late.set()
+        time.sleep(0.3)
+        with pytest.raises(Stopped, match="another driver"):
+            first.look()
+        second.look()

@@ -47,7 +47,7 @@ def _arm(place: Any, part: str, when: str, marker: str) -> None:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return None if when == "after" else put(self, content)
-        if when == "amid":  # what is left of a file that was being written
+        if when == "amid" and self.has_folders:  # what is left of a file that was being written; in an object store nothing
             self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)
             with self.filesystem.open_output_stream(f"{self.path}.0.part") as file:
                 file.write(memoryview(content)[: len(memoryview(content)) // 2])
