@@ -130,7 +130,8 @@ def test_types_of_postgresql(store: Store, tmp_path: Path) -> None:
     store.sql(
         f"CREATE TABLE {table} (id uuid, body varchar(9), at timestamptz, day date, local timestamp, price numeric(9, 2), "
         "raw bytea, small smallint, meta jsonb, amount numeric, span interval);"
-        f"INSERT INTO {table} VALUES (gen_random_uuid()); INSERT INTO {table} VALUES ('6b1b36cb-0000-4000-8000-00000000000a', 'text', '2026-01-31 23:00+00', '2026-01-31', "
+        f"INSERT INTO {table} VALUES (gen_random_uuid());"
+        f"INSERT INTO {table} VALUES ('6b1b36cb-0000-4000-8000-00000000000a', 'text', '2026-01-31 23:00+00', '2026-01-31', "
         "'2026-01-31 23:00', 1.5, '\\x00ff', 7, '{\"a\": 1}', 1, '1 day')"
     )
     keep = ["at", "day", "local", "price", "raw", "small", "meta"]
