@@ -19,10 +19,10 @@ def main() -> int:
     with progress(console, f"delivering to {table}"):
         done = deliver(config)
     if done.had_rows:
-        since = f"what came since run {done.before}" if done.before else "all summaries"
-        console.print(f"{table} has {since}, up to run {done.run_id}")
+        before = f", and was at run {done.before} before" if done.before else ""
+        console.print(f"{table} has the latest summaries up to run {done.run_id}{before}")
     else:
-        console.print(f"{table} has what there is up to run {done.run_id} already; nothing is new")
+        console.print(f"{table} has the latest summaries up to run {done.run_id} already: nothing is new")
     return 0
 
 

@@ -35,7 +35,9 @@ def source(options: FetchInput) -> Iterator[RaySource]:
         raise UserError(f"cannot read the Delta table {options.table}: {in_words(error)}") from None
     schema = document_schema(files.schema, options)
     rows = None if options.filter else files.count_rows()
-    yield RaySource(str(version), schema, rows, options.filter, lambda: ray.data.read_delta(options.table, version=version))
+    # Of a table that was removed and made anew, versions count from 0 again.
+    name = f"{version} of {table.metadata().id}"
+    yield RaySource(name, schema, rows, options.filter, lambda: ray.data.read_delta(options.table, version=version))
 
 
 @contextmanager

@@ -3,14 +3,14 @@
     <path>/_snapshots/<name>/*.parquet    the documents of one snapshot; hidden from who lists the folder
     <path>/_fetched.json                  written last, at once: which snapshot is the one to read, and what it is of
 
-A name follows from all that the files do: who asks for the same again finds it done. The snapshot before stays until the next
-fetch, so that a run that reads it, or was cut off over it, can go on.
+Who asks for the same again finds it done. Each fetch has a name of its own, for tasks of one that was killed may write for a
+moment more. The snapshot before stays until the next fetch, so that a run that reads it, or was cut off over it, can go on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -48,17 +48,17 @@ def fetch(config: FetchConfig) -> Fetched:
     pointer = folder.child(FETCHED)
     with lease.held(folder, "fetch"), open_source(config.input) as source:
         request = {**config.input.model_dump(include=_OF_THE_REQUEST), "snapshot": source.snapshot}
-        name = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
         before = json.loads(pointer.read()) if pointer.exists() else {}
-        if before.get("folder") == name:
+        if before.get("request") == request:
             return Fetched(source.snapshot, before["rows"], is_new=False)
         _remove_all_but(folder.child(SNAPSHOTS), before.get("folder"))
+        name = uuid.uuid4().hex[:16]
         snapshot = folder.child(SNAPSHOTS).child(name)
         expected = source.write(snapshot)
         rows = _written(snapshot, source.schema)
         if expected is not None and rows != expected:
             raise Stopped(f"{rows:,} documents came through where {config.input.table} has {expected:,}; fetch them again")
-        manifest = {"folder": name, "rows": rows, "fetched_at": datetime.now(UTC).isoformat(), **request}
+        manifest = {"folder": name, "rows": rows, "fetched_at": datetime.now(UTC).isoformat(), "request": request}
         pointer.write(json.dumps(manifest, indent=2).encode() + b"\n")
     return Fetched(source.snapshot, rows, is_new=True)
 

@@ -84,7 +84,7 @@ class IcebergSink:
 
     def deliver(self, summaries: Summaries, mark: Mark) -> bool:
         """Bring the rows and the mark into the table, in one commit; False where another writer was faster."""
-        from pyiceberg.exceptions import CommitFailedException
+        from pyiceberg.exceptions import CommitFailedException, ValidationException
 
         table = self._table or _create(self._options, summaries.schema)
         schema = fitted(summaries.schema, table.schema().as_arrow(), self._options.table)
@@ -102,7 +102,7 @@ class IcebergSink:
             if head is None or head.parent_snapshot_id != start.snapshot_id or not head.summary:
                 return False
             return head.summary.get(_ATTEMPT) == attempt and self._publish(table, start.snapshot_id, head.snapshot_id, mark)
-        except CommitFailedException:
+        except (CommitFailedException, ValidationException):
             return False
 
     def _upsert(self, summaries: Summaries, schema: pa.Schema, properties: dict[str, str]) -> None:

@@ -99,7 +99,12 @@ def open_store(config: DocumentsInput) -> DocumentStore:
 def snapshot_of(root: Place) -> Place:
     """The last snapshot that jobs.fetch left whole in a folder; of another folder, itself."""
     pointer = root.child(FETCHED)
-    return root.child(SNAPSHOTS).child(json.loads(pointer.read())["folder"]) if pointer.exists() else root
+    if not pointer.exists():
+        return root
+    try:
+        return root.child(SNAPSHOTS).child(json.loads(pointer.read())["folder"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{pointer.uri} is broken; remove it and run jobs.fetch again, or set {root.option}") from None
 
 
 def stored_files(root: Place) -> list[StoredFile]:
