@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
-_ATTEMPT = "nightshift.attempt"
-
 
 @contextmanager
 def source(options: FetchInput) -> Iterator[RaySource]:
@@ -68,7 +66,7 @@ class IcebergSink:
 
     def __init__(self, options: DeliverOutput) -> None:
         self._options = options
-        self._key, self._branch = f"nightshift.{options.name}", f"nightshift-{options.name}"
+        self._key, self._branches = f"nightshift.{options.name}", f"nightshift-{options.name}-"
         self._table = _open(options, "--output")
         said = self._table.properties.get(self._key) if self._table else None
         self._mark = Mark.model_validate_json(said) if said else None
@@ -84,28 +82,28 @@ class IcebergSink:
 
     def deliver(self, summaries: Summaries, mark: Mark) -> bool:
         """Bring the rows and the mark into the table, in one commit; False where another writer was faster."""
-        from pyiceberg.exceptions import CommitFailedException, ValidationException
+        from pyiceberg.exceptions import CommitFailedException
 
         table = self._table or _create(self._options, summaries.schema)
         schema = fitted(summaries.schema, table.schema().as_arrow(), self._options.table)
-        start = table.current_snapshot()
+        if table.current_snapshot() is None:  # a branch begins at a snapshot
+            table.append(table.schema().as_arrow().empty_table())
+        start = _main(table)
+        branch = f"{self._branches}{uuid.uuid4().hex[:12]}"
         try:
-            if start is None:  # a branch begins at a snapshot
-                table.append(table.schema().as_arrow().empty_table())
-                start = table.current_snapshot()
-            assert start is not None
-            table.manage_snapshots().create_branch(start.snapshot_id, self._branch).commit()
-            attempt = uuid.uuid4().hex
-            self._upsert(summaries, schema, {_ATTEMPT: attempt, self._key: mark.model_dump_json()})
-            table.refresh()
-            head = table.snapshot_by_name(self._branch)
-            if head is None or head.parent_snapshot_id != start.snapshot_id or not head.summary:
+            table.manage_snapshots().create_branch(start, branch).commit()
+            self._upsert(summaries, schema, branch, {self._key: mark.model_dump_json()})
+            head = table.refresh().snapshot_by_name(branch)
+            if head is None or head.parent_snapshot_id != start or _main(table) != start:
                 return False
-            return head.summary.get(_ATTEMPT) == attempt and self._publish(table, start.snapshot_id, head.snapshot_id, mark)
-        except (CommitFailedException, ValidationException):
-            return False
+            self._publish(table, head.snapshot_id, mark)
+        except Exception as error:  # of which kind hangs on the step: another delivery that is done removes this one's branch
+            if isinstance(error, CommitFailedException) or _main(table.refresh()) != start:
+                return False
+            raise
+        return True
 
-    def _upsert(self, summaries: Summaries, schema: pa.Schema, properties: dict[str, str]) -> None:
+    def _upsert(self, summaries: Summaries, schema: pa.Schema, branch: str, properties: dict[str, str]) -> None:
         cluster.connect()
         try:
             # One task reads, in order, since of each id the latest is to be found; those that write are many.
@@ -117,24 +115,27 @@ class IcebergSink:
                 catalog_kwargs=_catalog_options(self._options),
                 snapshot_properties=properties,
                 mode=SaveMode.UPSERT,
-                upsert_kwargs={"join_cols": [summaries.id_column], "branch": self._branch},
+                upsert_kwargs={"join_cols": [summaries.id_column], "branch": branch},
             )
         except ray.exceptions.RayError as error:
             raise cluster.explained(error) from None
 
-    def _publish(self, table: Table, start: int, head: int, mark: Mark) -> bool:
-        """Make a branch's head the table's, if that is still where the branch began."""
-        now = table.current_snapshot()
-        if now is None or now.snapshot_id != start:
-            return False
-        with table.transaction() as transaction:
-            # The first of these says what must be so that all are done: the main line where it was.
-            from pyiceberg.table.update.snapshot import ManageSnapshots
+    def _publish(self, table: Table, head: int, mark: Mark) -> None:
+        """Make a branch's head the table's, if that is still where it was, and remove what was left by deliveries cut off."""
+        from pyiceberg.table.update.snapshot import ManageSnapshots
 
+        with table.transaction() as transaction:
+            # The first of these says what must be so that all are done: the main line is where it was.
             ManageSnapshots(transaction).set_current_snapshot(snapshot_id=head)
             transaction.set_properties({self._key: mark.model_dump_json()})
-            ManageSnapshots(transaction).remove_branch(self._branch).commit()
-        return True
+            for branch in [name for name in table.refs() if name.startswith(self._branches)]:
+                ManageSnapshots(transaction).remove_branch(branch).commit()
+
+
+def _main(table: Table) -> int:
+    """The table's current snapshot."""
+    snapshot = table.current_snapshot()
+    return snapshot.snapshot_id if snapshot else 0
 
 
 def _catalog_options(options: StoreSection) -> dict[str, Any]:
