@@ -15,8 +15,9 @@ import pytest
 from conftest import Store, fetching
 from deltalake import write_deltalake
 
-from pipeline.config import DocumentsInput
+from pipeline.config import DocumentsInput, SummarizeConfig
 from pipeline.errors import UserError
+from pipeline.inference.plan import plan_run
 from pipeline.stores.fetch import fetch
 from pipeline.text.documents import open_store
 
@@ -215,3 +216,27 @@ def test_an_earlier_version_can_be_named(store: Store, tmp_path: Path) -> None:
     assert fetch(fetching(store, tmp_path / "in", keep_columns=["n"], filter="n > 9007199254741000")).rows == 27
     with pytest.raises(UserError, match="99"):
         fetch(fetching(store, tmp_path / "in", snapshot=99))
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_a_run_that_was_cut_off_goes_on_over_its_snapshot(store: Store, tmp_path: Path, tiny_bundle: Path) -> None:
+    values = {
+        "input": {"path": str(tmp_path / "in")},
+        "output": {"path": str(tmp_path / "out")},
+        "model": {"path": str(tiny_bundle)},
+    }
+    config = SummarizeConfig.model_validate(values)
+    store.write("documents", documents(0, 10))
+    fetch(fetching(store, tmp_path / "in"))
+    begun = plan_run(config)
+    begun.write()  # and then the driver was killed
+    store.write("documents", documents(0, 25))
+    fetch(fetching(store, tmp_path / "in"))
+    goes_on = plan_run(config)
+    assert (goes_on.run_id, goes_on.begun, goes_on.anew, goes_on.waiting) == (begun.run_id, True, None, 1)
+    assert goes_on.store.files == begun.store.files
+    store.write("documents", documents(0, 30))
+    fetch(fetching(store, tmp_path / "in"))
+    anew = plan_run(config)
+    assert "1 of its files have changed or are gone since" in (anew.anew or "")
+    assert anew.store.rows == 30
