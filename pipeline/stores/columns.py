@@ -18,6 +18,7 @@ _SAME = [
     pa.types.is_date,
     lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
     lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+    lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
     pa.types.is_integer,
     lambda kind: pa.types.is_timestamp(kind) and kind.tz is None,
     lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None,
@@ -50,7 +51,9 @@ def document_schema(found: pa.Schema, options: FetchInput) -> pa.Schema:
     kind = found.field(options.text_column).type
     if not _is_text(kind):
         raise UserError(f"column {options.text_column!r} of {options.table} is {kind}, not a string; set --input.text_column")
-    return pa.schema([found.field(name).remove_metadata().with_nullable(True) for name in chosen(options)])
+    fields = [found.field(name).remove_metadata().with_nullable(True) for name in chosen(options)]
+    # PyIceberg says large_string of all texts, others do not: a store must not look changed for that.
+    return pa.schema([field.with_type(pa.string()) if _is_text(field.type) else field for field in fields])
 
 
 def portable(field: pa.Field, option: str) -> pa.DataType:
