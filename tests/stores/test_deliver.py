@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,28 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import PASSWORD, Store, delivery, finish_run
 from deltalake import DeltaTable
+from tables import FIRST, PASSWORD, SECOND, Store, delivery, finish_run, summaries
 
 from pipeline.errors import UserError
 from pipeline.stores.deliver import deliver
-
-FIRST = {f"d{n}": f"first {n}" for n in range(20)}
-SECOND = {f"d{n}": f"second {n}" for n in range(15, 25)}
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """Two runs; of d15 to d19, the second has the summaries that are to be found."""
-    finish_run(tmp_path / "out", "a", FIRST)
-    finish_run(tmp_path / "out", "b", SECOND)
-    return tmp_path / "out"
-
-
-def summaries(rows: Sequence[dict[str, Any]]) -> dict[Any, str]:
-    found = {row["id"]: row["summary"] for row in rows}
-    assert len(found) == len(rows), "an id comes twice"
-    return found
 
 
 def test_run_after_run_in_any_order(store: Store, output: Path) -> None:

@@ -9,43 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Store, fetching
 from deltalake import write_deltalake
+from tables import Store, documents, expected, fetching, read
 
-from pipeline.config import DocumentsInput, SummarizeConfig
+from pipeline.config import SummarizeConfig
 from pipeline.errors import UserError
 from pipeline.inference.plan import plan_run
 from pipeline.stores.fetch import fetch
-from pipeline.text.documents import open_store
 
 LIGHT = pytest.mark.parametrize("store", ["jsonl", "postgres"], indirect=True)
 DAY = datetime(2026, 1, 31, 23, 0, tzinfo=UTC)
-
-
-def documents(first: int, last: int) -> pa.Table:
-    ids = range(first, last)
-    return pa.table(
-        {
-            "id": [f"{n:03}" for n in ids],
-            "text": [None if n % 10 == 3 else f"Document {n}, née «Zoë»\n\tof trees." for n in ids],
-            "n": pa.array([None if n % 7 == 0 else 2**53 + n for n in ids], pa.int64()),
-            "other": [float(n) for n in ids],
-        }
-    )
-
-
-def read(folder: Path, keep: list[str]) -> list[dict[str, Any]]:
-    """What summarize finds, by id."""
-    store = open_store(DocumentsInput(path=str(folder), keep_columns=keep))
-    tables = [pq.read_table(file.file.path) for file in store.files]
-    return pa.concat_tables(tables).sort_by("id").to_pylist()
-
-
-def expected(rows: pa.Table) -> list[dict[str, Any]]:
-    return rows.select(["id", "text", "n"]).sort_by("id").to_pylist()
 
 
 @LIGHT

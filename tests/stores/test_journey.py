@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import KINDS, Store, delivery, fetching
+from tables import KINDS, Store, delivery, fetching
 
 import pipeline
 from pipeline.config import SummarizeConfig

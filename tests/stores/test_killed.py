@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Store, delivery, fetching, finish_run
-from test_deliver import FIRST, SECOND, summaries
-from test_fetch import documents, expected, read
+from tables import FIRST, SECOND, Store, delivery, documents, expected, fetching, read, summaries
 
 from pipeline.options import JobConfig
 
@@ -67,13 +65,6 @@ def finish(*words: str) -> str:
     told, _ = process.communicate(timeout=200)
     assert process.returncode == 0, told
     return told
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    finish_run(tmp_path / "out", "a", FIRST)
-    finish_run(tmp_path / "out", "b", SECOND)
-    return tmp_path / "out"
 
 
 @pytest.mark.parametrize(
