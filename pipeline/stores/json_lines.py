@@ -54,7 +54,7 @@ def source(options: FetchInput) -> Iterator[RaySource]:
     if options.snapshot is not None:
         raise UserError("JSON lines have no snapshots; take --input.snapshot away")
     root = place(options.table, "--input.table")
-    files = [file for file in root.files() if file.path.endswith(_ENDINGS)]
+    files = [file for file in root.files() if file.path.endswith(_ENDINGS) and file.size]
     if not files:
         raise UserError(f"{root.uri} is or holds no file named {', '.join(_ENDINGS[:5])} and so on; set --input.table")
     seen = [[file.path, file.size, str(file.modified)] for file in files]
@@ -97,6 +97,7 @@ def _read(batch: pa.Table, filesystem: fs.FileSystem, schema: pa.Schema) -> Iter
 def _schema(root: Place, files: Sequence[StoredFile]) -> pa.Schema:
     """Of all columns, by the first lines of the first files."""
     kinds: dict[str, pa.DataType] = {}
+    names: dict[str, None] = {}
     for file in files[:_HEADS]:
         for number, line in enumerate(_head(root, file), 1):
             try:
@@ -105,15 +106,14 @@ def _schema(root: Place, files: Sequence[StoredFile]) -> pa.Schema:
                     raise ValueError(f"a {type(row).__name__}, not an object")
             except ValueError as error:
                 raise UserError(f"line {number} of {file.path} is not JSON that can be used: {error}; mend it") from None
+            names |= dict.fromkeys(row)
             for name, value in row.items():
                 if value is not None:
                     kind = _KINDS.get(type(value), pa.null())  # of lists and objects: nothing that is read
                     before = kinds.setdefault(name, kind)
                     if {before, kind} == {pa.int64(), pa.float64()}:
                         kinds[name] = pa.float64()
-                else:
-                    kinds.setdefault(name, pa.string())
-    return pa.schema(list(kinds.items()))
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
 
 
 def _head(root: Place, file: StoredFile) -> Iterator[bytes]:
