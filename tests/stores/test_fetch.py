@@ -91,7 +91,7 @@ def test_a_condition_takes_some_rows(store: Store, tmp_path: Path) -> None:
 
 @LIGHT
 def test_a_table_without_rows(store: Store, tmp_path: Path) -> None:
-    store.write("documents", documents(0, 1))
+    store.write("documents", documents(0, 2))
     condition = "n > 0 AND n < 0" if store.kind == "postgres" else "n > 0 and n < 0"
     assert fetch(fetching(store, tmp_path / "in", filter=condition, keep_columns=["n"])).rows == 0
     assert read(tmp_path / "in", []) == []
