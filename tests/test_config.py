@@ -15,7 +15,9 @@ from pipeline.config import (
     CompactConfig,
     DecodingConfig,
     DecodingOverrides,
+    DeliverConfig,
     EvaluateConfig,
+    FetchConfig,
     ModelConfig,
     PrepareConfig,
     StatusConfig,
@@ -34,6 +36,13 @@ JOBS: dict[str, type[JobConfig]] = {
     "verify": VerifyConfig,
     "status": StatusConfig,
     "compact": CompactConfig,
+    "fetch": FetchConfig,
+    "deliver": DeliverConfig,
+}
+MUST_BE_SET = {
+    "prepare": ["--input.train", "pairs.tsv"],
+    "fetch": ["--input.kind", "delta", "--input.table", "t"],
+    "deliver": ["--output.kind", "delta", "--output.table", "t"],
 }
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -72,7 +81,7 @@ def file(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_every_default_is_valid(job: str) -> None:
-    config = load_config(JOBS[job], job, ["--input.train", "pairs.tsv"] if job == "prepare" else [])
+    config = load_config(JOBS[job], job, MUST_BE_SET.get(job, []))
     assert JOBS[job].model_validate(config.model_dump(by_alias=True)) == config
 
 
@@ -290,7 +299,8 @@ def job_of(name: str) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_in_configs_can_be_used(name: str) -> None:
     job = job_of(name)
-    load_config(JOBS[job], job, ["--config", str(CONFIGS / name), *(["--input.train", "x"] if name == "prepare.yaml" else [])])
+    given = MUST_BE_SET.get(job, []) if name == f"{job}.yaml" else []
+    load_config(JOBS[job], job, ["--config", str(CONFIGS / name), *given])
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name == f"{job_of(name)}.yaml"])
@@ -308,7 +318,7 @@ def test_the_file_of_a_job_holds_every_option_with_a_value_that_can_be_used(name
 
 @pytest.mark.parametrize("job", JOBS)
 def test_the_file_of_a_job_shows_the_defaults(job: str) -> None:
-    given = ["--input.train", "pairs.tsv"] if job == "prepare" else []
+    given = MUST_BE_SET.get(job, [])
     shown = load_config(JOBS[job], job, ["--config", str(CONFIGS / f"{job}.yaml"), *given])
     assert shown == load_config(JOBS[job], job, given)
 

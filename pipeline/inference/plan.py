@@ -31,7 +31,7 @@ from pipeline.inference.sorting import sorted_before
 from pipeline.inference.summaries import RUN
 from pipeline.inference.writing import REJECT_COLUMNS, SUMMARY_COLUMNS
 from pipeline.storage import Place, StoredFile, in_words, place
-from pipeline.text.documents import DocumentFile, DocumentStore, open_store
+from pipeline.text.documents import DocumentFile, DocumentStore, open_store, stored_files
 
 PLAN, MANIFEST, CONFIG = "plan.parquet", "manifest.json", "config.yaml"
 _OPTIONS = b"nightshift.plan"
@@ -202,7 +202,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
             f"run {run_id} was cut off, and asked for something else than this command: {' and '.join(differs)}; "
             f"ask for the same, or set another --output.run_id"
         )
-    found = {file.path: file for file in root.parquet_files(recursive=True)}
+    found = {file.path: file for file in stored_files(root)}
     if why := _why_anew(files, found, before, output, folder, config):
         store = open_store(config.input)
         pinned = _noting_unread(pinned, store)

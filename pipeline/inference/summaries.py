@@ -41,10 +41,10 @@ class _Run:
     schema: pa.Schema
 
 
-def read_summaries(output: str) -> pa.RecordBatchReader:
-    """What ``pipeline.read_summaries`` does, and says that it does."""
+def read_summaries(output: str, after: int = 0, up_to: int | None = None) -> pa.RecordBatchReader:
+    """What ``pipeline.read_summaries`` does, and says that it does; of runs whose sequence is above one and up to another."""
     folder = place(output, "the output folder")
-    finished = published(folder)
+    finished = [run for run in published(folder) if after < run.sequence <= (up_to or run.sequence)]
     if not finished:
         raise UserError(f"no run is finished in {output}; name a folder that jobs.summarize wrote")
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:

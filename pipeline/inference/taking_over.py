@@ -12,6 +12,7 @@ from pipeline.inference.publication import KINDS
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import Unit
 from pipeline.storage import PART, Place, StoredFile
+from pipeline.text.documents import stored_files
 
 AGAIN = "the same command goes on from here"
 
@@ -36,7 +37,7 @@ def take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit]
 
 def check_input(plan: Plan, tally: Tally) -> None:
     """Raises Stopped if the input has changed, or not all of it came through. New files are the next run's."""
-    unchanged = set(plan.store.root.parquet_files(recursive=True))
+    unchanged = set(stored_files(plan.store.root))
     if changed := [file.file.path for file in plan.store.files if file.file not in unchanged]:
         raise Stopped(
             f"{len(changed)} files have changed since the run began, {changed[0]} among them; the same command begins it anew"

@@ -5,6 +5,7 @@ Knows columns, types and texts; nothing about tokens or models.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ _FOOTERS_AT_A_TIME = 16
 _FOOTERS_ASKED_FOR = 1024
 """Ahead: what a pool holds for each is more than what is kept of a file."""
 _SHOWN_COLUMNS = 20
+FETCHED, SNAPSHOTS = "_fetched.json", "_snapshots"
+"""In a folder that jobs.fetch writes: which of its snapshots is the last whole one, and where they lie, hidden till then."""
 NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
 """The rejection of a text that turns out to be nothing to the tokenizer."""
 
@@ -67,7 +70,7 @@ def open_store(config: DocumentsInput) -> DocumentStore:
         UserError: nothing is there; or a file is not Parquet, or a column of it is missing, of another type, or of another
             one than in the first file, and ``on_bad_file`` is "fail" or there is no other file.
     """
-    root = place(config.path, "--input.path")
+    root = snapshot_of(place(config.path, "--input.path"))
     found = root.parquet_files(recursive=True)
     first: dict[str, tuple[pa.DataType, str]] = {}  # of each column that is handed on: its type in a store, and the file
     files: list[DocumentFile] = []
@@ -91,6 +94,22 @@ def open_store(config: DocumentsInput) -> DocumentStore:
     if not files:
         raise UserError(next(iter(unread.values())))
     return DocumentStore(root, files, unread, unread_bytes)
+
+
+def snapshot_of(root: Place) -> Place:
+    """The last snapshot that jobs.fetch left whole in a folder; of another folder, itself."""
+    pointer = root.child(FETCHED)
+    if not pointer.exists():
+        return root
+    try:
+        return root.child(SNAPSHOTS).child(json.loads(pointer.read())["folder"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{pointer.uri} is broken; remove it and run jobs.fetch again, or set {root.option}") from None
+
+
+def stored_files(root: Place) -> list[StoredFile]:
+    """The Parquet files of a store, with those of an earlier snapshot that is still there."""
+    return (root.child(SNAPSHOTS) if root.child(FETCHED).exists() else root).parquet_files(recursive=True)
 
 
 def _read_footer(root: Place, file: StoredFile) -> tuple[tuple[int, ...], pa.Schema] | UserError:

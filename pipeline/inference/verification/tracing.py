@@ -22,7 +22,7 @@ from pipeline.inference.verification.matching import Matched, Rows
 from pipeline.inference.verification.verdict import Verdict
 from pipeline.inference.windows import ROW_BITS, Span, Unit, rows_of, units_of
 from pipeline.storage import Place, StoredFile, place
-from pipeline.text.documents import DocumentFile, texts_of
+from pipeline.text.documents import DocumentFile, stored_files, texts_of
 
 _ROWS_OF_A_WINDOW = 16_384
 
@@ -61,7 +61,7 @@ def open_input(manifest: Manifest, verdict: Verdict) -> Input:
     root = place(options["path"], "the input of the run")
     found = set[tuple[Any, ...]]()
     try:
-        found = {(file.path, file.size, file.modified) for file in root.parquet_files(recursive=True)}
+        found = {(file.path, file.size, file.modified) for file in stored_files(root)}
     except UserError as error:
         verdict.notes.append(f"the input is not there any more: {error}")
     files, changed = list[InputFile](), list[InputFile]()

@@ -1,0 +1,180 @@
+"""Iceberg tables, in any catalog that PyIceberg knows.
+
+Documents are read at a snapshot, by Ray Data. Summaries are written by Ray Data's upsert to a branch, which readers do not see,
+and which one commit then makes the table's main line: if that has not moved since, and with the mark among the table's
+properties. Ray Data alone would write to a table as it finds it, an older run over a newer one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray.data
+import ray.exceptions
+from ray.data import SaveMode
+
+from pipeline import cluster
+from pipeline.config import DeliverOutput, FetchInput, StoreSection
+from pipeline.errors import UserError
+from pipeline.storage import in_words
+from pipeline.stores.columns import document_schema, fitted
+from pipeline.stores.reading import RaySource
+from pipeline.stores.store import Mark, Summaries, needed
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
+
+
+@contextmanager
+def source(options: FetchInput) -> Iterator[RaySource]:
+    """The documents of a table's snapshot, the latest one unless another is named."""
+    table = _open(options, "--input")
+    if table is None:
+        raise UserError(f"the catalog {options.catalog!r} has no table {options.table}; set --input.table")
+    found = table.current_snapshot() if options.snapshot is None else table.snapshot_by_id(options.snapshot)
+    if found is None:
+        which = "no snapshot yet" if options.snapshot is None else f"no snapshot {options.snapshot}"
+        raise UserError(f"{options.table} has {which}; set --input.snapshot to one that it has, or write to it first")
+    scan = table.scan(snapshot_id=found.snapshot_id)
+    schema = document_schema(scan.projection().as_arrow(), options)
+    yield RaySource(
+        str(found.snapshot_id),
+        schema,
+        None if options.filter else scan.count(),
+        options.filter,
+        lambda: ray.data.read_iceberg(
+            table_identifier=options.table, snapshot_id=found.snapshot_id, catalog_kwargs=_catalog_options(options)
+        ),
+    )
+
+
+@contextmanager
+def sink(options: DeliverOutput) -> Iterator[IcebergSink]:
+    """A table that summaries are delivered to."""
+    yield IcebergSink(options)
+
+
+class IcebergSink:
+    """See store.Sink."""
+
+    keeps_all = False
+
+    def __init__(self, options: DeliverOutput) -> None:
+        self._options = options
+        self._key, self._branches = f"nightshift.{options.name}", f"nightshift-{options.name}-"
+        self._table = _open(options, "--output")
+        said = self._table.properties.get(self._key) if self._table else None
+        self._mark = Mark.model_validate_json(said) if said else None
+
+    @property
+    def sequence(self) -> int:
+        """That of the last delivery's mark; 0 if there was none under this name."""
+        return self._mark.sequence if self._mark else 0
+
+    def remembers(self, mark: Mark) -> bool:
+        """Whether this is the last delivery's mark."""
+        return mark == self._mark
+
+    def deliver(self, summaries: Summaries, mark: Mark) -> bool:
+        """Bring the rows and the mark into the table, in one commit; False where another writer was faster."""
+        from pyiceberg.exceptions import CommitFailedException
+
+        table = self._table or _create(self._options, summaries.schema)
+        schema = fitted(summaries.schema, table.schema().as_arrow(), self._options.table)
+        if table.current_snapshot() is None:  # a branch begins at a snapshot
+            table.append(table.schema().as_arrow().empty_table())
+        start = _main(table)
+        branch = f"{self._branches}{uuid.uuid4().hex[:12]}"
+        try:
+            table.manage_snapshots().create_branch(start, branch).commit()
+            self._upsert(summaries, schema, branch, {self._key: mark.model_dump_json()})
+            head = table.refresh().snapshot_by_name(branch)
+            if head is None or head.parent_snapshot_id != start or _main(table) != start:
+                return False
+            self._publish(table, head.snapshot_id, mark)
+        except Exception as error:  # of which kind hangs on the step: another delivery that is done removes this one's branch
+            if isinstance(error, CommitFailedException) or _main(table.refresh()) != start:
+                return False
+            raise
+        return True
+
+    def _upsert(self, summaries: Summaries, schema: pa.Schema, branch: str, properties: dict[str, str]) -> None:
+        cluster.connect()
+        try:
+            # One task reads, in order, since of each id the latest is to be found; those that write are many.
+            rows = ray.data.range(1, override_num_blocks=1).map_batches(
+                lambda _: (pa.Table.from_batches([batch]) for batch in summaries.batches(schema))
+            )
+            rows.write_iceberg(
+                self._options.table,
+                catalog_kwargs=_catalog_options(self._options),
+                snapshot_properties=properties,
+                mode=SaveMode.UPSERT,
+                upsert_kwargs={"join_cols": [summaries.id_column], "branch": branch},
+            )
+        except ray.exceptions.RayError as error:
+            raise cluster.explained(error) from None
+
+    def _publish(self, table: Table, head: int, mark: Mark) -> None:
+        """Make a branch's head the table's, if that is still where it was, and remove what was left by deliveries cut off."""
+        from pyiceberg.table.update.snapshot import ManageSnapshots
+
+        with table.transaction() as transaction:
+            # The first of these says what must be so that all are done: the main line is where it was.
+            ManageSnapshots(transaction).set_current_snapshot(snapshot_id=head)
+            transaction.set_properties({self._key: mark.model_dump_json()})
+            for branch in [name for name in table.refs() if name.startswith(self._branches)]:
+                ManageSnapshots(transaction).remove_branch(branch).commit()
+
+
+def _main(table: Table) -> int:
+    """The table's current snapshot."""
+    snapshot = table.current_snapshot()
+    return snapshot.snapshot_id if snapshot else 0
+
+
+def _catalog_options(options: StoreSection) -> dict[str, Any]:
+    return {"name": options.catalog, **options.catalog_properties}
+
+
+def _catalog(options: StoreSection, option: str) -> Catalog:
+    catalogs = needed("pyiceberg.catalog", "iceberg")
+    try:
+        catalog: Catalog = catalogs.load_catalog(options.catalog, **options.catalog_properties)
+        return catalog
+    except Exception as error:  # of each kind of catalog's own library; their words may have what connects to it
+        raise UserError(
+            f"cannot open the Iceberg catalog {options.catalog!r} ({type(error).__name__}); set {option}.catalog_properties, "
+            "or the catalog in .pyiceberg.yaml"
+        ) from None
+
+
+def _open(options: StoreSection, option: str) -> Table | None:
+    """None where there is no such table."""
+    catalog = _catalog(options, option)
+    from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+
+    if "." not in options.table:
+        raise UserError(f"{option}.table {options.table!r} is no name of an Iceberg table; it has the form NAMESPACE.TABLE")
+    try:
+        return catalog.load_table(options.table)
+    except (NoSuchTableError, NoSuchNamespaceError):
+        return None
+    except Exception as error:
+        raise UserError(f"cannot open the Iceberg table {options.table} ({type(error).__name__}: {in_words(error)})") from None
+
+
+def _create(options: DeliverOutput, schema: pa.Schema) -> Table:
+    catalog = _catalog(options, "--output")
+    try:
+        catalog.create_namespace_if_not_exists(options.table.rpartition(".")[0])
+        return catalog.create_table_if_not_exists(options.table, schema)
+    except Exception as error:
+        raise UserError(
+            f"cannot create the Iceberg table {options.table} ({type(error).__name__}: {in_words(error)})"
+        ) from None
