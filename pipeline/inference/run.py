@@ -29,6 +29,7 @@ from pipeline.inference.attempts import Attempts
 from pipeline.inference.bad_files import FOLDER as UNREAD
 from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.census import GONE, Repeated, find_gone, take_census
+from pipeline.inference.counting import RunMetrics
 from pipeline.inference.digest import Example, Room, room_for
 from pipeline.inference.ledger import Ledger
 from pipeline.inference.manifest import Gone, Manifest, UnreadRows, WindowRecord
@@ -87,6 +88,7 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
         _begin(plan)
     plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
     actors = place_actors(plan.config.resources)
+    metrics = RunMetrics(plan)
     first_window: float | None = None
     told: UserError | Stopped | None = None
     try:
@@ -108,7 +110,10 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
                 first_window = first_window or time.monotonic() - window.effort.decode_s
                 tally.add(window, time.monotonic())
                 seconds = time.monotonic() - first_window
-                on_progress(journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors)))
+                at = journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors))
+                metrics.add(window, at)
+                on_progress(at)
+        metrics.end()
         # What is in a file that was not read is not known: it may be there.
         gone = Gone() if tally.unread else find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
         attempts.forget()
