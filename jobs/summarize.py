@@ -38,8 +38,9 @@ def main() -> int:
 
 def _summarize(config: SummarizeConfig, outcome: Outcome) -> int:
     """Plan, run and report; the exit status. outcome: learns of a run that comes to its end."""
-    console = new_console()
+    console = new_console(job="summarize", name=config.watch.name)
     plan = plan_run(config)
+    console.tags["run"] = plan.run_id
     console.print(
         f"run {plan.run_id}: {plan.store.rows:,} documents in {len(plan.store.files):,} files "
         f"({plan.store.bytes / 1e6:,.1f} MB) of {from_here(config.input.path)}, with model {plan.model_fingerprint[:12]}"

@@ -26,7 +26,7 @@ def main() -> int:
 
 def _train(config: TrainConfig) -> Trained:
     """Train, and say how it goes."""
-    console = new_console()
+    console = new_console(job="train", name=config.watch.name)
     log, metrics = TrainingLog(config), TrainingMetrics(config.watch.name)
 
     def on_record(record: dict[str, Any]) -> None:
