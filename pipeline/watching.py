@@ -19,7 +19,7 @@ DOCUMENTS = Counter("nightshift_documents_total", "Documents dealt with, by what
 REJECTS = Counter("nightshift_rejects_total", "Documents rejected, by reason.", (*_NAME, "reason"))
 WINDOWS = Counter("nightshift_windows_total", "Windows committed.", _NAME)
 SOURCE_TOKENS = Counter("nightshift_source_tokens_total", "Subwords of the documents summarized, of their whole length.", _NAME)
-SUMMARY_TOKENS = Counter("nightshift_summary_tokens_total", "Subwords of their summaries.", _NAME)
+TARGET_TOKENS = Counter("nightshift_target_tokens_total", "Subwords of their summaries.", _NAME)
 READ_TOKENS = Counter(
     "nightshift_read_tokens_total", "Source positions that the model computed, by kind: token or padding.", (*_NAME, "kind")
 )

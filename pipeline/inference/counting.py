@@ -38,7 +38,7 @@ class RunMetrics:
         for reason, documents in window.rejected.items():
             count(watching.REJECTS, documents, reason=reason)
         count(watching.SOURCE_TOKENS, window.source_tokens)
-        count(watching.SUMMARY_TOKENS, window.summary_tokens)
+        count(watching.TARGET_TOKENS, window.summary_tokens)
         count(watching.READ_TOKENS, window.digest.read_tokens, kind="token")
         count(watching.READ_TOKENS, window.effort.padding, kind="padding")
         if window.documents:

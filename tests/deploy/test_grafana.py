@@ -24,8 +24,8 @@ RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())[
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
-def promtool(*words: str | Path) -> None:
-    done = subprocess.run([program("promtool"), *map(str, words)], capture_output=True, text=True)
+def promtool(*words: str | Path, given: str = "") -> None:
+    done = subprocess.run([program("promtool"), *map(str, words)], input=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -68,6 +68,17 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() -> None:
     }
     assert asked - there == set()
     assert len(asked) > 20
+
+
+def test_metrics_are_named_as_prometheus_wants() -> None:
+    lines = []
+    for metric in METRICS:
+        name, kind = f"ray_{metric.info['name']}", type(metric).__name__.lower()
+        lines += [f"# HELP {name} {metric.info['description']}", f"# TYPE {name} {kind}"]
+        lines += [f"{name} 1"] if kind != "histogram" else [f'{name}_bucket{{le="+Inf"}} 1', f"{name}_sum 1", f"{name}_count 1"]
+    for name, meaning in OUTCOME.items():
+        lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge", f"{name} 1"]
+    promtool("check", "metrics", given="\n".join(lines) + "\n")
 
 
 def test_the_documentation_has_each_metric_with_its_tags() -> None:

@@ -159,7 +159,7 @@ def test_a_window_that_was_done_twice_is_counted_once(watched: Watched) -> None:
     assert counted("rejects_total", "reason") == counts["rejected"] == {"null_text": 100}
     assert counted("windows_total") == {"nightly": 40}
     assert counted("source_tokens_total") == {"nightly": counts["source_tokens"]}
-    assert counted("summary_tokens_total") == {"nightly": counts["summary_tokens"]}
+    assert counted("target_tokens_total") == {"nightly": counts["summary_tokens"]}
     assert counted("read_tokens_total", "kind")["padding"] == manifest["effort"]["padding"]
     decoding = counted("stage_seconds_total", "stage")["decoding"]
     assert decoding == pytest.approx(manifest["effort"]["decode_s"])
