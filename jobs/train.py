@@ -35,7 +35,8 @@ def _train(config: TrainConfig) -> Trained:
         metrics.add(record)
 
     console.print(f"training into {config.output.path}: starting Ray and the workers")
-    trained = train(config, on_record)
+    with metrics:
+        trained = train(config, on_record)
     log.finish()
     if trained.was_finished:
         bounds = "patience" if trained.ran_out else "epochs, max_minutes or max_steps"

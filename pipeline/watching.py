@@ -9,8 +9,13 @@ A task that was killed and done again leaves one record, and so counts once.
 
 from __future__ import annotations
 
+import threading
+from types import TracebackType
+from typing import Self
+
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
+_AGAIN_S = 1.0
 _NAME = ("name",)
 _SECONDS = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0]
 
@@ -65,3 +70,35 @@ def count(counter: Counter, amount: float, **tags: str) -> None:
     """Add to a counter, if there is anything to add."""
     if amount > 0:
         counter.inc(amount, tags)
+
+
+class Standing:
+    """Gauges as they stand, told anew every second while the block runs: Ray forgets one that is not told for some seconds.
+
+    Without that, a run that commits nothing would be one that says nothing.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[Gauge, tuple[tuple[str, str], ...]], float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tell_until_ended, daemon=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def set(self, gauge: Gauge, value: float, **tags: str) -> None:
+        """From the first of these on Ray must be joined."""
+        gauge.set(value, tags)
+        self._values[gauge, tuple(tags.items())] = value
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def _tell_until_ended(self) -> None:
+        while not self._ended.wait(_AGAIN_S):
+            for (gauge, tags), value in list(self._values.items()):
+                gauge.set(value, dict(tags))

@@ -8,28 +8,32 @@ from pipeline import watching
 from pipeline.inference.manifest import Counts, WindowRecord
 from pipeline.inference.plan import Plan
 from pipeline.inference.progress import Progress
-from pipeline.watching import count
+from pipeline.watching import Standing, count
 
 _MODEL_CHARS = 12
 
 
-class RunMetrics:
-    """Tells of a run from its begin, once Ray is joined.
+class RunMetrics(Standing):
+    """Tells of a run while the block runs.
 
     Actors are numbered in the order in which they first come, so that each night has the same few tags.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        watching.tell_as(plan.config.watch.name)
+    def __init__(self) -> None:
+        super().__init__()
         self._numbers: dict[str, int] = {}
+
+    def begin(self, plan: Plan) -> None:
+        """Ray is joined."""
+        watching.tell_as(plan.config.watch.name)
         now = time.time()
-        watching.RUN.set(1, {"run": plan.run_id, "model": plan.model_fingerprint[:_MODEL_CHARS]})
-        watching.RUN_ACTIVE.set(1)
-        watching.RUN_STARTED.set(now)
-        watching.LAST_COMMIT.set(now)
-        watching.RUN_DOCUMENTS.set(plan.store.rows)
-        watching.RUN_SEEN.set(0)
-        watching.RUN_ACTORS.set(0)
+        self.set(watching.RUN, 1, run=plan.run_id, model=plan.model_fingerprint[:_MODEL_CHARS])
+        self.set(watching.RUN_ACTIVE, 1)
+        self.set(watching.RUN_STARTED, now)
+        self.set(watching.LAST_COMMIT, now)
+        self.set(watching.RUN_DOCUMENTS, plan.store.rows)
+        self.set(watching.RUN_SEEN, 0)
+        self.set(watching.RUN_ACTORS, 0)
 
     def add(self, window: WindowRecord, at: Progress) -> None:
         """One more window is committed. at: where the run stands with it."""
@@ -43,9 +47,9 @@ class RunMetrics:
         count(watching.READ_TOKENS, window.effort.padding, kind="padding")
         if window.documents:
             self._add_effort(window)
-        watching.LAST_COMMIT.set(time.time())
-        watching.RUN_SEEN.set(at.seen)
-        watching.RUN_ACTORS.set(at.actors)
+        self.set(watching.LAST_COMMIT, time.time())
+        self.set(watching.RUN_SEEN, at.seen)
+        self.set(watching.RUN_ACTORS, at.actors)
 
     def _add_effort(self, window: WindowRecord) -> None:
         actor = str(self._numbers.setdefault(window.actor, len(self._numbers) + 1))
@@ -61,8 +65,8 @@ class RunMetrics:
             count(watching.STAGE_SECONDS, seconds, stage=stage, actor=actor)
         count(watching.WINDOWS, 1)
         watching.DECODE_SECONDS.observe(effort.decode_s)
-        watching.ACTOR_PEAK.set(effort.actor_bytes, {"actor": actor})
+        self.set(watching.ACTOR_PEAK, effort.actor_bytes, actor=actor)
 
     def end(self) -> None:
         """No window is to come."""
-        watching.RUN_ACTIVE.set(0)
+        self.set(watching.RUN_ACTIVE, 0)

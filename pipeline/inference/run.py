@@ -77,18 +77,20 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         clear_cut_off(plan.folder)
         for before in published(plan.output)[-1:]:
             remove_sorted(run_folder(plan.output, before.run_id))
-        with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal:
-            return _execute(plan, held, journal, on_progress)
+        with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal, RunMetrics() as metrics:
+            return _execute(plan, held, journal, metrics, on_progress)
 
 
-def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Callable[[Progress], None]) -> Finished:
+def _execute(
+    plan: Plan, held: lease.Lease, journal: Journal, metrics: RunMetrics, on_progress: Callable[[Progress], None]
+) -> Finished:
     started = time.monotonic()
     tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
     if not plan.begun or plan.anew:
         _begin(plan)
     plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
     actors = place_actors(plan.config.resources)
-    metrics = RunMetrics(plan)
+    metrics.begin(plan)
     first_window: float | None = None
     told: UserError | Stopped | None = None
     try:

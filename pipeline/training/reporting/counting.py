@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import watching
-from pipeline.watching import count
+from ray.util.metrics import Gauge
 
-_GAUGES = {
+from pipeline import watching
+from pipeline.watching import Standing, count
+
+_GAUGES: dict[str, tuple[Gauge, dict[str, str], float]] = {
     "step": (watching.STEP, {}, 1),
     "epoch": (watching.EPOCH, {}, 1),
     "workers": (watching.WORKERS, {}, 1),
@@ -24,10 +26,11 @@ _GAUGES = {
 """By a figure's name in a record: its gauge and tags, and what it is divided by."""
 
 
-class TrainingMetrics:
-    """Tells of a training. name: ``--watch.name``."""
+class TrainingMetrics(Standing):
+    """Tells of a training while the block runs. name: ``--watch.name``."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         watching.tell_as(name)
         self._tokens = 0
 
@@ -45,4 +48,4 @@ class TrainingMetrics:
         self._tokens = max(self._tokens, tokens)
         for name, (gauge, tags, unit) in _GAUGES.items():
             if record.get(name) is not None:
-                gauge.set(record[name] / unit, tags)
+                self.set(gauge, record[name] / unit, **tags)
