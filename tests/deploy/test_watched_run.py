@@ -36,6 +36,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     environment |= {"RAY_metrics_report_interval_ms": "1000", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    environment |= {"RAY_LOGGING_CONFIG_ENCODING": "JSON"}
     ray = str(Path(sys.executable).with_name("ray"))
     options = [f"--port={port}", f"--dashboard-port={free_port()}", f"--temp-dir={folder}", "--num-cpus=2"]
     started = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
@@ -95,10 +96,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory, abstracts: list[str], comm
         url = running.enter_context(prometheus(folder, config))
         start = time.time()
 
-        def job(name: str, **options: object) -> subprocess.Popen[str]:
+        def job(name: str, **options: object) -> subprocess.Popen[bytes]:
             given = {"watch.name": "nightly", "watch.pushgateway": gateway} | options
             words = [f"--{option.replace('__', '.')}={value}" for option, value in given.items()]
-            return subprocess.Popen([sys.executable, "-m", f"jobs.{name}", *words], env=environment, text=True)
+            with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.err").open("w") as err:
+                return subprocess.Popen([sys.executable, "-m", f"jobs.{name}", *words], env=environment, stdout=out, stderr=err)
 
         summarize = job(
             "summarize",
@@ -177,6 +179,17 @@ def test_what_is_told_stays_until_the_end(watched: Watched) -> None:
     assert max(after - before for at in seconds for before, after in itertools.pairwise(at)) <= 5
     assert min(at[-1] - at[0] for at in seconds) > 10
     assert [value for _, value in active["values"]][:1] == ["1"]
+
+
+@pytest.mark.faults
+def test_logs_are_json(watched: Watched) -> None:
+    [run] = (path.parent.name for path in watched.output.glob("runs/*/manifest.json"))
+    for name, tags in (("summarize", {"job": "summarize", "name": "nightly", "run": run}), ("train", {"job": "train"})):
+        printed = (watched.output.parent / f"{name}.out").read_text().splitlines()
+        assert len(printed) > 3
+        assert all(json.loads(line).items() >= tags.items() for line in printed)
+        logged = (watched.output.parent / f"{name}.err").read_text().splitlines()
+        assert all("job_id" in json.loads(line) for line in logged if line.startswith("{"))
 
 
 @pytest.mark.faults
