@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -28,9 +31,35 @@ class Show(Protocol):
     def __call__(self, doing: str, done: int = 0, more: str = "") -> None: ...
 
 
-def new_console() -> Console:
-    """A console that takes no part of a path, an id or a text for markup or an emoji, and breaks no line."""
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+class Screen(Console):
+    """Takes no part of a path, an id or a text for markup or an emoji, and breaks no line.
+
+    Where ``RAY_LOGGING_CONFIG_ENCODING=JSON`` has Ray write its logs so, each line is a JSON object, with Ray's names for time,
+    level and message. tags: what else is in it, such as the run's id.
+    """
+
+    def __init__(self, **tags: str) -> None:
+        self.tags = tags
+        self._as_json = os.environ.get("RAY_LOGGING_CONFIG_ENCODING") == "JSON"
+        plain = False if self._as_json else None
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, force_terminal=plain)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; of JSON, a line an event."""
+        if not self._as_json:
+            return super().print(*objects, **options)
+        with self.capture() as shown:
+            super().print(*objects)
+        for line in filter(None, map(str.strip, shown.get().splitlines())):
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            event = {"asctime": at, "levelname": "INFO", "message": line, **self.tags}
+            self.file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        return self.file.flush()
+
+
+def new_console(**tags: str) -> Screen:
+    """What a job prints to. tags: of its lines, where they are JSON."""
+    return Screen(**tags)
 
 
 def standing(doing: str, done: int, total: int | None, more: str) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.screen import new_console, progress
-from pipeline.config import SummarizeConfig
+from pipeline.config import SummarizeConfig, WatchSection
 from pipeline.errors import EXIT_TOO_MANY_REJECTS, exit_on_user_error
 from pipeline.inference.digest import Example
 from pipeline.inference.manifest import Manifest
@@ -19,6 +19,7 @@ from pipeline.inference.rehearsal import rehearse
 from pipeline.inference.reporting.report import REPORT
 from pipeline.inference.run import Finished, execute
 from pipeline.options import load_config
+from pipeline.outcome import Outcome
 from pipeline.storage import from_here
 
 _OPENING_CHARS = 220
@@ -30,8 +31,16 @@ _LINE_EVERY_S = 30.0
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(SummarizeConfig, "summarize", sys.argv[1:])
-    console = new_console()
+    with Outcome("summarize", WatchSection() if config.dry_run else config.watch) as outcome:
+        outcome.status = _summarize(config, outcome)
+    return outcome.status
+
+
+def _summarize(config: SummarizeConfig, outcome: Outcome) -> int:
+    """Plan, run and report; the exit status. outcome: learns of a run that comes to its end."""
+    console = new_console(job="summarize", name=config.watch.name)
     plan = plan_run(config)
+    console.tags["run"] = plan.run_id
     console.print(
         f"run {plan.run_id}: {plan.store.rows:,} documents in {len(plan.store.files):,} files "
         f"({plan.store.bytes / 1e6:,.1f} MB) of {from_here(config.input.path)}, with model {plan.model_fingerprint[:12]}"
@@ -51,6 +60,8 @@ def main() -> int:
         return 0
     finished = _execute(console, plan)
     _report(console, plan, finished)
+    outcome.succeeded = finished.published
+    outcome.documents, outcome.documents_per_s = finished.manifest.counts.outcomes, finished.manifest.documents_per_s
     return 0 if finished.published else EXIT_TOO_MANY_REJECTS
 
 
@@ -112,7 +123,7 @@ def _counts(manifest: Manifest) -> str:
     lines = [
         "",
         f"summarized {counts.summarized:,} of {counts.read:,} documents in {manifest.seconds:.1f} s: "
-        f"{(counts.done - manifest.taken_over) / max(manifest.seconds, 1e-9):,.0f} documents/s with {manifest.actors} actors "
+        f"{manifest.documents_per_s:,.0f} documents/s with {manifest.actors} actors "
         f"(after {manifest.startup_s:.1f} s to start)",
         f"rejected {sum(counts.rejected.values()):,}{f' ({rejected})' if rejected else ''}; "
         f"{counts.truncated:,} sources were cut to what the model reads, "

@@ -10,22 +10,33 @@ from jobs.screen import new_console
 from pipeline.config import TrainConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.options import load_config
-from pipeline.training.distributed import train
+from pipeline.outcome import Outcome
+from pipeline.training.distributed import Trained, train
+from pipeline.training.reporting.counting import TrainingMetrics
 from pipeline.training.reporting.log import TrainingLog
 
 
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(TrainConfig, "train", sys.argv[1:])
-    console = new_console()
-    log = TrainingLog(config)
+    with Outcome("train", config.watch) as outcome:
+        outcome.succeeded = not _train(config).was_finished
+    return 0
+
+
+def _train(config: TrainConfig) -> Trained:
+    """Train, and say how it goes."""
+    console = new_console(job="train", name=config.watch.name)
+    log, metrics = TrainingLog(config), TrainingMetrics(config.watch.name)
 
     def on_record(record: dict[str, Any]) -> None:
         console.print(_line(record), style="bold" if record["kind"] == "validation" else None)
         log.add(record)
+        metrics.add(record)
 
     console.print(f"training into {config.output.path}: starting Ray and the workers")
-    trained = train(config, on_record)
+    with metrics:
+        trained = train(config, on_record)
     log.finish()
     if trained.was_finished:
         bounds = "patience" if trained.ran_out else "epochs, max_minutes or max_steps"
@@ -33,7 +44,7 @@ def main() -> int:
     console.print(f"trained: {trained.bundle}")
     options = ["--model.path", trained.bundle, "--input.path", config.data.dev]
     console.print(f"next: python -m jobs.evaluate {shlex.join(options)}")
-    return 0
+    return trained
 
 
 def _line(record: dict[str, Any]) -> str:

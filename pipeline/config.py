@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import CliImplicitFlag
@@ -479,6 +480,26 @@ class DecodingOverrides(Section):
         return options
 
 
+class WatchSection(Section):
+    """What Prometheus is told."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(
+        "nightshift", description="name of this job in metrics, by which alerts tell it from others"
+    )
+    pushgateway: str | None = Field(
+        None, description="URL of a Prometheus Pushgateway, which keeps how this job ended and when it last succeeded"
+    )
+
+    @model_validator(mode="after")
+    def _is_an_address(self) -> WatchSection:
+        url = urlsplit(self.pushgateway or "http://none")
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"watch.pushgateway must be a URL such as http://pushgateway:9091, not {self.pushgateway!r}")
+        if url.username is not None or url.password is not None:
+            raise ValueError("watch.pushgateway must have no user or password: the configuration is kept with the output")
+        return self
+
+
 class PrepareConfig(JobConfig):
     """Turn a data set of text pairs into Parquet shards and a SentencePiece model."""
 
@@ -497,6 +518,7 @@ class TrainConfig(JobConfig):
     decoding: DecodingConfig = DecodingConfig()
     scaling: ScalingSection = ScalingSection()
     output: TrainOutput = TrainOutput()
+    watch: WatchSection = WatchSection()
 
     @model_validator(mode="after")
     def _coverage_needs_attention(self) -> TrainConfig:
@@ -526,6 +548,7 @@ class SummarizeConfig(JobConfig):
     model: ModelPath = ModelPath()
     decoding: DecodingOverrides = DecodingOverrides()
     resources: Resources = Resources()
+    watch: WatchSection = WatchSection()
     full: CliImplicitFlag[bool] = Field(False, description="do documents again that an earlier run did and that are unchanged")
     dry_run: CliImplicitFlag[bool] = Field(
         False, alias="dry-run", description="print the plan and what it will take, and stop there"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_STOPPED, EXIT_USER_ERROR, EXIT_TOO_MANY_REJECTS = 1, 2, 3
+EXIT_STOPPED, EXIT_USER_ERROR, EXIT_TOO_MANY_REJECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 class UserError(Exception):
@@ -29,5 +29,5 @@ def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
         status = EXIT_STOPPED
     except KeyboardInterrupt:
         print(f"{job}: interrupted", file=sys.stderr)
-        status = 130
+        status = EXIT_INTERRUPTED
     sys.exit(status)

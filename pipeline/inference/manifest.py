@@ -104,6 +104,16 @@ class Counts(BaseModel):
         )
 
     @property
+    def outcomes(self) -> dict[str, int]:
+        """Documents by what became of them."""
+        return {
+            "summarized": self.summarized,
+            "rejected": sum(self.rejected.values()),
+            "skipped": sum(self.skipped.values()),
+            "unread": self.unread,
+        }
+
+    @property
     def done(self) -> int:
         """Documents that the run summarized or rejected itself."""
         return self.summarized + sum(self.rejected.values())
@@ -210,6 +220,11 @@ class Manifest(BaseModel):
     input_files: list[InputFile]
     unread: dict[str, UnreadRows]
     output_files: list[OutputFile]
+
+    @property
+    def documents_per_s(self) -> float:
+        """Of the last command."""
+        return (self.counts.done - self.taken_over) / max(self.seconds, 1e-9)
 
 
 def manifest_schema() -> str:

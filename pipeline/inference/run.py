@@ -29,6 +29,7 @@ from pipeline.inference.attempts import Attempts
 from pipeline.inference.bad_files import FOLDER as UNREAD
 from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.census import GONE, Repeated, find_gone, take_census
+from pipeline.inference.counting import RunMetrics
 from pipeline.inference.digest import Example, Room, room_for
 from pipeline.inference.ledger import Ledger
 from pipeline.inference.manifest import Gone, Manifest, UnreadRows, WindowRecord
@@ -76,17 +77,20 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
         clear_cut_off(plan.folder)
         for before in published(plan.output)[-1:]:
             remove_sorted(run_folder(plan.output, before.run_id))
-        with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal:
-            return _execute(plan, held, journal, on_progress)
+        with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal, RunMetrics() as metrics:
+            return _execute(plan, held, journal, metrics, on_progress)
 
 
-def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Callable[[Progress], None]) -> Finished:
+def _execute(
+    plan: Plan, held: lease.Lease, journal: Journal, metrics: RunMetrics, on_progress: Callable[[Progress], None]
+) -> Finished:
     started = time.monotonic()
     tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
     if not plan.begun or plan.anew:
         _begin(plan)
     plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
     actors = place_actors(plan.config.resources)
+    metrics.begin(plan)
     first_window: float | None = None
     told: UserError | Stopped | None = None
     try:
@@ -108,7 +112,10 @@ def _execute(plan: Plan, held: lease.Lease, journal: Journal, on_progress: Calla
                 first_window = first_window or time.monotonic() - window.effort.decode_s
                 tally.add(window, time.monotonic())
                 seconds = time.monotonic() - first_window
-                on_progress(journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors)))
+                at = journal.note(tally.counts, seconds, tally.taken_over, len(tally.actors))
+                metrics.add(window, at)
+                on_progress(at)
+        metrics.end()
         # What is in a file that was not read is not known: it may be there.
         gone = Gone() if tally.unread else find_gone(plan.output, plan.folder, plan.pinned.ledger, census)
         attempts.forget()

@@ -87,7 +87,7 @@ class Worker:
             if position["compared"] == self._compared:
                 self._best, self._since_best = position["best"], position["since_best"]
         self.minutes = self._minutes_before
-        self._rollbacks, self._has_rolled_back = 0, False
+        self._rollbacks, self._has_rolled_back, self._tokens = 0, False, 0
         self._dev = self._dev_set(job["dev"], tokenizer)
         self._facts = {
             "workers": self.workers,
@@ -118,7 +118,7 @@ class Worker:
                     break
                 step = self.learner.step(batches, totals, self.progress)
                 self.stream.advance(totals.pairs)
-                self.minutes = totals.minutes
+                self.minutes, self._tokens = totals.minutes, self._tokens + totals.tokens
                 meter.add(step, totals, waited_s)
                 validates = self.minutes - validated_at >= training.validate_minutes or self.progress >= 1.0
                 reports = (self.minutes - meter.minutes) * 60 >= training.report_seconds
@@ -236,6 +236,7 @@ class Worker:
             "epoch": self.stream.epochs,
             "pairs_seen": self.stream.pairs_seen,
             "minutes": self.minutes,
+            "tokens": self._tokens,
             **figures,
         }
 
