@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipeline.errors import printable
+
 _LINE_EVERY_S = 5.0
 
 
@@ -30,7 +32,14 @@ class Show(Protocol):
 
 def new_console() -> Console:
     """A console that takes no part of a path, an id or a text for markup or an emoji, and breaks no line."""
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    return _Screen(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+class _Screen(Console):
+    """Shows no control characters: texts and names are strangers', and could steer the terminal."""
+
+    def render_str(self, text: str, **style: Any) -> Text:
+        return super().render_str(printable(text), **style)
 
 
 def standing(doing: str, done: int, total: int | None, more: str) -> str:
