@@ -9,7 +9,8 @@ from collections.abc import Sequence
 _NUMBERS = (0, 1, -1, 127, 255, 2**15, 2**16, 2**31 - 1, -(2**31), 2**32, 2**40, 2**63 - 1, -(2**63), 2**64)
 _WORDS = (
     b"null", b"true", b"{}", b"[]", b'""', b"NaN", b"Infinity", b"1e999", b"-0.0", b"[" * 3000, b'{"a":' * 3000, b"9" * 5000,
-    b"../../x", b"\x00", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xae", b"e\xcc\x81" * 500, b"&a [*a, *a]", b"!!python/name:os.system",
+    b"../../x", b"\x00", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\xe2\x80\xae", b"e\xcc\x81" * 500, b"&a [*a, *a]",
+    b"!!python/name:os.system",
 )  # fmt: skip
 _DIGITS = re.compile(rb"-?\d+(?:\.\d+)?")
 

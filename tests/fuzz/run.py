@@ -143,7 +143,7 @@ def fuzz(name: str, start: int, inputs: int, seconds: float) -> dict[str, Any]:
                 if said[1] is None:
                     last = said
                 else:
-                    _note(found, name, state if int.from_bytes(state[:8], "little") == said[0] else None, *said)
+                    _note(found, name, *said)
                 continue
             number = int.from_bytes(state[:8], "little")
             if number != seen:
@@ -168,7 +168,7 @@ def fuzz(name: str, start: int, inputs: int, seconds: float) -> dict[str, Any]:
     return found
 
 
-def _note(found: dict[str, Any], name: str, state: mmap.mmap | None, number: int, fault: str) -> None:
+def _note(found: dict[str, Any], name: str, number: int, fault: str) -> None:
     from mutator import mutated
 
     kind = {"hang": "hangs", "memory": "memory"}.get(fault, "crashes")
@@ -208,11 +208,23 @@ def _atheris(name: str, arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
+def _replay(path: Path) -> int:
+    """Read one input of the corpus again."""
+    module = target_of(path.parent.name)
+    module.seeds()
+    _bounded()
+    fault = fault_of(module.target, path.read_bytes())
+    print(fault or "sound", file=sys.stderr)
+    return int(fault is not None)
+
+
 def main() -> int:
     """Run the targets, two at a time where there are two CPUs; status 1 if anything broke."""
     if sys.argv[1:2] == ["--atheris"]:
         _atheris(sys.argv[2], sys.argv[3:])
         return 0
+    if sys.argv[1:2] == ["--replay"]:
+        return _replay(Path(sys.argv[2]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="of all targets together")
     parser.add_argument("--seconds", type=float, default=3600.0, help="at most, for each target")

@@ -11,7 +11,8 @@ from pipeline.text.tokenizer import Tokenizer, without_surrogates
 
 _SEEDS = [
     "We study the growth of graphs.", "\ud800 lone \udfff", "nul \x00 nul", "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘", "مرحبا \u202e שלום \u2066",
-    "👩‍👩‍👧‍👦🏳️‍🌈", "\u2581 ▁▁", "<s></s><unk><pad>", "http://u:p@h/x " * 9, "\ufeff\u200b\u00ad", "ﷺ" * 40, "a" * 900, "\n\t\u2028\u00a0",
+    "👩‍👩‍👧‍👦🏳️‍🌈", "\u2581 ▁▁", "<s></s><unk><pad>", "http://u:p@h/x " * 9, "\ufeff\u200b\u00ad", "ﷺ" * 40, "a" * 900,
+    "\n\t\u2028\u00a0",
 ]  # fmt: skip
 
 
