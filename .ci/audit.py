@@ -1,7 +1,7 @@
 """Look the installed packages up among known vulnerabilities (pip-audit, PyPI's service); status 1 if one has any.
 
-pip-audit alone says "no known vulnerabilities" of packages that its service does not answer for. Here they are counted, and said
-not to be audited: where no service is reached, nothing is claimed, and nothing fails.
+pip-audit alone says "no known vulnerabilities" of packages that its service does not answer for. Here they are counted,
+and said not to be audited: where no service is reached, nothing is claimed, and nothing fails.
 """
 
 from __future__ import annotations

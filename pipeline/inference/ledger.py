@@ -40,6 +40,7 @@ _DATED = np.dtype([*ENTRY.descr, ("sequence", "<u4")])
 _ENTRIES_OF_A_PART = 4 * 2**20
 _ENTRIES = pa.schema([pa.field("id", pa.uint64(), nullable=False), pa.field("content", pa.uint64(), nullable=False)])
 _MOST_EXPANSION = 64
+"""Of a file, to its entries: hashes hardly compress."""
 _BYTES_OF_A_TASK = 2**28
 """Of files. They hold little that compresses: some 300 MB of entries, and their runs."""
 _FOOTERS_AT_A_TIME = 16
@@ -185,14 +186,13 @@ def read_entries(filesystem: fs.FileSystem, path: str) -> Entries:
     """The entries of one file. Raises UserError if it cannot be read, or is none of a ledger's."""
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            # Hashes hardly compress: a file that says it holds far more than its size is made to fill the memory.
             if file.metadata.num_rows * ENTRY.itemsize > _MOST_EXPANSION * filesystem.get_file_info(path).size:
                 raise pa.ArrowInvalid(f"it says that it has {file.metadata.num_rows:,} entries")
-            table = file.read(columns=list(ENTRY.names), use_threads=False).cast(_ENTRIES)
+            table = file.read(columns=_ENTRIES.names, use_threads=False).cast(_ENTRIES)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(f"cannot read the ledger: {path}: {in_words(error)}; --full does without it") from None
     entries = np.empty(len(table), ENTRY)
-    entries["id"], entries["content"] = (table[name].to_numpy() for name in ENTRY.names)
+    entries["id"], entries["content"] = (table[name].to_numpy() for name in _ENTRIES.names)
     return entries
 
 
