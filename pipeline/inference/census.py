@@ -169,7 +169,7 @@ def _among(paths: Sequence[str], filesystem: Any, wanted: Keys) -> dict[int, str
     found: dict[int, str] = {}
     for path in paths:
         try:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
+            with contained(path), pq.ParquetFile(path, filesystem=filesystem) as file:
                 for batch in file.iter_batches(ROWS_AT_A_TIME, columns=file.schema_arrow.names[:1], use_threads=False):
                     ids = [str(value) for value in batch.column(0).to_pylist() if value is not None]
                     keys = id_keys(ids)[:, 0]

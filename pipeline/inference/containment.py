@@ -33,7 +33,7 @@ def contained(what: str) -> Iterator[None]:
         yield
     except MemoryError:
         raise UserError(
-            f"{what} take more than {MOST_BYTES / 2**30:.1f} GiB of memory to read; mend them, or take them out of the input"
+            f"{what}: takes more than {MOST_BYTES / 2**30:.1f} GiB of memory to read; mend it, or take it away"
         ) from None
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)

@@ -208,14 +208,17 @@ def _atheris(name: str, arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
-def _replay(path: Path) -> int:
-    """Read one input of the corpus again."""
-    module = target_of(path.parent.name)
-    module.seeds()
-    _bounded()
-    fault = fault_of(module.target, path.read_bytes())
-    print(fault or "sound", file=sys.stderr)
-    return int(fault is not None)
+def _replay() -> int:
+    """Read the whole corpus again."""
+    broken = 0
+    for path in sorted(path for path in CORPUS.glob("*/*") if path.is_file()):
+        module = target_of(path.parent.name)
+        module.seeds()
+        signal.signal(signal.SIGALRM, _on_alarm)
+        fault = fault_of(module.target, path.read_bytes())
+        print(f"{path}: {fault or 'sound'}", file=sys.stderr)
+        broken += fault is not None
+    return int(broken > 0)
 
 
 def main() -> int:
@@ -224,7 +227,7 @@ def main() -> int:
         _atheris(sys.argv[2], sys.argv[3:])
         return 0
     if sys.argv[1:2] == ["--replay"]:
-        return _replay(Path(sys.argv[2]))
+        return _replay()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="of all targets together")
     parser.add_argument("--seconds", type=float, default=3600.0, help="at most, for each target")
@@ -246,6 +249,8 @@ def main() -> int:
         print(f"{name}: {figures}", flush=True)
         return name, figures
 
+    for name in names if options.engine == "mutator" else ():  # once, for all processes that are forked from this one
+        target_of(name)
     with ThreadPoolExecutor(options.processes) as pool:
         figures = dict(pool.map(run, sorted(names, key=lambda name: SHARES[name])))
     if options.json:

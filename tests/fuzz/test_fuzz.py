@@ -21,21 +21,17 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_wrong_input_of_all_kinds_is_refused_in_words(tmp_path: Path) -> None:
-    ran = _run("--inputs", "4000", "--seconds", "4", "--json", str(tmp_path / "fuzz.json"))
+    ran = _run("--inputs", "3000", "--seconds", "2", "--json", str(tmp_path / "fuzz.json"))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     [run] = json.loads((tmp_path / "fuzz.json").read_text())["runs"]
     assert len(run["targets"]) == 10
     assert all(figures["inputs"] > 5 for figures in run["targets"].values()), run
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(path for path in HERE.glob("corpus/*/*") if path.is_file()),
-    ids=lambda path: f"{path.parent.name}/{path.name}",
-)
-def test_what_once_broke_something_does_not_again(path: Path) -> None:
-    ran = _run("--replay", str(path))
+def test_what_once_broke_something_does_not_again() -> None:
+    ran = _run("--replay")
     assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count(": sound") == sum(path.is_file() for path in HERE.glob("corpus/*/*")) > 0
 
 
 @pytest.mark.faults
