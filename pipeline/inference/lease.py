@@ -66,6 +66,11 @@ class _Claim(Holder):
 
     renewals: int
 
+    @property
+    def holder(self) -> Holder:
+        """Whose it is."""
+        return Holder(self.run_id, self.machine, self.pid, self.born)
+
 
 _CLAIM = TypeAdapter(_Claim)
 
@@ -143,7 +148,7 @@ def holder_of(output: Place) -> Holder | None:
     """Who holds, or held until it was killed, the lease on a folder."""
     folder = output.child(_FOLDER)
     claims = [claim for name in (folder.names() if folder.exists() else []) if (claim := _read_claim(folder.child(name)))]
-    return claims[0] if claims else None
+    return claims[0].holder if claims else None
 
 
 def _await_expiry(folder: Place) -> None:
