@@ -3,7 +3,7 @@ PIP_FLAGS ?=
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: summarize test exhaustive faults lint train bench clean
+.PHONY: summarize test exhaustive faults fuzz lint audit train bench clean
 
 summarize: .venv/installed        ## summarize the shipped documents with the shipped model
 	.venv/bin/python -m jobs.summarize --config configs/summarize.yaml
@@ -19,11 +19,18 @@ faults: .venv/installed-dev       ## kill runs at each step of their commits, an
 	.venv/bin/python -m pytest -m faults
 	.venv/bin/python tests/faults/chaos.py
 
-lint: .venv/installed-dev         ## style, types, import rules
+fuzz: .venv/installed-dev         ## a million wrong inputs to all that reads what strangers wrote: half an hour
+	.venv/bin/python tests/fuzz/run.py --inputs 1000000 --json benchmarks/fuzz.json
+
+audit: .venv/installed-dev        ## known vulnerabilities of what is installed; says so where no service is reached
+	.venv/bin/python .ci/audit.py
+
+lint: .venv/installed-dev         ## style, types, import rules, secrets
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	git ls-files -z | xargs -0 .venv/bin/detect-secrets-hook --no-verify --baseline .secrets.baseline
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.12"; exit 2; }

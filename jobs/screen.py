@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipeline.errors import printable
+
 _LINE_EVERY_S = 5.0
 
 
@@ -32,7 +34,8 @@ class Show(Protocol):
 
 
 class Screen(Console):
-    """Takes no part of a path, an id or a text for markup or an emoji, and breaks no line.
+    """Takes no part of a path, an id or a text for markup or an emoji, breaks no line, and shows no control characters: texts
+    and names are strangers', and could steer the terminal.
 
     Where ``RAY_LOGGING_CONFIG_ENCODING=JSON`` has Ray write its logs so, each line is a JSON object, with Ray's names for time,
     level and message. tags: what else is in it, such as the run's id.
@@ -55,6 +58,9 @@ class Screen(Console):
             event = {"asctime": at, "levelname": "INFO", "message": line, **self.tags}
             self.file.write(json.dumps(event, ensure_ascii=False) + "\n")
         return self.file.flush()
+
+    def render_str(self, text: str, **style: Any) -> Text:
+        return super().render_str(printable(text), **style)
 
 
 def new_console(**tags: str) -> Screen:

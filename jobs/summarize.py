@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jobs.screen import new_console, progress
 from pipeline.config import SummarizeConfig, WatchSection
-from pipeline.errors import EXIT_TOO_MANY_REJECTS, exit_on_user_error
+from pipeline.errors import EXIT_TOO_MANY_REJECTS, exit_on_user_error, printable
 from pipeline.inference.digest import Example
 from pipeline.inference.manifest import Manifest
 from pipeline.inference.plan import Plan, plan_run
@@ -113,7 +113,7 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
 def _show(console: Console, example: Example) -> None:
     opening = " ".join(example.opening.split())
     shown = opening if len(opening) <= _OPENING_CHARS else opening[:_OPENING_CHARS] + " …"
-    console.print(Text.assemble("\n", (example.id, "bold"), "  ", (shown, "dim")))
+    console.print(Text.assemble("\n", (printable(example.id), "bold"), "  ", (printable(shown), "dim")))
     console.print(f"  → {example.summary}")
 
 

@@ -6,11 +6,12 @@ come from (options.py).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from pipeline.errors import UserError
@@ -26,14 +27,31 @@ DecodePrecision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
+# A bundle's own words are checked before memory is taken for them: beyond these lies no network that anyone trains here.
+Width = Annotated[int, Field(gt=0, le=1 << 16)]
+Depth = Annotated[int, Field(gt=0, le=64)]
+Subwords = Annotated[int, Field(gt=0, le=1_000_000)]
+Hypotheses = Annotated[int, Field(gt=0, le=1000)]
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _names_a_folder(run_id: str) -> str:
+    if not RUN_ID.fullmatch(run_id):
+        raise ValueError("names a folder: letters, digits, '.', '_' and '-' alone, please")
+    return run_id
+
+
+RunId = Annotated[str, AfterValidator(_names_a_folder)]
+
 
 class ModelConfig(Section):
     """The network's shape."""
 
     cell: Literal["lstm", "gru"] = Field("lstm", description="recurrent cell of encoder and decoder")
-    embedding_size: Positive = Field(256, description="size of a token's embedding")
-    hidden_size: Positive = Field(256, description="units per layer of the decoder, and per direction of the encoder")
-    layers: Positive = Field(1, description="stacked recurrent layers, in the encoder and in the decoder")
+    embedding_size: Width = Field(256, description="size of a token's embedding")
+    hidden_size: Width = Field(256, description="units per layer of the decoder, and per direction of the encoder")
+    layers: Depth = Field(1, description="stacked recurrent layers, in the encoder and in the decoder")
     bidirectional: bool = Field(True, description="encoder reads in both directions; a learned bridge joins the states")
     attention: Literal["none", "dot", "general", "additive"] = Field(
         "general",
@@ -63,18 +81,20 @@ class ModelConfig(Section):
 class DecodingConfig(Section):
     """How a summary is searched for. Saved in the bundle as its defaults."""
 
-    max_source_tokens: Positive = Field(128, description="longer sources are cut to this many subwords and marked so")
-    max_target_tokens: Positive = Field(48, description="a summary that has not ended by then is cut")
+    max_source_tokens: Subwords = Field(128, description="longer sources are cut to this many subwords and marked so")
+    max_target_tokens: Subwords = Field(48, description="a summary that has not ended by then is cut")
     min_target_tokens: Annotated[int, Field(ge=0)] = Field(1, description="no </s> before this many subwords")
-    max_target_ratio: Annotated[float, Field(gt=0)] | None = Field(
+    max_target_ratio: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         None, description="also cut a summary at this many subwords for each one of its source, and max_target_extra more"
     )
-    max_target_extra: Annotated[int, Field(ge=0)] = Field(10, description="see max_target_ratio, which must be set")
-    no_repeat_ngram: Annotated[int, Field(ge=0)] = Field(
+    max_target_extra: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        10, description="see max_target_ratio, which must be set"
+    )
+    no_repeat_ngram: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         3, description="never write the same n subwords twice in a summary; 0 turns this off"
     )
-    beam_size: Positive = Field(1, description="hypotheses followed at a time; 1 is greedy search")
-    length_penalty: Annotated[float, Field(ge=0)] = Field(
+    beam_size: Hypotheses = Field(1, description="hypotheses followed at a time; 1 is greedy search")
+    length_penalty: Annotated[float, Field(ge=0, le=100)] = Field(
         0.6, description="beam search: how much longer hypotheses are favoured (alpha in Wu et al. 2016, eq. 14)"
     )
     coverage_penalty: Annotated[float, Field(ge=0)] = Field(
@@ -334,7 +354,7 @@ class SummarizeOutput(Section):
     """Where the summaries go."""
 
     path: str = Field("out", description="folder to write, any URI that pyarrow opens")
-    run_id: str | None = Field(
+    run_id: RunId | None = Field(
         None, description="name of this run; unset: the one that was cut off, if it asked for the same, else the time in UTC"
     )
 
@@ -348,13 +368,15 @@ class OutputOfRuns(Section):
 class VerifyOutput(OutputOfRuns):
     """The run to verify."""
 
-    run_id: str | None = Field(None, description="name of the run; unset: the last one that is published")
+    run_id: RunId | None = Field(None, description="name of the run; unset: the last one that is published")
 
 
 class StatusOutput(OutputOfRuns):
     """The run to look at."""
 
-    run_id: str | None = Field(None, description="name of the run; unset: the one that is being done, else the last to be seen")
+    run_id: RunId | None = Field(
+        None, description="name of the run; unset: the one that is being done, else the last to be seen"
+    )
 
 
 class StoreSection(Section):

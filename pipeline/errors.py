@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_STOPPED, EXIT_USER_ERROR, EXIT_TOO_MANY_REJECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class UserError(Exception):
@@ -17,15 +21,20 @@ class Stopped(Exception):
     """The cluster, or our own code, failed a job midway. The message says what is known of it, and how to go on."""
 
 
+def printable(text: str) -> str:
+    """A stranger's text with U+FFFD for each control character but tab and line feed: none of them steers a terminal."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
     """Run a job's ``main`` and exit with its status; a UserError or Stopped is told on stderr, without a traceback."""
     try:
         status = main()
     except UserError as error:
-        print(f"{job}: {error}", file=sys.stderr)
+        print(printable(f"{job}: {error}"), file=sys.stderr)
         status = EXIT_USER_ERROR
     except Stopped as error:
-        print(f"{job}: stopped: {error}", file=sys.stderr)
+        print(printable(f"{job}: stopped: {error}"), file=sys.stderr)
         status = EXIT_STOPPED
     except KeyboardInterrupt:
         print(f"{job}: interrupted", file=sys.stderr)

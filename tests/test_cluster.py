@@ -62,3 +62,27 @@ def test_as_many_find_room_as_the_scarcest_resource_allows() -> None:
     assert cluster.places(node, {"CPU": 3.0}) == 1
     assert cluster.places(node, {"GPU": 0.3, "accelerator_type:T4": 0.001}) == 3
     assert cluster.places(node, {"CPU": 0.5, "quantum": 1.0}) == 0
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_a_job_lets_nobody_in_without_its_token() -> None:
+    """Ray runs what it is sent, and listens on all interfaces."""
+    begin = "from pipeline import cluster; cluster.connect(); import ray; "
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    code = begin + "print(ray.get_runtime_context().gcs_address, flush=True); input()"
+    job = subprocess.Popen([sys.executable, "-c", code], env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert job.stdout
+        address = job.stdout.readline().strip()
+        for token, status in ((None, 1), ("0" * 64, 1), ("its own", 0)):
+            given = {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token"}
+            given |= {"RAY_AUTH_TOKEN": token} if token and token != "its own" else {}
+            code = begin + "print(ray.cluster_resources())"
+            ran = subprocess.run(
+                [sys.executable, "-c", code], env={**own, **given, "RAY_ADDRESS": address}, capture_output=True
+            )
+            assert ran.returncode == status, (token, ran.stderr)
+            assert status == 0 or b"token is missing or incorrect" in ran.stderr
+    finally:
+        job.communicate("\n", timeout=60)

@@ -135,7 +135,7 @@ def test_null_unsets_what_the_file_set(file: Any) -> None:
 
 
 def test_a_value_may_hold_an_equals_sign_or_nothing() -> None:
-    assert summarize("--output.run_id=a=b").output.run_id == "a=b"
+    assert summarize("--output.path=a=b").output.path == "a=b"
     assert summarize("--input.path", "").input.path == ""
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.inference.manifest import UnreadRows
@@ -32,7 +32,10 @@ class BadFiles:
     def of(self, unit: Unit, is_first: bool) -> BadFilesOfUnit:
         """Those of a unit. is_first: nobody in this run has read it before."""
         note = self.folder.child(f"unit-{unit.number:06}.json") if self.folder and self.policy == "skip" else None
-        unread = _NOTE.validate_json(note.read()) if note and note.exists() else {}
+        try:
+            unread = _NOTE.validate_json(note.read()) if note and note.exists() else {}
+        except ValidationError:
+            raise UserError(f"{note.uri if note else ''} is broken; begin another run: --output.run_id") from None
         return BadFilesOfUnit(self.policy, note, unit, is_first, unread)
 
 
@@ -53,7 +56,7 @@ class BadFilesOfUnit:
 
     def _read_of(self, span: Span) -> Span:
         left_out = self.unread.get(span.path)
-        return span if left_out is None else replace(span, rows=span.rows - (left_out.rows or 0), small=False)
+        return span if left_out is None else replace(span, rows=max(0, span.rows - (left_out.rows or 0)), small=False)
 
     def note(self, file: Unreadable) -> None:
         """Leave out the rest of a file.

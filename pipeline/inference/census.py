@@ -23,6 +23,7 @@ from pyarrow import fs
 from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.inference.bad_files import BadFiles
+from pipeline.inference.containment import contained
 from pipeline.inference.ledger import Entries, Ledger, as_file, part_numbers, parts_for
 from pipeline.inference.manifest import Gone
 from pipeline.inference.pool import LIGHT_CPUS
@@ -95,16 +96,23 @@ def _ids_of(units: Sequence[Unit], filesystem: Any, id_column: str, parts: int, 
     divided: list[list[Any]] = [[] for _ in range(parts)]
     for unit in units:
         bad = bad_files.of(unit, is_first)
-        for table in rows_of(bad.readable, filesystem, [id_column], ROWS_AT_A_TIME, bad.note):
-            named = table.filter(table[id_column].is_valid())
-            seen = np.empty(len(named), SEEN)
-            keys = id_keys(str(value) for value in texts_of(named[id_column]))
-            seen["id"], seen["more"], seen["at"] = keys[:, 0], keys[:, 1], named[POSITION].to_numpy()
-            part_of = part_numbers(seen["id"], parts)
-            for part in range(parts):
-                divided[part].append(seen[part_of == part])
+        with contained(str(unit)):
+            for table in rows_of(bad.readable, filesystem, [id_column], ROWS_AT_A_TIME, bad.note):
+                seen = seen_in(table, id_column)
+                part_of = part_numbers(seen["id"], parts)
+                for part in range(parts):
+                    divided[part].append(seen[part_of == part])
     whole = [np.concatenate(pieces) if pieces else np.empty(0, SEEN) for pieces in divided]
     return whole if parts > 1 else whole[0]
+
+
+def seen_in(rows: pa.Table, id_column: str) -> npt.NDArray[np.void]:
+    """Of rows with a ``POSITION`` those that have an id (SEEN)."""
+    named = rows.filter(rows[id_column].is_valid())
+    seen = np.empty(len(named), SEEN)
+    keys = id_keys(str(value) for value in texts_of(named[id_column]))
+    seen["id"], seen["more"], seen["at"] = keys[:, 0], keys[:, 1], named[POSITION].to_numpy()
+    return seen
 
 
 def find_gone(output: Place, folder: Place, until: int, census: Census) -> Gone:
@@ -161,7 +169,7 @@ def _among(paths: Sequence[str], filesystem: Any, wanted: Keys) -> dict[int, str
     found: dict[int, str] = {}
     for path in paths:
         try:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
+            with contained(path), pq.ParquetFile(path, filesystem=filesystem) as file:
                 for batch in file.iter_batches(ROWS_AT_A_TIME, columns=file.schema_arrow.names[:1], use_threads=False):
                     ids = [str(value) for value in batch.column(0).to_pylist() if value is not None]
                     keys = id_keys(ids)[:, 0]

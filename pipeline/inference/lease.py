@@ -23,8 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.errors import Stopped, UserError
 from pipeline.storage import Place
@@ -40,7 +42,7 @@ class Holder:
 
     run_id: str
     machine: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
     born: float
 
     @property
@@ -58,6 +60,21 @@ class Holder:
 
     def __str__(self) -> str:
         return f"run {self.run_id}, process {self.pid} on {self.machine.partition(' ')[0]}"
+
+
+@dataclass(frozen=True)
+class _Claim(Holder):
+    """What a claim's file holds. renewals: how often it was written anew."""
+
+    renewals: int
+
+    @property
+    def holder(self) -> Holder:
+        """Whose it is."""
+        return Holder(self.run_id, self.machine, self.pid, self.born)
+
+
+_CLAIM = TypeAdapter(_Claim)
 
 
 class Lease:
@@ -147,7 +164,7 @@ def holder_of(output: Place) -> Holder | None:
     """Who holds, or held until it was killed, the lease on a folder."""
     folder = output.child(_FOLDER)
     claims = [claim for name in (folder.names() if folder.exists() else []) if (claim := _read_claim(folder.child(name)))]
-    return claims[0][0] if claims else None
+    return claims[0].holder if claims else None
 
 
 def _await_expiry(folder: Place) -> None:
@@ -158,19 +175,18 @@ def _await_expiry(folder: Place) -> None:
         for name in folder.names() if folder.exists() else []:
             if not name.endswith(".json") or (claim := _read_claim(folder.child(name))) is None:
                 continue
-            holder, renewals = claim
-            if holder.is_here and not holder.is_running:
+            if claim.is_here and not claim.is_running:
                 _remove(folder, name)
                 continue
-            before, since = seen.setdefault(name, (renewals, time.monotonic()))
-            if holder.is_here or before != renewals:
+            before, since = seen.setdefault(name, (claim.renewals, time.monotonic()))
+            if claim.is_here or before != claim.renewals:
                 raise UserError(
-                    f"{holder} is writing {folder.uri.rpartition('/')[0]}; wait until it ends, or set another --output.path"
+                    f"{claim} is writing {folder.uri.rpartition('/')[0]}; wait until it ends, or set another --output.path"
                 )
             if time.monotonic() - since > EXPIRE_S:
                 _remove(folder, name)
                 continue
-            held.append(holder)
+            held.append(claim)
         if not held:
             return
         time.sleep(RENEW_S / 5)
@@ -187,12 +203,11 @@ def _write_claim(claim: Place, holder: Holder, renewals: int) -> None:
     claim.write(json.dumps({**holder.__dict__, "renewals": renewals}).encode())
 
 
-def _read_claim(claim: Place) -> tuple[Holder, int] | None:
-    """A claim; None if it has been withdrawn."""
+def _read_claim(claim: Place) -> _Claim | None:
+    """A claim; None if it has been withdrawn, or is none."""
     try:
-        values = json.loads(claim.read())
-        return Holder(**{name: values[name] for name in Holder.__annotations__}), int(values["renewals"])
-    except (UserError, ValueError, KeyError):
+        return _CLAIM.validate_json(claim.read())
+    except (UserError, ValidationError):
         return None
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from pyarrow import fs
 
 from pipeline import cluster
 from pipeline.errors import UserError
@@ -37,6 +38,9 @@ _FOLDER, _COMPACTED = "ledger", "ledger/compacted"
 _RECORD = b"nightshift.window"
 _DATED = np.dtype([*ENTRY.descr, ("sequence", "<u4")])
 _ENTRIES_OF_A_PART = 4 * 2**20
+_ENTRIES = pa.schema([pa.field("id", pa.uint64(), nullable=False), pa.field("content", pa.uint64(), nullable=False)])
+_MOST_EXPANSION = 64
+"""Of a file, to its entries: hashes hardly compress."""
 _BYTES_OF_A_TASK = 2**28
 """Of files. They hold little that compresses: some 300 MB of entries, and their runs."""
 _FOOTERS_AT_A_TIME = 16
@@ -166,21 +170,30 @@ def _files(folder: Place, sequence: int) -> list[tuple[StoredFile, int]]:
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _read_entries(filesystem: Any, files: Sequence[tuple[str, int]], parts: int) -> Any:
     """The entries of some files, with their runs' sequence numbers, by part."""
-    columns = ["id", "content"]
     tables = []
     for path, sequence in files:
-        try:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
-                table = file.read(columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot read the ledger: {path}: {in_words(error)}; --full does without it") from None
-        dated = np.empty(len(table), _DATED)
-        dated["id"], dated["content"], dated["sequence"] = *(table[column].to_numpy() for column in columns), sequence
+        entries = read_entries(filesystem, path)
+        dated = np.empty(len(entries), _DATED)
+        dated["id"], dated["content"], dated["sequence"] = entries["id"], entries["content"], sequence
         tables.append(dated)
     together = np.concatenate(tables)
     part_of = part_numbers(together["id"], parts)
     divided = [together[part_of == part] for part in range(parts)]
     return divided if parts > 1 else divided[0]
+
+
+def read_entries(filesystem: fs.FileSystem, path: str) -> Entries:
+    """The entries of one file. Raises UserError if it cannot be read, or is none of a ledger's."""
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            if file.metadata.num_rows * ENTRY.itemsize > _MOST_EXPANSION * filesystem.get_file_info(path).size:
+                raise pa.ArrowInvalid(f"it says that it has {file.metadata.num_rows:,} entries")
+            table = file.read(columns=_ENTRIES.names, use_threads=False).cast(_ENTRIES)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UserError(f"cannot read the ledger: {path}: {in_words(error)}; --full does without it") from None
+    entries = np.empty(len(table), ENTRY)
+    entries["id"], entries["content"] = (table[name].to_numpy() for name in _ENTRIES.names)
+    return entries
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)

@@ -9,10 +9,11 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, field_validator
 
+from pipeline.config import DocumentsInput
 from pipeline.inference.digest import Digest, in_nats
 from pipeline.inference.effort import Effort
 
@@ -20,20 +21,23 @@ from pipeline.inference.effort import Effort
 class OutputFile(BaseModel):
     """A Parquet file that a run wrote. path: within the output folder."""
 
-    path: str
-    rows: int
-    bytes: int
+    path: Annotated[str, Field(pattern=r"^(summaries|rejects)/run=[^/]+/[^/]+\.parquet$")]
+    rows: NonNegativeInt
+    bytes: NonNegativeInt
     sha256: str
 
 
 class UnreadRows(BaseModel):
     """Rows of a file that could not be read, and why. rows: None where not even their number is known."""
 
-    rows: int | None
+    rows: NonNegativeInt | None
     error: str
 
     def __add__(self, more: UnreadRows) -> UnreadRows:
         return UnreadRows(rows=(self.rows or 0) + (more.rows or 0), error=more.error)
+
+
+Number = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class WindowRecord(BaseModel):
@@ -44,8 +48,8 @@ class WindowRecord(BaseModel):
     by what was done, and rows that could not be read, by file.
     """
 
-    unit: int
-    number: int
+    unit: Number
+    number: Number
     last: bool
     actor: str
     documents: int
@@ -200,8 +204,8 @@ class Manifest(BaseModel):
 
     format: int = 2
     run_id: str
-    started_at: datetime
-    finished_at: datetime
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
     startup_s: float
     seconds: float
     model_fingerprint: str
@@ -220,6 +224,12 @@ class Manifest(BaseModel):
     input_files: list[InputFile]
     unread: dict[str, UnreadRows]
     output_files: list[OutputFile]
+
+    @field_validator("config")
+    @classmethod
+    def _is_of_a_run(cls, config: dict[str, Any]) -> dict[str, Any]:
+        DocumentsInput.model_validate(config.get("input"))
+        return config
 
     @property
     def documents_per_s(self) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from pipeline.config import DecodingConfig, SummarizeConfig
 from pipeline.errors import UserError
@@ -46,18 +45,18 @@ class Pinned(BaseModel):
     with files that are no Parquet or have other columns, by path, where the run goes on without them; unread_bytes: of these.
     """
 
-    started_at: datetime
+    started_at: AwareDatetime
     input: dict[str, Any]
     model_fingerprint: str
     decoding: dict[str, Any]
     full: bool
-    window_rows: int
-    window_tokens: int | None
+    window_rows: PositiveInt
+    window_tokens: PositiveInt | None
     sort: Literal["window", "global"] = "window"
     precision: str = "float32"
-    ledger: int
+    ledger: NonNegativeInt
     unread: dict[str, str]
-    unread_bytes: int = 0
+    unread_bytes: NonNegativeInt = 0
 
     def differs(self, other: Pinned) -> list[str]:
         """What another run would compute otherwise."""
@@ -131,7 +130,9 @@ class Plan:
             "another input": before.input_files != self.input_files,
             "another model": before.model_fingerprint != self.model_fingerprint,
             "other decoding options": before.decoding != self.decoding.model_dump(),
-            "other input options": any(before.config["input"][name] != self.pinned.input[name] for name in _PINNED_OF_INPUT),
+            "other input options": any(
+                before.config["input"].get(name) != self.pinned.input[name] for name in _PINNED_OF_INPUT
+            ),
         }
         if any(changed.values()):
             how = " and ".join(what for what, differs in changed.items() if differs)
@@ -173,8 +174,6 @@ def plan_run(config: SummarizeConfig) -> Plan:
     if output.contains(root) or root.contains(output):
         raise UserError(f"--output.path {output.uri} and --input.path {root.uri} lie in each other; set another output")
     run_id = config.output.run_id
-    if run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
-        raise UserError(f"--output.run_id {run_id!r} names a folder: letters, digits, '.', '_' and '-' alone, please")
     bundle_files, bundle = read_bundle(config.model.path)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
     now = datetime.now(UTC)
@@ -260,10 +259,11 @@ def _read_plan(file: Place) -> tuple[list[DocumentFile], Pinned]:
     try:
         table = pq.read_table(pa.BufferReader(file.read()))
         pinned = Pinned.model_validate_json(table.schema.metadata[_OPTIONS])
-        rows = table.to_pylist()
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        rows = table.cast(_FILES).to_pylist()
+        files = [DocumentFile(StoredFile(r["path"], r["size"], r["modified"]), tuple(r["row_groups"])) for r in rows]
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file.uri} is broken: {in_words(error)}; set another --output.run_id, or remove it") from None
-    return [DocumentFile(StoredFile(r["path"], r["size"], r["modified"]), tuple(r["row_groups"])) for r in rows], pinned
+    return files, pinned
 
 
 def _check_names(config: SummarizeConfig) -> None:

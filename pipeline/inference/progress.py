@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from pipeline.inference.manifest import Counts
 from pipeline.inference.publication import run_folder
@@ -41,7 +41,7 @@ class Progress(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     run_id: str
-    at: datetime
+    at: AwareDatetime
     phase: Phase
     counts: Counts = Counts()
     documents: int

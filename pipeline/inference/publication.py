@@ -10,6 +10,9 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.storage import Place
@@ -28,6 +31,13 @@ class Published:
 
     run_id: str
     sequence: int
+    manifest_sha256: str | None = None
+
+
+class _Said(BaseModel):
+    """What a _SUCCESS holds. The ledger keeps a sequence number in 32 bits."""
+
+    sequence: Annotated[int, Field(gt=0, lt=1 << 32)]
     manifest_sha256: str | None = None
 
 
@@ -59,13 +69,13 @@ def end_of(output: Place, run_id: str) -> Published | None:
     if not marker.exists():
         return None
     try:
-        said = json.loads(marker.read())
-        return Published(run_id, int(said["sequence"]), said.get("manifest_sha256"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        said = _Said.model_validate_json(marker.read())
+    except ValidationError:
         raise UserError(
             f"{marker.uri} does not say which run of its folder it was the end of: another version wrote it; "
             "set another --output.path"
         ) from None
+    return Published(run_id, said.sequence, said.manifest_sha256)
 
 
 def publish(output: Place, run_id: str, manifest: bytes) -> Published:

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.inference.attempts import Attempts
 from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.census import Repeated
+from pipeline.inference.containment import contained
 from pipeline.inference.digest import OPENING_CHARS, RUN, least
 from pipeline.inference.effort import Effort
 from pipeline.inference.ledger import Ledger
@@ -95,15 +96,17 @@ class ReadWindows:
         """Do something with a unit; whether nobody has begun to in this command before.
 
         Raises:
-            UserError: whoever did has died, too often for it to be chance.
+            UserError: whoever did has died, too often for it to be chance; or it takes more memory than a unit may.
         """
         if self.attempts is None:
-            yield True
+            with contained(str(unit)):
+                yield True
             return
         name = f"unit {unit.number}"
         if not self.attempts.begin(name, what, _TRIES):
             raise UserError(f"{_TRIES} processes died reading {unit}; mend it, or take it out of the input")
-        yield self.attempts.is_first(f"{name} to {what}")
+        with contained(str(unit)):
+            yield self.attempts.is_first(f"{name} to {what}")
         self.attempts.end(name, what)
 
     def read(self, unit: Unit, is_first: bool = True) -> Iterator[tuple[pa.Table, Passport]]:
@@ -120,14 +123,15 @@ class ReadWindows:
         else:
             left = rows_of(unit, self.filesystem, [*self.columns, *SCREENED], self.window_rows, self._note_broken_copy)
         number, held = 0, None
-        for table in regrouped(left, self.window_rows):
+        # Texts go before a window is whole: it holds what the model reads of them, and no more, however long they are.
+        for table in regrouped(map(self._encode, left), self.window_rows):
             for window in self._windows(table):
                 if held is not None:
                     yield held, Passport(unit.number, number, False)
                     number += 1
                 held = window
         if held is None:
-            [held] = self._windows(screen.left(self.nothing()))
+            [held] = self._windows(self._encode(screen.left(self.nothing())))
         yield held, Passport(unit.number, number, True, dict(screen.skipped), bad.unread)
 
     def _note_broken_copy(self, file: Unreadable) -> None:
@@ -136,8 +140,7 @@ class ReadWindows:
             f"remove {self.copy}, and the same command sorts anew"
         )
 
-    def _windows(self, documents: pa.Table) -> Iterator[pa.Table]:
-        window = self._encode(documents)
+    def _windows(self, window: pa.Table) -> Iterator[pa.Table]:
         parts = cut_by_tokens(window, self.window_tokens) if self.window_tokens and len(window) else [window]
         yield from (with_few_openings(part, self.sample) for part in parts)
 

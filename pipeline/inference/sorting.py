@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline.errors import Stopped
 from pipeline.inference.manifest import UnreadRows
@@ -65,7 +65,10 @@ def sorted_before(folder: Place) -> Sorted | None:
     """
     if not folder.child(DONE).exists():
         return None
-    found = _SORTED.validate_json(folder.child(DONE).read())
+    try:
+        found = _SORTED.validate_json(folder.child(DONE).read())
+    except ValidationError:
+        return None
     there = {file.path: file.size for file in folder.child(_FOLDER).files()} if folder.child(_FOLDER).exists() else {}
     return found if all(there.get(file.file.path) == file.file.size for file in found.files) else None
 

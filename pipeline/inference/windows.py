@@ -37,6 +37,7 @@ _UNITS_OF_A_ROW_GROUP = 8
 _FILES_AHEAD = 8
 """Small files that are read ahead, since each takes a while to answer and little to read."""
 _SMALL_BYTES = 2 * 2**20
+_BYTES_AT_A_TIME = 64 * 2**20
 _BUFFER_BYTES = 2**20
 """Of a column that is read as a stream: a row group may be larger than memory."""
 
@@ -188,11 +189,20 @@ def _tried_again(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], 
                 yield table
                 span = replace(span, start=span.start + len(table), rows=span.rows - len(table))
             return
-        except (OSError, pa.ArrowException, KeyError) as error:
-            if isinstance(error, FileNotFoundError | KeyError) or failures == TRIES - 1:
+        except (OSError, pa.ArrowException, KeyError, MemoryError) as error:
+            if isinstance(error, FileNotFoundError | KeyError | MemoryError) or failures == TRIES - 1:
                 yield Unreadable(span.path, span.rows, in_words(error))
                 return
         time.sleep(PAUSE_S * 2**failures)
+
+
+def _rows_at_a_time(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], most: int) -> int:
+    """So many rows as take 64 MB, by what the file says of itself; one at least."""
+    for group in map(metadata.row_group, groups):
+        chunks = map(group.column, range(group.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
+        most = min(most, max(1, group.num_rows * _BYTES_AT_A_TIME // max(size, 1)))
+    return most
 
 
 def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
@@ -211,9 +221,11 @@ def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], ro
                 skip -= in_group
             else:
                 groups.append(group)
-        batches = parquet.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=False)
+        at_a_time = _rows_at_a_time(parquet.metadata, groups, columns, rows)
+        batches = parquet.iter_batches(at_a_time, row_groups=groups, columns=list(columns), use_threads=False)
         while left:
-            batch = next(batches)
+            if (batch := next(batches, None)) is None:
+                raise pa.ArrowInvalid(f"it ends {left:,} rows before it says that it does")
             skipped = min(skip, len(batch))
             kept = batch.slice(skipped, left)
             skip, left = skip - skipped, left - len(kept)

@@ -2,7 +2,8 @@
 
 ``model.safetensors`` (weights), ``tokenizer.model`` (SentencePiece), ``config.json`` (the network's shape and decoding
 defaults) and, for people, ``README.md``. The first three make the fingerprint. Nothing is ever unpickled. A hash of
-the tokenizer's file is in config.json, so that a model and a tokenizer that were not trained together are found out.
+the tokenizer's file is in config.json, so that a model and a tokenizer that were not trained together are found out. A bundle
+may be a stranger's: what it says of itself is held to what it holds before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -124,10 +125,12 @@ def bundle_from_files(files: Mapping[str, bytes], origin: str, device: torch.dev
         raise UserError(f"{origin}/{CONFIG} says {config.vocabulary_size} subwords, but {TOKENIZER} has {subwords}")
     try:
         weights = load_tensors(files[WEIGHTS])
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # the latter for a type of numbers that torch has not
         raise UserError(f"{origin}/{WEIGHTS} is broken ({error}); copy the bundle again") from None
-    model = Seq2Seq(config.model, config.vocabulary_size)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in _tied_names(model)}
+    with torch.device("meta"):  # takes no memory, however large a network the configuration speaks of
+        outline = Seq2Seq(config.model, config.vocabulary_size)
+    tied = _tied_names(outline)
+    expected = {name: tensor.shape for name, tensor in outline.state_dict().items() if name not in tied}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         name = wrong[0]
@@ -135,6 +138,7 @@ def bundle_from_files(files: Mapping[str, bytes], origin: str, device: torch.dev
             f"{origin}/{WEIGHTS} does not fit {CONFIG}, in {len(wrong)} of its tensors: {name} is "
             f"{_shape(found.get(name))}, not {_shape(expected.get(name))}"
         )
+    model = Seq2Seq(config.model, config.vocabulary_size)
     model.load_state_dict(weights, strict=False)
     return Bundle(model.to(device).eval(), files[TOKENIZER], config.decoding, fingerprint(files))
 
@@ -150,7 +154,7 @@ def fingerprint(files: Mapping[str, bytes]) -> str:
 def _read_config(content: bytes, name: str) -> _Config:
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not JSON ({error}); copy the bundle again") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         found = values.get("format") if isinstance(values, dict) else None

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+from pipeline.errors import printable
+
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
 
@@ -63,7 +64,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _readable(text: str) -> str:
     """Without control characters, which pages may not hold, and without a password in a URI."""
-    return _PASSWORD.sub("…@", _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text))
+    return _PASSWORD.sub("…@", printable(text))
 
 
 def _duration(seconds: float) -> str:

@@ -23,6 +23,8 @@ _FOOTERS_ASKED_FOR = 1024
 _SHOWN_COLUMNS = 20
 FETCHED, SNAPSHOTS = "_fetched.json", "_snapshots"
 """In a folder that jobs.fetch writes: which of its snapshots is the last whole one, and where they lie, hidden till then."""
+MOST_ROWS = 1 << 32
+"""Of a file: fewer. A row's place in a store has so many bits for it (windows.py)."""
 NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
 """The rejection of a text that turns out to be nothing to the tokenizer."""
 
@@ -115,8 +117,10 @@ def stored_files(root: Place) -> list[StoredFile]:
 def _read_footer(root: Place, file: StoredFile) -> tuple[tuple[int, ...], pa.Schema] | UserError:
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
-            groups = (parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-            return tuple(groups), parquet.schema_arrow.remove_metadata()
+            groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+            if any(rows < 0 for rows in groups) or sum(groups) >= MOST_ROWS:
+                raise pa.ArrowInvalid(f"it says that it has {sum(groups):,} rows")
+            return groups, parquet.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
         return UserError(
             f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it, set {root.option}, or go on without it: "
@@ -134,6 +138,8 @@ def _check_columns(
         if column not in schema.names:
             shown = ", ".join(schema.names[:_SHOWN_COLUMNS]) or "none"
             raise UserError(f"column {column!r} is not in {file.path} (it has: {shown}); set --input.{option}")
+        if schema.names.count(column) > 1:
+            raise UserError(f"column {column!r} is in {file.path} more than once; mend it, or set --input.{option}")
     id_type, text_type = schema.field(config.id_column).type, schema.field(config.text_column).type
     if not (pa.types.is_integer(id_type) or _is_text(id_type)):
         raise UserError(

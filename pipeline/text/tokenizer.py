@@ -45,7 +45,8 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(num_threads=1)  # its own default is one a core
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+            self._processor.id_to_piece(list(range(self.vocabulary_size)))  # some are no text in a file that is broken
+        except (RuntimeError, UnicodeDecodeError):
             raise UserError(f"{name} is not a SentencePiece model; write it again with jobs.prepare") from None
         special = (self._processor.pad_id(), self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id())
         if special != (PAD, UNK, BOS, EOS):

@@ -66,12 +66,21 @@ def upload_checkpoint(root: Place, local: ray.train.Checkpoint, name: str) -> ra
 
 
 def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
-    """Give the learner its state of a checkpoint in a local folder; returns the position."""
+    """Give the learner its state of a checkpoint in a local folder; returns the position.
+
+    Raises:
+        UserError: the checkpoint is broken. Nothing in it is run: tensors and plain values alone are unpickled.
+    """
     bundle = load_bundle(Path(folder) / _BUNDLE, learner.device)
-    learner.average.load_state_dict(bundle.model.state_dict())
-    state = torch.load(Path(folder) / _STATE, map_location=learner.device, weights_only=True)
-    learner.load_state_dict(state["learner"])
-    position: dict[str, Any] = state["position"]
+    try:
+        learner.average.load_state_dict(bundle.model.state_dict())
+        state = torch.load(Path(folder) / _STATE, map_location=learner.device, weights_only=True)
+        learner.load_state_dict(state["learner"])
+        position: dict[str, Any] = state["position"]
+    except Exception as error:  # what a broken one makes torch raise is no part of its interface
+        raise UserError(
+            f"{_STATE} of a checkpoint is broken, or of another network ({in_words(error)[:200]}); delete the checkpoint"
+        ) from None
     return position
 
 

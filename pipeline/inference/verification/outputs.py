@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import ray
 
 from pipeline.inference.census import ROWS_AT_A_TIME, SEEN
+from pipeline.inference.containment import contained
 from pipeline.inference.ledger import part_numbers
 from pipeline.inference.manifest import OutputFile
 from pipeline.inference.pool import LIGHT_CPUS
@@ -64,7 +65,8 @@ def read_outputs(output: Place, files: Sequence[tuple[int, OutputFile]], expecte
     read = Read()
     divided: list[list[Any]] = [[np.empty(0, SEEN)] for _ in range(parts)]
     for number, file in files:
-        seen = np.concatenate([np.empty(0, SEEN), *_look(output, number, file, expected, read)])
+        with contained(file.path):
+            seen = np.concatenate([np.empty(0, SEEN), *_look(output, number, file, expected, read)])
         part_of = part_numbers(seen["id"], parts)
         for part in range(parts):
             divided[part].append(seen[part_of == part])

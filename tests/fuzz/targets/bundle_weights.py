@@ -1,0 +1,39 @@
+"""A bundle's model.safetensors, of a small network."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from pipeline.config import SAMPLE, DecodingConfig, ModelConfig, TokenizerConfig
+from pipeline.errors import UserError
+from pipeline.model.bundle import FILES, WEIGHTS, bundle_from_files, save_bundle
+from pipeline.model.seq2seq import Seq2Seq
+from pipeline.text.tokenizer import train_tokenizer
+
+
+@functools.cache
+def small() -> dict[str, bytes]:
+    """The files of a bundle of random weights."""
+    card = (SAMPLE / "model/README.md").read_text()
+    tokenizer = train_tokenizer([card], TokenizerConfig(vocabulary_size=400, algorithm="bpe"))
+    model = Seq2Seq(ModelConfig(embedding_size=2, hidden_size=2), 400)
+    with tempfile.TemporaryDirectory() as folder:
+        save_bundle(folder, model, tokenizer, DecodingConfig(), torch.float16)
+        return {name: Path(folder, name).read_bytes() for name in FILES}
+
+
+def seeds() -> list[bytes]:
+    """Whole, and the header with little after it."""
+    weights = small()[WEIGHTS]
+    return [weights, weights[:3000]]
+
+
+def target(data: bytes) -> None:
+    """Load it: a bundle or a UserError comes of it."""
+    with contextlib.suppress(UserError):
+        bundle_from_files({**small(), WEIGHTS: data}, "bundle")

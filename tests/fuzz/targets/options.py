@@ -1,0 +1,37 @@
+"""YAML that a job is configured by, and options of a command line."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from scratch import SCRATCH
+
+from pipeline.config import SummarizeConfig, TrainConfig
+from pipeline.errors import UserError
+from pipeline.options import load_config
+
+_CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def seeds() -> list[bytes]:
+    """The shipped ones, and options."""
+    options = [
+        b"--input.path x --output.run_id ../x",
+        b"--decoding.beam_size 99999999999 --full",
+        b"--model {} --resources.actors 1e9",
+    ]
+    return [*((_CONFIGS / name).read_bytes() for name in ("summarize.yaml", "train.yaml", "verify.yaml")), *options]
+
+
+def target(data: bytes) -> None:
+    """A configuration or a UserError comes of it."""
+    job, argv = (SummarizeConfig, "summarize"), []
+    if data[:2] == b"--":
+        argv = [word for word in data.decode("utf-8", "replace").split() if word not in ("--help", "-h")]
+    else:
+        path = Path(SCRATCH, "options.yaml")
+        path.write_bytes(data)
+        argv = ["--config", str(path)]
+    with contextlib.suppress(UserError):
+        load_config(TrainConfig if b"training" in data else job[0], job[1], argv)

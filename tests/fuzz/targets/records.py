@@ -1,0 +1,106 @@
+"""What a run leaves as JSON in a bucket that others may write to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from scratch import SCRATCH
+
+from pipeline.config import DocumentsInput
+from pipeline.errors import UserError
+from pipeline.inference import lease
+from pipeline.inference.bad_files import BadFiles
+from pipeline.inference.manifest import Manifest, WindowRecord
+from pipeline.inference.progress import PROGRESS
+from pipeline.inference.publication import SUCCESS, end_of
+from pipeline.inference.sorting import DONE, sorted_before
+from pipeline.inference.status import status_of
+from pipeline.inference.windows import Span, Unit
+from pipeline.storage import Place, place
+
+_NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+_UNIT = Unit(1, (Span("/in/a.parquet", 0, 0, 10, 10),))
+
+
+def _window() -> dict[str, Any]:
+    return {
+        "unit": 0, "number": 0, "last": True, "actor": "a", "documents": 1, "skipped": {}, "unread": {}, "rejected": {},
+        "truncated": 0, "reached_length_limit": 0, "source_tokens": 3, "summary_tokens": 2, "effort": {},
+        "files": [{"path": "summaries/run=r/part-0.parquet", "rows": 1, "bytes": 9, "sha256": "00"}], "digest": {},
+    }  # fmt: skip
+
+
+def _manifest() -> dict[str, Any]:
+    config = {"input": DocumentsInput().model_dump()}
+    return {
+        "run_id": "r", "started_at": _NOW, "finished_at": _NOW, "startup_s": 1, "seconds": 1, "model_fingerprint": "ab",
+        "config": config, "decoding": {}, "versions": {}, "actors": 1, "ledger": 0, "counts": {"read": 1, "summarized": 1},
+        "reject_share": 0, "taken_over": 0, "gone": {}, "effort": {}, "limits": "", "input_files": [], "unread": {},
+        "output_files": _window()["files"],
+    }  # fmt: skip
+
+
+def seeds() -> list[bytes]:
+    """One of each kind; the first byte says which."""
+    kinds: list[Any] = [
+        {"sequence": 3, "manifest_sha256": "ab"},
+        {"run_id": "r", "at": _NOW, "phase": "running", "documents": 9, "counts": {"read": 3}},
+        {"run_id": "r", "machine": lease._machine(), "pid": 1, "born": 1.5, "renewals": 4},
+        {"/in/a.parquet": {"rows": 3, "error": "broken"}},
+        {"files": [{"file": {"path": "/p", "size": 4, "modified": None}, "row_groups": [1]}], "seen": [{"skipped": {}}]},
+        _window(),
+        _manifest(),
+    ]
+    return [str(number).encode() + json.dumps(value).encode() for number, value in enumerate(kinds)]
+
+
+def target(data: bytes) -> None:
+    """Each is understood, or refused in words, and by no other error."""
+    output = place(str(SCRATCH), "--output.path")
+    kind, content = data[:1], data[1:]
+    with contextlib.suppress(UserError):
+        if kind == b"0":
+            _put(f"runs/r/{SUCCESS}", content)
+            end_of(output, "r")
+        elif kind == b"1":
+            _put(f"runs/s/{PROGRESS}", content)
+            status_of(output, None)
+            status_of(output, "s")
+        elif kind == b"2":
+            _put("lease/claim.json", content)
+            if holder := lease.holder_of(output):
+                str(holder), holder.is_here and holder.is_running
+        elif kind == b"3":
+            _put("notes/unit-000001.json", content)
+            bad = BadFiles("skip", output.child("notes")).of(_UNIT, True)
+            assert bad.readable.rows <= _UNIT.rows
+        elif kind == b"4":
+            _put(f"runs/t/{DONE}", content)
+            sorted_before(output.child("runs/t"))
+        else:
+            with contextlib.suppress(ValidationError):
+                _look_at(content)
+
+
+def _put(path: str, content: bytes) -> Place:
+    at = Path(SCRATCH, path)
+    if not at.parent.exists():
+        at.parent.mkdir(parents=True)
+    at.write_bytes(content)
+    return place(str(at), "--output.path")
+
+
+def _look_at(content: bytes) -> None:
+    if b'"output_files"' in content:
+        manifest = Manifest.model_validate_json(content)
+        files = manifest.output_files
+        assert manifest.config["input"]["path"]
+    else:
+        files = WindowRecord.model_validate_json(content).files
+    for file in files:
+        assert place("/out", "--x").contains(place(f"/out/{file.path}", "--x")), file.path

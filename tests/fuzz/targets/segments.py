@@ -1,0 +1,48 @@
+"""What a run leaves as Parquet in a bucket that others may write to: a ledger's segment with its record, and a plan."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scratch import SCRATCH
+
+from pipeline.errors import UserError
+from pipeline.inference.ledger import ENTRY, read_entries, records, segment
+from pipeline.inference.manifest import WindowRecord
+from pipeline.inference.plan import _FILES, _OPTIONS, Pinned, _read_plan
+from pipeline.storage import place
+from targets.documents import as_parquet
+from targets.records import _window
+
+
+def seeds() -> list[bytes]:
+    """A segment, and a plan; the first byte says which."""
+    entries = np.zeros(40, ENTRY)
+    entries["id"] = np.arange(40) << 50
+    plan = {
+        "started_at": datetime(2026, 1, 1, tzinfo=UTC), "input": {}, "model_fingerprint": "ab", "decoding": {}, "full": False,
+        "window_rows": 10, "window_tokens": None, "ledger": 0, "unread": {},
+    }  # fmt: skip
+    rows = [{"path": "/in/a.parquet", "size": 9, "modified": datetime(2026, 1, 1, tzinfo=UTC), "row_groups": [3, 4]}]
+    table = pa.Table.from_pylist(rows, _FILES).replace_schema_metadata({_OPTIONS: Pinned(**plan).model_dump_json()})
+    return [b"0" + segment(entries, WindowRecord(**_window())).to_pybytes(), b"1" + as_parquet(table, compression="zstd")]
+
+
+def target(data: bytes) -> None:
+    """It is understood, or refused in words."""
+    output = place(str(SCRATCH), "--output.path")
+    path = Path(SCRATCH, "ledger/run=r/part-0.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data[1:])
+    if data[:1] == b"0":
+        with contextlib.suppress(UserError):
+            list(records(output, "r"))
+        with contextlib.suppress(UserError):
+            read_entries(output.filesystem, str(path))
+    else:
+        with contextlib.suppress(UserError):
+            _read_plan(place(str(path), "--output.path"))

@@ -1,0 +1,40 @@
+"""Any text, lone surrogates among it, through validation, the tokenizer and back, and onto the page of a run."""
+
+from __future__ import annotations
+
+import functools
+
+from pipeline.config import SAMPLE
+from pipeline.pages.page import _readable
+from pipeline.text.documents import rejection
+from pipeline.text.tokenizer import Tokenizer, without_surrogates
+
+_SEEDS = [
+    "We study the growth of graphs.", "\ud800 lone \udfff", "nul \x00 nul", "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘", "مرحبا \u202e שלום \u2066",
+    "👩‍👩‍👧‍👦🏳️‍🌈", "\u2581 ▁▁", "<s></s><unk><pad>", "http://u:p@h/x " * 9, "\ufeff\u200b\u00ad", "ﷺ" * 40, "a" * 900,
+    "\n\t\u2028\u00a0",
+]  # fmt: skip
+
+
+def seeds() -> list[bytes]:
+    """As UTF-8, with what UTF-8 cannot hold."""
+    return [text.encode("utf-8", "surrogatepass") for text in _SEEDS]
+
+
+@functools.cache
+def _tokenizer() -> Tokenizer:
+    return Tokenizer((SAMPLE / "model/tokenizer.model").read_bytes())
+
+
+def target(data: bytes) -> None:
+    """What comes back is what went in, but for white space and surrogates (tokenizer.py)."""
+    try:
+        text = data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", "surrogateescape")
+    rejection(True, text, 1000)
+    assert "\x00" not in _readable(text)
+    values, offsets = _tokenizer().encode([text])
+    plain = " ".join(without_surrogates(text).replace("\u2581", " ").split())
+    [back] = _tokenizer().decode(values, offsets)
+    assert back.split() == plain.split(), (back, plain)

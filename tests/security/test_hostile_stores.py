@@ -1,0 +1,160 @@
+"""Documents and output folders that others may write to: no bomb, no path and no text does more than be refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.screen import new_console
+from pipeline.config import SAMPLE, DocumentsInput, StatusConfig, SummarizeConfig, VerifyConfig
+from pipeline.errors import UserError
+from pipeline.evaluation.metrics import _SENTENCE, _WORD
+from pipeline.inference import containment, lease, windows
+from pipeline.inference.bad_files import BadFiles
+from pipeline.inference.manifest import OutputFile
+from pipeline.inference.plan import _FILES, _OPTIONS, _read_plan
+from pipeline.inference.publication import end_of
+from pipeline.inference.reading import ReadWindows
+from pipeline.inference.status import status_of
+from pipeline.options import load_config
+from pipeline.pages.page import _readable
+from pipeline.storage import place
+from pipeline.text.documents import open_store
+
+TOKENIZER = (SAMPLE / "model/tokenizer.model").read_bytes()
+MB = 2**20
+
+
+def read(store: Path, **options: Any) -> list[pa.Table]:
+    """A store's windows, as a task reads them."""
+    config = DocumentsInput(path=str(store), **options)
+    opened = open_store(config)
+    stage = ReadWindows(opened.root.filesystem, 512, None, TOKENIZER, config, 16, b"", BadFiles("fail"))
+    found = []
+    for unit in windows.units_of(opened.files, 512):
+        with stage.attempt(unit, "read"):
+            found += [window for window, _ in stage.read(unit)]
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps no process to a bound on its data")
+def test_a_file_of_kilobytes_that_unpacks_to_gigabytes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containment, "MOST_BYTES", 512 * MB)
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 512, pa.int32()), pa.array(["x " * (2 * MB)]))
+    path = tmp_path / "bomb.parquet"
+    table = pa.table({"id": pa.array(range(512)), "text": text})
+    pq.write_table(table, path, compression="zstd", store_schema=False, dictionary_pagesize_limit=2**30)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"bomb\.parquet"):
+        read(path)
+    assert read(SAMPLE / "documents/part-0.parquet")  # the bound is gone with what it was for
+
+
+def test_a_window_holds_what_the_model_reads_and_not_its_texts(tmp_path: Path) -> None:
+    text = "word " * 200_000
+    pq.write_table(pa.table({"id": pa.array(range(16)), "text": [text] * 16}), tmp_path / "long.parquet", compression="zstd")
+    [window] = read(tmp_path / "long.parquet")
+    assert len(window) == 16
+    assert window.nbytes < 200_000
+
+
+def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "large.parquet"
+    rows = [os.urandom(4 * MB).hex() for _ in range(20)]
+    pq.write_table(pa.table({"id": pa.array(range(20)), "text": rows}), path, use_dictionary=False)
+    store = open_store(DocumentsInput(path=str(path)))
+    [unit] = windows.units_of(store.files, 512)
+    tables = list(windows.rows_of(unit, store.root.filesystem, ["id", "text"], 512))
+    assert max(table.nbytes for table in tables) < 80 * MB
+    assert sum(len(table) for table in tables) == 20
+
+
+def test_a_footer_that_lies_ends_in_words(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a"], "text": ["b"], "id2": ["c"]}).rename_columns(["id", "text", "id"])
+    pq.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"'id' is in .* more than once"):
+        read(tmp_path / "twice.parquet")
+
+
+@pytest.mark.parametrize("run_id", ["../x", "/etc", "..", "a/b", "", "x\x1b[2J", "a" + "\u202e"])
+def test_a_run_id_is_a_name(run_id: str) -> None:
+    for cls, job in ((SummarizeConfig, "summarize"), (VerifyConfig, "verify"), (StatusConfig, "status")):
+        with pytest.raises(UserError, match=r"--output\.run_id: names a folder"):
+            load_config(cls, job, [f"--output.run_id={run_id}"])
+
+
+@pytest.mark.parametrize(
+    "path", ["../x.parquet", "/etc/x.parquet", "summaries/run=a/../../../x.parquet", "summaries/run=../x/../y.parquet"]
+)
+def test_a_manifest_names_no_file_outside_its_output(path: str) -> None:
+    with pytest.raises(ValueError, match="path"):
+        OutputFile(path=path, rows=1, bytes=1, sha256="")
+
+
+def test_what_a_bucket_holds_in_a_runs_place_is_refused_in_words(tmp_path: Path) -> None:
+    output = place(str(tmp_path), "--output.path")
+    folder = tmp_path / "runs/r"
+    folder.mkdir(parents=True)
+    for said in ('{"sequence": 1e999}', '{"sequence": -1}', "[" * 100_000, '{"sequence": 99999999999}', "[]"):
+        (folder / "_SUCCESS").write_text(said)
+        with pytest.raises(UserError, match="does not say which run"):
+            end_of(output, "r")
+    (folder / "_SUCCESS").unlink()
+    (folder / "progress.json").write_text('{"run_id": "r", "at": "2026-01-01T00:00:00", "phase": "running", "documents": 1}')
+    assert status_of(output, None).progress is None  # a time of no zone cannot be compared
+    (tmp_path / "lease").mkdir()
+    for claim in ("[1]", "{}", "[" * 100_000, json.dumps({"run_id": "r", "machine": 3, "pid": "x", "born": 0, "renewals": 0})):
+        (tmp_path / "lease/claim.json").write_text(claim)
+        assert lease.holder_of(output) is None
+
+
+@pytest.mark.parametrize("broken", [{"window_rows": 0}, {"window_rows": -5}, {"started_at": "2026-01-01T00:00:00"}])
+def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
+    pinned = {
+        "started_at": datetime.now(UTC).isoformat(), "input": {}, "model_fingerprint": "", "decoding": {}, "full": False,
+        "window_rows": 10, "window_tokens": None, "ledger": 0, "unread": {},
+    }  # fmt: skip
+    path = tmp_path / "plan.parquet"
+    for values, is_sound in ((pinned, True), (pinned | broken, False)):
+        pq.write_table(_FILES.empty_table().replace_schema_metadata({_OPTIONS: json.dumps(values)}), path)
+        if is_sound:
+            assert _read_plan(place(str(path), "--output.path"))[0] == []
+        else:
+            with pytest.raises(UserError, match="is broken"):
+                _read_plan(place(str(path), "--output.path"))
+    path.write_bytes(path.read_bytes()[:-20] + b"x" * 20)
+    with pytest.raises(UserError, match="is broken"):
+        _read_plan(place(str(path), "--output.path"))
+
+
+def test_texts_do_not_steer_the_terminal() -> None:
+    console = new_console()
+    console.file = io.StringIO()
+    console.print("title\x1b]0;owned\x07 \x1b[2J \x9b31m [red]as it is[/red]")
+    assert not {"\x1b", "\x07", "\x9b"} & set(console.file.getvalue())
+    assert "[red]as it is[/red]" in console.file.getvalue()
+    code = "from pipeline.errors import *; exit_on_user_error('job', lambda: (_ for _ in ()).throw(UserError('\\x1b[2J')))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "\x1b" not in ran.stderr
+
+
+@pytest.mark.parametrize("piece", ["a", ".", " ", "a.", "!?", "'", "://", "\u0301", "1,", "-"])
+def test_no_text_makes_a_regular_expression_run_for_long(piece: str) -> None:
+    text = piece * (200_000 // len(piece))
+    began = time.monotonic()
+    _WORD.findall(text)
+    _SENTENCE.match(text)
+    _readable(text)
+    assert time.monotonic() - began < 10
