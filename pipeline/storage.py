@@ -24,6 +24,8 @@ TRIES, PAUSE_S = 4, 0.5
 """Of reading or writing a file during a run; the pause doubles each time."""
 PART = ".part"
 """Ends the name of a file that is being written, where a rename then puts it in its place."""
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it where a process was started by ``ray job submit``, in a folder that Ray removes afterwards."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,16 @@ def from_here(path: str) -> str:
 
 
 def place(uri: str, option: str) -> Place:
-    """Open a URI or a local path, which ``option`` sets. Raises UserError for a scheme that no filesystem is known for."""
+    """Open a URI or a local path, which ``option`` sets.
+
+    Raises:
+        UserError: no filesystem is known for the scheme; or a submitted job would write to its own working directory.
+    """
     if "://" not in uri:
-        return Place(uri, fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)), option)
+        path = os.path.expanduser(uri)
+        if option.startswith("--output") and not os.path.isabs(path) and _SUBMITTED in os.environ:
+            raise UserError(f"{uri} would go when the job ends; set {option} to a URI, or a whole path, that all nodes reach")
+        return Place(uri, fs.LocalFileSystem(), os.path.abspath(path), option)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
