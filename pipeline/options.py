@@ -41,7 +41,7 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file of options, or its URI, such as configs/{job}.yaml; options given here win over it, and null unsets one",
+        help=f"YAML file of options, or its URI, as configs/{job}.yaml; options given here win over it, and null unsets one",
     )
     source: CliSettingsSource[Any] = CliSettingsSource(
         cls,
