@@ -9,9 +9,9 @@
 # Options are those of "ray start", such as --num-cpus 0 for a head that shall not work. Environment: see environment.sh, and
 # NIGHTSHIFT_ADDRESS, this machine's address in the cluster's network, where Ray would take that of another network.
 #
-# The dashboard, to which jobs are submitted, listens at 127.0.0.1 alone. What nodes say to each other goes to ports that Ray
-# opens at every address of a machine (it has no option for that): a firewall keeps all but the nodes from
-# NIGHTSHIFT_PORT to NIGHTSHIFT_PORT + 999.
+# The dashboard, to which jobs are submitted, listens at 127.0.0.1 alone. What nodes say to each other goes to ports, from
+# NIGHTSHIFT_PORT to NIGHTSHIFT_PORT + 999, that Ray opens at every address of a machine and has no option for: a firewall keeps
+# all but the nodes from them. deploy/README.md, "Ports", has the table.
 set -euo pipefail
 # shellcheck source=deploy/cluster/environment.sh
 source "$(dirname "$0")/environment.sh"

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import yaml
+from aiohttp import ClientError
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 _LOOK_EVERY_S = 1.0
@@ -33,8 +35,8 @@ def main(words: list[str]) -> int:
     try:
         client = JobSubmissionClient(address)
         job = client.submit_job(entrypoint=shlex.join(words), runtime_env={**environment, "working_dir": str(folder)})
-    except (ConnectionError, RuntimeError) as error:
-        print(f"submit: {address} does not take the job: {' '.join(str(error).split())}", file=sys.stderr)
+    except (OSError, RuntimeError, RayError) as error:
+        print(f"submit: {address} does not take the job: {in_a_line(error)}", file=sys.stderr)
         return _STOPPED
     print(f"submitted {job}; its log again: ray job logs {job}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -42,11 +44,14 @@ def main(words: list[str]) -> int:
         asyncio.run(_follow(client, job))
         while not (status := client.get_job_status(job)).is_terminal():
             time.sleep(_LOOK_EVERY_S)
+        info = client.get_job_info(job)
     except KeyboardInterrupt:
         client.stop_job(job)
         print(f"submit: told {job} to stop", file=sys.stderr)
         return _STOPPED
-    info = client.get_job_info(job)
+    except (OSError, RuntimeError) as error:
+        print(f"submit: {address} does not answer any more: {in_a_line(error)}; {job} may go on", file=sys.stderr)
+        return _STOPPED
     if info.driver_exit_code is None:
         told = "was stopped" if status == JobStatus.STOPPED else f"was lost: {info.message}"
         print(f"submit: {job} {told}; the same command goes on from there", file=sys.stderr)
@@ -59,8 +64,13 @@ async def _follow(client: JobSubmissionClient, job: str) -> None:
     try:
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
-    except (ConnectionError, RuntimeError) as error:
-        print(f"submit: the log breaks off: {error}", file=sys.stderr)
+    except (OSError, RuntimeError, ClientError) as error:
+        print(f"submit: the log breaks off: {in_a_line(error)}", file=sys.stderr)
+
+
+def in_a_line(error: Exception) -> str:
+    """What it says."""
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":
