@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from ray.util import get_node_ip_address
 
 ROOT = Path(__file__).parents[2]
 PORTS = 1000
-_OBJECT_STORE = 200 * 2**20
+_OBJECT_STORE, _TIMEOUT_S = 200 * 2**20, 240
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,24 @@ class Machine:
         known = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NIGHTSHIFT_"))}
         return {**known, "NIGHTSHIFT_HOME": str(self.home), "NIGHTSHIFT_PORT": str(self.port)}
 
-    def run(self, command: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """A line for bash, in the checkout, after deploy/cluster/environment.sh; its errors are in its output."""
-        return subprocess.run(timeout=timeout_s, text=True, stdout=subprocess.PIPE, **self._shell(command))
+        try:
+            return subprocess.run(timeout=_TIMEOUT_S, stdout=subprocess.PIPE, **self._shell(command))
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"{command} did not end, and said {late.output!r}") from None
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """The same, while others run."""
-        return subprocess.Popen(text=True, stdout=subprocess.PIPE, **self._shell(command))
+        return subprocess.Popen(stdout=subprocess.PIPE, **self._shell(command))
 
-    def _shell(self, command: str) -> dict[str, object]:
+    def _shell(self, command: str) -> dict[str, Any]:
         line = f"set -e; source deploy/cluster/environment.sh; {command}"
-        return {"args": ["bash", "-c", line], "cwd": ROOT, "env": self.environment, "stderr": subprocess.STDOUT}
+        return {"args": ["bash", "-c", line], "cwd": ROOT, "env": self.environment, "stderr": subprocess.STDOUT, "text": True}
 
-    def succeed(self, command: str, timeout_s: float = 280) -> str:
+    def succeed(self, command: str) -> str:
         """What a line printed, which must end well."""
-        ran = self.run(command, timeout_s)
+        ran = self.run(command)
         assert ran.returncode == 0, ran.stdout
         return ran.stdout
 

@@ -137,7 +137,7 @@ def ends_well(process: subprocess.Popen[str]) -> str:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_every_job_as_a_submitted_one_and_a_machine_lost_in_the_training(three: list[Machine], tmp_path: Path) -> None:
-    head, _, worker = three
+    head, *workers = three
     verbs, counts = ["walk", "jump", "look", "run"], {"": 1, " twice": 2, " thrice": 3}
     pairs = [{"source": verb + count, "target": " ".join([verb] * times)} for verb in verbs for count, times in counts.items()]
     lines = [json.dumps({**pair, "source": f"{pair['source']} {n}"}) for n in range(40) for pair in pairs]
@@ -154,10 +154,16 @@ def test_every_job_as_a_submitted_one_and_a_machine_lost_in_the_training(three: 
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(training(tmp_path / "prepared", tmp_path / "trained")))
     job = head.start(head.submit(f"train --config file://{tmp_path}/train.yaml"))
     assert job.stdout is not None
-    next(line for line in job.stdout if "dev loss" in line)
-    worker.kill()
-    told = ends_well(job)
-    assert told.count("training ") >= 1, told
+    lines, victim = [], None
+    for line in job.stdout:
+        lines.append(line)
+        if "dev loss" in line and victim is None:
+            victim = at_work(workers, "RayTrainWorker")
+            victim.kill()
+    told = "".join(lines)
+    assert job.wait() == 0, told
+    assert victim is not None
+    assert len(re.findall("^training .* on 2 × cpu", told, re.MULTILINE)) >= 2, told
     weights, expected = last_weights(tmp_path / "trained"), last_weights(tmp_path / "undisturbed")
     assert all(weights[name].equal(expected[name]) for name in expected)  # type: ignore[attr-defined]
 
@@ -168,12 +174,18 @@ def test_every_job_as_a_submitted_one_and_a_machine_lost_in_the_training(three: 
         )
     )
     assert json.loads((tmp_path / "evaluation.json").read_text())["rows"] == pq.read_table(tmp_path / "prepared/test").num_rows
-    restart(three, worker)
+    restart(head, victim)
 
 
-def restart(three: list[Machine], worker: Machine) -> None:
+def at_work(workers: list[Machine], title: str) -> Machine:
+    """One on which a process of this title runs."""
+    titles = {worker: " ".join(" ".join(process.cmdline()) for process in worker.processes) for worker in workers}
+    return next(worker for worker in workers if title in titles[worker])
+
+
+def restart(head: Machine, worker: Machine) -> None:
     worker.succeed(
-        f"deploy/cluster/cluster.sh worker {get_node_ip_address()}:{three[0].port} --object-store-memory 209715200 --num-cpus 1"
+        f"deploy/cluster/cluster.sh worker {get_node_ip_address()}:{head.port} --object-store-memory 209715200 --num-cpus 1"
     )
 
 
@@ -203,8 +215,7 @@ def test_a_machine_lost_in_a_night(
     output = tmp_path / "out"
     job = head.start(head.submit(summarize(store, output, options(tiny_bundle))))
     wait_for_windows(output, 3)
-    titles = {worker: " ".join(" ".join(process.cmdline()) for process in worker.processes) for worker in workers}
-    [victim, *_] = [worker for worker in workers if "SummarizeWindow" in titles[worker]]
+    victim = at_work(workers, "SummarizeWindow")
     victim.kill()
     told = ends_well(job)
     assert "summarized 400 of 400" in told
@@ -215,7 +226,7 @@ def test_a_machine_lost_in_a_night(
         (f"compact --output.path {output}", "400 entries"),
     ):
         assert said in head.succeed(head.submit(words))
-    restart(three, victim)
+    restart(head, victim)
 
 
 @pytest.mark.faults
