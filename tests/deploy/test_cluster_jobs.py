@@ -222,7 +222,7 @@ def test_a_machine_lost_in_a_night(
     assert difference(output, expected).is_none
     for words, said in (
         (f"verify --output.path {output}", "is what its manifest says"),
-        (f"status --output.path {output}", "finished"),
+        (f"status --output.path {output}", "published, as number 1"),
         (f"compact --output.path {output}", "400 entries"),
     ):
         assert said in head.succeed(head.submit(words))
