@@ -47,9 +47,9 @@ def test_a_submitted_job_ends_with_its_status_and_tells_why(head: Machine, tmp_p
     assert "summarized 20 of 20 documents" in told
     assert len(rows_of(tmp_path / "out", "summaries")) == 20
 
-    ran = head.run(head.submit("summarize --output.path out"))
+    ran = head.run(head.submit("status --output.path out"))
     assert ran.returncode == 1, ran.stdout
-    assert "summarize: out would go when the job ends; set --output.path" in ran.stdout
+    assert "status: out would go when the job ends; set --output.path" in ran.stdout
     assert "exit code 2" in ran.stdout
     assert "Traceback" not in ran.stdout
 
