@@ -34,7 +34,8 @@ from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for, precisions_of
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.options import JobConfig, Section, load_config
+from pipeline.options import load_config
+from pipeline.sections import JobConfig, Section
 from pipeline.storage import from_here
 from pipeline.text.tokenizer import Tokenizer
 

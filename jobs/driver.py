@@ -34,7 +34,8 @@ from pipeline.inference.manifest import OutputFile, WindowRecord
 from pipeline.inference.publication import SUCCESS, publish
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import units_of
-from pipeline.options import JobConfig, Section, load_config
+from pipeline.options import load_config
+from pipeline.sections import JobConfig, Section
 from pipeline.storage import StoredFile, place
 from pipeline.text.documents import DocumentFile, DocumentStore, open_store
 

@@ -17,7 +17,8 @@ from jobs.stores import whole_run, write_store
 from jobs.texts import BenchmarkTexts, told
 from pipeline.config import DecodingOverrides, ModelPath, Positive, Resources
 from pipeline.inference.manifest import Manifest
-from pipeline.options import JobConfig, Section, load_config
+from pipeline.options import load_config
+from pipeline.sections import JobConfig, Section
 
 console = new_console()
 _FILES = 8

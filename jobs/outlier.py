@@ -17,7 +17,8 @@ from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
-from pipeline.options import JobConfig, Section, load_config
+from pipeline.options import load_config
+from pipeline.sections import JobConfig, Section
 from pipeline.text.tokenizer import Tokenizer
 
 console = new_console()

@@ -16,7 +16,8 @@ from rich.table import Table
 from jobs.screen import new_console
 from jobs.watching import watched
 from pipeline.config import Positive, TrainConfig
-from pipeline.options import Section, load_config
+from pipeline.options import load_config
+from pipeline.sections import Section
 from pipeline.text.pair_store import SCHEMA, open_pairs, pair_texts
 from pipeline.training.distributed import train
 

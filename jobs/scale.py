@@ -23,7 +23,8 @@ from jobs.texts import BenchmarkTexts, told
 from jobs.watching import watched
 from pipeline.config import DecodingOverrides, ModelPath, Positive, Resources
 from pipeline.inference.manifest import Manifest
-from pipeline.options import JobConfig, Section, load_config
+from pipeline.options import load_config
+from pipeline.sections import JobConfig, Section
 
 console = new_console()
 _FILES = 8

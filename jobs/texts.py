@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config import SAMPLE, Positive
 from pipeline.errors import UserError
-from pipeline.options import JobConfig, Section
+from pipeline.sections import JobConfig, Section
 from pipeline.storage import from_here, in_words
 
 

@@ -31,7 +31,8 @@ from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import KEEP_FREED_MEMORY, Budget
 from pipeline.model.precision import arithmetic_for
-from pipeline.options import JobConfig, load_config
+from pipeline.options import load_config
+from pipeline.sections import JobConfig
 from pipeline.text.tokenizer import Tokenizer
 
 console = new_console()

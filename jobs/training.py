@@ -33,7 +33,8 @@ from pipeline.config import EOS, ModelConfig, Positive, TrainConfig
 from pipeline.model.batching import PairBatch, Rows, pair_batches
 from pipeline.model.memory import KEEP_FREED_MEMORY
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.options import Section, load_config
+from pipeline.options import load_config
+from pipeline.sections import Section
 from pipeline.storage import place
 from pipeline.text.pair_store import open_pairs, pair_texts
 from pipeline.text.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from pipeline.errors import UserError
-from pipeline.options import JobConfig, Section, explained
+from pipeline.sections import JobConfig, Section, explained
 
 SAMPLE = Path(__file__).parent / "sample"
 

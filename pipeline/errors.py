@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -27,7 +28,11 @@ def printable(text: str) -> str:
 
 
 def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
-    """Run a job's ``main`` and exit with its status; a UserError or Stopped is told on stderr, without a traceback."""
+    """Run a job's ``main`` and exit with its status; a UserError or Stopped is told on stderr, without a traceback.
+
+    SIGTERM, which ``ray job stop`` sends, unwinds it like Ctrl-C: what it holds, such as a lease, is given back.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))  # as Ray does, from when a job joins it
     try:
         status = main()
     except UserError as error:
@@ -39,4 +44,9 @@ def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{job}: interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        print(f"{job}: stopped: it was told to end (SIGTERM)", file=sys.stderr)
+        status = EXIT_STOPPED
     sys.exit(status)

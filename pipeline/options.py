@@ -1,6 +1,6 @@
 """From a YAML file and a command line to a job's configuration.
 
-Values come from the defaults, then a YAML file (``--config FILE``), then dotted options on the command line
+Values come from the defaults, then a YAML file (``--config FILE``, a path or a URI), then dotted options on the command line
 (``--input.path s3://bucket/docs``); the later wins. Which options there are is config.py's business.
 """
 
@@ -13,36 +13,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import CliSettingsSource, SettingsError
 
 from pipeline.errors import UserError
-
-
-class Section(BaseModel):
-    """A group of options. An option that does not exist is an error, so a misspelt one cannot be silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-class JobConfig(BaseSettings):
-    """Base of the jobs' configurations."""
-
-    model_config = SettingsConfigDict(extra="forbid", protected_namespaces=())
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Values given alone: an environment variable that happens to be called MODEL must not set one."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
-
+from pipeline.sections import JobConfig, explained, nearest
+from pipeline.storage import place
 
 C = TypeVar("C", bound=JobConfig)
 
@@ -65,7 +41,7 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file of options, such as configs/{job}.yaml; options given here win over it, and null unsets one",
+        help=f"YAML file of options, or its URI, as configs/{job}.yaml; options given here win over it, and null unsets one",
     )
     source: CliSettingsSource[Any] = CliSettingsSource(
         cls,
@@ -82,7 +58,7 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
     unknown += [f"--{section}" for section in sections if getattr(given, section, None) is not None]
     for word in unknown[:1]:
         name = word.removeprefix("--").split("=", 1)[0]
-        fault = f"no option --{name}{_nearest(name, known)}" if word.startswith("--") else f"{word!r} is no option's value"
+        fault = f"no option --{name}{nearest(name, known)}" if word.startswith("--") else f"{word!r} is no option's value"
         raise UserError(f"{fault}; --help lists the options")
     values: dict[str, Any] = {section: {} for section in sections} | (_read_yaml(given.config) if given.config else {})
     flags = [option for option in known if "." not in option]
@@ -95,26 +71,6 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
         raise UserError(f"{' '.join(str(error).split())}; --help lists the options") from None
     except ValidationError as error:
         raise UserError(explained(error, "--", known)) from None
-
-
-def explained(error: ValidationError, prefix: str = "", known: Sequence[str] = ()) -> str:
-    """Pydantic's faults in one line.
-
-    prefix: comes before an option's name. known: options to find the nearest right one among, where one does not exist.
-    """
-    lines = []
-    for fault in error.errors():
-        option = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
-        name, message = prefix + option, fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"no option {name}{_nearest(option, known)}")
-        elif fault["type"] == "missing":
-            lines.append(f"{name} must be set")
-        elif isinstance(fault["input"], dict | BaseModel):
-            lines.append(f"{name}: {message}" if option else message)
-        else:
-            lines.append(f"{name}: {message[0].lower()}{message[1:]}, not {fault['input']!r}")
-    return "; ".join(lines)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,11 +97,9 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: str) -> dict[str, Any]:
     """The file's sections; those without a value, all of whose options are commented out, are left away."""
+    content = place(path, "--config").read()
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _Loader)
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+        values = yaml.load(content.decode(), _Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--config {path} is not YAML that can be used: {' '.join(str(error).split())}") from None
     if values is None:
@@ -167,9 +121,3 @@ def _options(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    same_ending = [option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, same_ending or known, n=1, cutoff=0.5) or same_ending[:1]
-    return f" (did you mean --{near[0]}?)" if near else ""

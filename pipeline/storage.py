@@ -29,6 +29,8 @@ S3_TRIES, S3_CONNECT_S, S3_ANSWER_S = 5, 3.0, 10.0
 _AT_ONCE_BYTES = 2**18
 PART = ".part"
 """Ends the name of a file that is being written, where a rename then puts it in its place."""
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it where a process was started by ``ray job submit``, in a folder that Ray removes afterwards."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,14 @@ def place(uri: str, option: str) -> Place:
     """Open a URI or a local path, which ``option`` sets.
 
     Raises:
-        UserError: no filesystem is known for its scheme, or it holds a password, which the message does not repeat.
+        UserError: no filesystem is known for its scheme; it holds a password, which the message does not repeat; or a submitted
+            job would write to its own working directory.
     """
     if "://" not in uri:
-        return Place(uri, fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)), option)
+        path = os.path.expanduser(uri)
+        if option.startswith("--output") and not os.path.isabs(path) and _SUBMITTED in os.environ:
+            raise UserError(f"{uri} would go when the job ends; set {option} to a URI, or a whole path, that all nodes reach")
+        return Place(uri, fs.LocalFileSystem(), os.path.abspath(path), option)
     refuse_secrets(uri, option)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)

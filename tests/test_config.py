@@ -26,7 +26,8 @@ from pipeline.config import (
     VerifyConfig,
 )
 from pipeline.errors import UserError
-from pipeline.options import JobConfig, load_config
+from pipeline.options import load_config
+from pipeline.sections import JobConfig
 
 JOBS: dict[str, type[JobConfig]] = {
     "prepare": PrepareConfig,
@@ -91,6 +92,14 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(file: An
     assert (config.input.path, config.input.id_column, config.input.text_column) == ("from-option", "key", "text")
     assert config.resources.actors == 3
     assert summarize("--input.path", "a", "--input.path=b").input.path == "b"
+
+
+def test_a_file_by_uri(file: Any) -> None:
+    assert summarize("--config", "file://" + file("resources: {actors: 3}")).resources.actors == 3
+    with pytest.raises(UserError, match=r"cannot read file:///nowhere/a\.yaml: No such file or directory; set --config"):
+        summarize("--config", "file:///nowhere/a.yaml")
+    with pytest.raises(UserError, match=r"cannot open ftp://host/a\.yaml: .*; set --config"):
+        summarize("--config", "ftp://host/a.yaml")
 
 
 def test_the_words_of_summarize_that_users_script_against() -> None:
@@ -227,9 +236,9 @@ def test_a_wrong_file_is_told_apart(content: str | bytes, message: str, file: An
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read --config .*none\.yaml: No such file or directory"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.yaml: No such file or directory; set --config"):
         summarize("--config", str(tmp_path / "none.yaml"))
-    with pytest.raises(UserError, match=r"cannot read --config .*: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot read .*: .*irectory.*; set --config"):
         summarize("--config", str(tmp_path))
 
 

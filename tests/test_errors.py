@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipeline.errors import Stopped, UserError, exit_on_user_error
@@ -49,3 +53,29 @@ def test_our_own_faults_keep_their_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         exit_on_user_error("train", main)
+
+
+def test_a_job_that_is_told_to_end_gives_back_what_it_holds(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from pipeline.errors import exit_on_user_error
+
+def main() -> int:
+    held = Path({str(tmp_path / "held")!r})
+    held.touch()
+    try:
+        time.sleep(60)
+    finally:
+        held.unlink()
+
+exit_on_user_error("summarize", main)
+"""
+    job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "held").exists():
+        assert job.poll() is None
+    job.terminate()
+    _, told = job.communicate(timeout=30)
+    assert job.returncode == 1
+    assert told == "summarize: stopped: it was told to end (SIGTERM)\n"
+    assert not (tmp_path / "held").exists()

@@ -83,3 +83,11 @@ def test_parquet_files_are_found_by_their_endings(tmp_path: Path) -> None:
     assert found(tmp_path / "b.pq", recursive=False) == ["b.pq"]
     with pytest.raises(UserError, match=r"c\.txt is or holds no \.parquet file; set --x"):
         found(tmp_path / "c.txt", recursive=True)
+
+
+def test_a_submitted_job_writes_nothing_that_goes_with_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"out would go when the job ends; set --output\.path to a URI, or a whole path"):
+        place("out", "--output.path")
+    assert place("configs/train.yaml", "--config").path.endswith("/configs/train.yaml")
+    assert place(str(tmp_path), "--output.path").path == str(tmp_path)

@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 from pipeline.config import DecodingConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.options import Section, explained
+from pipeline.sections import Section, explained
 from pipeline.text.tokenizer import Tokenizer
 
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.json"

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -165,8 +166,10 @@ def _run_workers(
             ).fit()
         except (ray.train.TrainingFailedError, RayError) as error:
             raise _explained(error) from None
-        except SystemExit:  # Ray Train's own answer to Ctrl-C, once it has stopped the workers
-            raise KeyboardInterrupt from None
+        except SystemExit as ended:
+            if ended.code == signal.SIGTERM:
+                raise
+            raise KeyboardInterrupt from None  # Ray Train's own answer to Ctrl-C, once it has stopped the workers
         finally:
             with contextlib.suppress(RayError):  # a queue that is lost has ended the forwarding too
                 records.put(None)
