@@ -70,9 +70,9 @@ def _open_zstd(file: Any, **_: Any) -> io.BufferedReader:
     return io.BufferedReader(cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")))
 
 
-# fsspec opens .zst only where a further package is installed; Arrow brings the decompressor along.
-if "zstd" not in fsspec.compression.available_compressions():
-    fsspec.compression.register_compression("zstd", _open_zstd, "zst")
+# fsspec opens .zst only where a further package is installed, which then takes a file that breaks off for a whole one. Arrow
+# brings a decompressor along that does not.
+fsspec.compression.register_compression("zstd", _open_zstd, "zst", force=True)
 
 
 def read_rows(path: str, role: Role, options: PairsInput) -> Rows:
