@@ -114,6 +114,7 @@ def test_the_words_of_summarize_that_users_script_against() -> None:
         "model": {"path": "m"},
         "decoding": {},
         "resources": {"actors": 4},
+        "watch": {},
     }
 
 
@@ -208,7 +209,7 @@ def test_a_wrong_word_on_the_command_line_is_named(argv: list[str], message: str
     ("content", "message"),
     [
         ("inptu: {path: x}", "no section 'inptu' (did you mean input?)"),
-        ("zzz: 1", "no section 'zzz' (did you mean input or output or model or decoding or resources?)"),
+        ("zzz: 1", "no section 'zzz' (did you mean input or output or model or decoding or resources or watch?)"),
         ("5: {}", "no section 5"),
         ("input: {pth: x}", "no option --input.pth (did you mean --input.path?)"),
         ("path: x", "no section 'path'"),

@@ -186,10 +186,13 @@ def test_logs_are_json(watched: Watched) -> None:
     [run] = (path.parent.name for path in watched.output.glob("runs/*/manifest.json"))
     for name, tags in (("summarize", {"job": "summarize", "name": "nightly", "run": run}), ("train", {"job": "train"})):
         printed = (watched.output.parent / f"{name}.out").read_text().splitlines()
-        assert len(printed) > 3
-        assert all(json.loads(line).items() >= tags.items() for line in printed)
+        own = [line for line in printed if line.startswith("{")]
+        assert len(own) > 10
+        assert all(json.loads(line).items() >= tags.items() for line in own)
+        # Ray tells in words of its own of the actor that died.
+        assert all("raylet" in line or "retried" in line for line in printed if line not in own)
         logged = (watched.output.parent / f"{name}.err").read_text().splitlines()
-        assert all("job_id" in json.loads(line) for line in logged if line.startswith("{"))
+        assert all(json.loads(line).keys() >= {"asctime", "levelname", "message"} for line in logged if line.startswith("{"))
 
 
 @pytest.mark.faults
