@@ -11,6 +11,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+import grpc
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,15 @@ from pipeline.training.distributed import train
 TEXTS = [f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(400)]
 OPEN = {0: "GCS", 3: "node manager", 4: "object manager", 7: "agent", 8: "metrics", 9: "metrics", 10: "metrics"}
 """Ports that Ray opens at every address, by their distance from the first; a firewall is for these, says deploy/README.md."""
+
+CALLS = {
+    0: "NodeInfoGcsService/GetAllNodeInfo",
+    2: "RayletDriver/ClusterInfo",
+    3: "NodeManagerService/GetNodeStats",
+    4: "ObjectManagerService/Pull",
+    7: "ReporterService/HealthCheck",
+}
+"""What is asked of the services at those ports: the GCS, Ray client, node manager, object manager, agent."""
 
 
 def options(bundle: Path, **resources: object) -> list[str]:
@@ -63,18 +73,33 @@ def test_who_has_not_the_token_is_refused(head: Machine, token: str | None) -> N
     request = urllib.request.Request(f"http://127.0.0.1:{head.port + 1}/api/jobs/", b'{"entrypoint": "touch /tmp/it"}')
     if token:
         request.add_header("Authorization", f"Bearer {token}")
-    with pytest.raises(urllib.error.HTTPError) as refused:
+    with pytest.raises(urllib.error.HTTPError) as unheard:
         urllib.request.urlopen(request)
-    assert refused.value.code == (403 if token else 401)
+    assert unheard.value.code == (403 if token else 401)
+    for port in CALLS:
+        with pytest.raises(grpc.RpcError) as refused:
+            call(head, port, token)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED, port
+    assert call(head, 0, (head.home / "token").read_text()), "who has it is heard"
 
-    address = get_node_ip_address()
-    setting = f"RAY_AUTH_TOKEN={token} RAY_AUTH_TOKEN_PATH=" if token else "RAY_AUTH_MODE=disabled"
-    joining = [f"ray.init({where!r})" for where in (f"{address}:{head.port}", f"ray://{address}:{head.port + 2}")]
-    for join in joining:
-        ran = head.run(f'{setting} timeout 60 python -c "import ray; {join}; print(ray.nodes())"')
-        assert ran.returncode != 0, ran.stdout
-        assert re.search("[Uu]nauthenticated|UNAUTHENTICATED|[Aa]uthentication", ran.stdout), ran.stdout
-        assert "NodeID" not in ran.stdout
+
+def call(head: Machine, port: int, token: str | None) -> bytes:
+    """What the service at this port answers."""
+    with grpc.insecure_channel(f"{get_node_ip_address()}:{head.port + port}") as channel:
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        answer: bytes = channel.unary_unary(f"/ray.rpc.{CALLS[port]}")(b"", metadata=metadata, timeout=30)
+        return answer
+
+
+def test_a_job_with_a_wrong_token_says_that_it_cannot_join(head: Machine) -> None:
+    join = "from pipeline import cluster, errors; errors.exit_on_user_error('job', lambda: cluster.connect() or 0)"
+    address = f"{get_node_ip_address()}:{head.port}"
+    ran = head.run(f'RAY_ADDRESS={address} RAY_AUTH_TOKEN=wrong python -c "{join}"')
+    assert ran.returncode == 2, ran.stdout
+    assert re.search(f"^job: cannot join a Ray cluster at {address}: .*[Uu]nauthenticated", ran.stdout, re.MULTILINE), (
+        ran.stdout
+    )
+    assert "Traceback" not in ran.stdout
 
 
 def test_it_listens_where_it_says(head: Machine) -> None:

@@ -100,6 +100,7 @@ def test_from_nothing_to_a_night(checkout: Path, machines: list[Machine], tmp_pa
             check=False,
         )
         assert ran.returncode == 0, f"{block}\n{ran.stdout}"
+        print(f"done: {block}")
         told += ran.stdout
     assert told.count("1 node_") == 2, "ray status"
     for said in ("trained: ", "summarized 60 of 60", "is what its manifest says", "skipped 60", "60 entries"):
