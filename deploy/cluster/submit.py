@@ -1,8 +1,9 @@
-"""Submit a job, show its log, and end with its exit status, of which ``ray job submit`` tells but that it is not 0.
+"""Submit a job, show its log, wait until it ends, and end with its exit status.
 
     python deploy/cluster/submit.py python -m jobs.summarize --input.path … --output.path …
 
-For what nobody watches, such as a night's run. Ctrl-C and SIGTERM stop the job. The cluster is RAY_API_SERVER_ADDRESS.
+``ray job submit`` ends with 1 for any status but 0, and with 0 if the job was stopped, or if the log broke off and the job
+goes on. Ctrl-C and SIGTERM stop the job. The cluster is RAY_API_SERVER_ADDRESS.
 """
 
 from __future__ import annotations

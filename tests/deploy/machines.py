@@ -58,7 +58,7 @@ class Machine:
 
     def submit(self, words: str) -> str:
         """The line that submits a job, as deploy/README.md has it."""
-        return f"ray job submit --runtime-env deploy/cluster/runtime_env.yaml -- python -m jobs.{words}"
+        return f"python deploy/cluster/submit.py python -m jobs.{words}"
 
     @property
     def processes(self) -> list[psutil.Process]:

@@ -57,13 +57,13 @@ def test_a_submitted_job_ends_with_its_status_and_tells_why(head: Machine, tmp_p
     assert "summarized 20 of 20 documents" in told
     assert len(rows_of(tmp_path / "out", "summaries")) == 20
 
-    ran = head.run(head.submit("status --output.path out"))
+    ran = head.run("ray job submit --runtime-env deploy/cluster/runtime_env.yaml -- python -m jobs.status --output.path out")
     assert ran.returncode == 1, ran.stdout
     assert "status: out would go when the job ends; set --output.path" in ran.stdout
     assert "exit code 2" in ran.stdout
     assert "Traceback" not in ran.stdout
 
-    ran = head.run("python deploy/cluster/submit.py python -m jobs.status --config file:///nowhere/status.yaml")
+    ran = head.run(head.submit("status --config file:///nowhere/status.yaml"))
     assert ran.returncode == 2, ran.stdout
     assert "status: cannot read file:///nowhere/status.yaml: No such file or directory; set --config" in ran.stdout
 
@@ -263,13 +263,16 @@ def test_stopped_and_submitted_again(
     store, expected = undisturbed
     output = tmp_path / "out"
     words = summarize(store, output, options(tiny_bundle))
-    submitted = head.succeed(head.submit(words).replace("submit ", "submit --no-wait --submission-id stopped "))
-    assert "stopped" in submitted
-    follower = head.start("ray job logs --follow stopped")
+    job = head.start(head.submit(words))
+    assert job.stdout is not None
+    submitted = re.fullmatch(r"submitted (\w+); its log again: .*\n", next(line for line in job.stdout if "submitted" in line))
+    assert submitted
     wait_for_windows(output, 3)
     before = commits(output)
-    head.succeed("ray job stop stopped")
-    told = ends_well(follower)
+    head.succeed(f"ray job stop {submitted[1]}")
+    told = job.stdout.read()
+    assert job.wait() == 1, told
+    assert "was stopped; the same command goes on from there" in told
     assert "summarize: stopped: it was told to end (SIGTERM)" in told
     assert not list(output.glob("lease/*")), "the lease is given back"
     assert not list(output.glob("runs/*/_SUCCESS"))
