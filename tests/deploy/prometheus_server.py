@@ -55,8 +55,9 @@ def pushgateway(folder: Path) -> Iterator[str]:
     """Its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    listen = f"--web.listen-address=127.0.0.1:{port}"
-    with serving(program("prometheus-pushgateway"), listen, url=f"{url}/-/ready", folder=folder):
+    # Debian's gateway keeps what it was told in a file, by default one for all that run.
+    options = [f"--web.listen-address=127.0.0.1:{port}", f"--persistence.file={folder}/pushed"]
+    with serving(program("prometheus-pushgateway"), *options, url=f"{url}/-/ready", folder=folder):
         yield url
 
 
