@@ -57,7 +57,8 @@ def connect() -> None:
             if address == "local":
                 raise
             raise UserError(
-                f"cannot join a Ray cluster at {address}: {in_words(error)}; set RAY_ADDRESS, or unset it to use this machine"
+                f"cannot join a Ray cluster at {address}: {in_words(error)}; set RAY_ADDRESS and, where the cluster asks for a "
+                "token, RAY_AUTH_TOKEN_PATH, or unset RAY_ADDRESS to use this machine"
             ) from None
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
