@@ -96,7 +96,8 @@ def test_a_job_with_a_wrong_token_says_that_it_cannot_join(head: Machine) -> Non
     address = f"{get_node_ip_address()}:{head.port}"
     ran = head.run(f'RAY_ADDRESS={address} RAY_AUTH_TOKEN=wrong python -c "{join}"')
     assert ran.returncode == 2, ran.stdout
-    assert re.search(f"^job: cannot join a Ray cluster at {address}: .* RAY_AUTH_TOKEN_PATH", ran.stdout, re.MULTILINE), ran.stdout
+    told = f"^job: cannot join a Ray cluster at {address}: .* RAY_AUTH_TOKEN_PATH"
+    assert re.search(told, ran.stdout, re.MULTILINE), ran.stdout
     assert "Traceback" not in ran.stdout
 
 
