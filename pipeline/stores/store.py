@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -19,11 +18,10 @@ from pipeline.config import DeliverOutput, FetchInput
 from pipeline.errors import UserError
 from pipeline.inference.publication import Published
 from pipeline.inference.summaries import read_summaries
-from pipeline.storage import Place
+from pipeline.storage import Place, holds_secrets, names_secret
 from pipeline.stores.columns import Conforming, portable
 
 _MODULES = {"iceberg": "iceberg", "delta": "delta", "jsonl": "json_lines", "postgres": "postgres"}
-_SECRET = re.compile(r"password|passwd|secret|token|credential|private.?key|access.?key", re.IGNORECASE)
 
 
 class Source(Protocol):
@@ -138,7 +136,7 @@ def _module(options: FetchInput | DeliverOutput) -> ModuleType:
     option = "--input" if isinstance(options, FetchInput) else "--output"
     without_secrets(options.table, f"{option}.table")
     for name, value in options.catalog_properties.items():
-        if _SECRET.search(name):
+        if names_secret(name):
             raise UserError(
                 f"{option}.catalog_properties holds {name!r}, which is no word for a command line or a file: set it in the "
                 f"environment, as PYICEBERG_CATALOG__{options.catalog.upper()}__{re.sub(r'[.-]', '_', name).upper()}"
@@ -149,12 +147,7 @@ def _module(options: FetchInput | DeliverOutput) -> ModuleType:
 
 def without_secrets(uri: str, option: str) -> None:
     """Raises UserError for a URI with a password in it, without saying which."""
-    try:
-        parts = urlsplit(uri)
-        found = bool(parts.password) or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query))
-    except ValueError:
-        found = "@" in uri
-    if found:
+    if holds_secrets(uri):
         raise UserError(f"{option} has a password in it; take it out: docs/stores.md says where passwords come from")
 
 
