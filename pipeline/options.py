@@ -100,7 +100,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     content = place(path, "--config").read()
     try:
         values = yaml.load(content.decode(), _Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is not YAML that can be used: {' '.join(str(error).split())}") from None
     if values is None:
         return {}

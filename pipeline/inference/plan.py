@@ -261,7 +261,7 @@ def _read_plan(file: Place) -> tuple[list[DocumentFile], Pinned]:
         pinned = Pinned.model_validate_json(table.schema.metadata[_OPTIONS])
         rows = table.cast(_FILES).to_pylist()
         files = [DocumentFile(StoredFile(r["path"], r["size"], r["modified"]), tuple(r["row_groups"])) for r in rows]
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{file.uri} is broken: {in_words(error)}; set another --output.run_id, or remove it") from None
     return files, pinned
 
