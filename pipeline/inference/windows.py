@@ -189,19 +189,20 @@ def _tried_again(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], 
                 yield table
                 span = replace(span, start=span.start + len(table), rows=span.rows - len(table))
             return
-        except (OSError, pa.ArrowException, KeyError, MemoryError) as error:
-            if isinstance(error, FileNotFoundError | KeyError | MemoryError) or failures == TRIES - 1:
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, MemoryError) as error:
+            if isinstance(error, FileNotFoundError | KeyError | UnicodeDecodeError | MemoryError) or failures == TRIES - 1:
                 yield Unreadable(span.path, span.rows, in_words(error))
                 return
         time.sleep(PAUSE_S * 2**failures)
 
 
-def _rows_at_a_time(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], most: int) -> int:
-    """So many rows as take 64 MB, by what the file says of itself; one at least."""
+def _rows_at_a_time(metadata: pq.FileMetaData, groups: Sequence[int], most: int) -> int:
+    """So many rows as take 64 MB, all columns together, by what the file says of itself; one at least.
+
+    It is asked of its row groups alone: pyarrow ends the process where what a file says of a column is broken.
+    """
     for group in map(metadata.row_group, groups):
-        chunks = map(group.column, range(group.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
-        most = min(most, max(1, group.num_rows * _BYTES_AT_A_TIME // max(size, 1)))
+        most = min(most, max(1, group.num_rows * _BYTES_AT_A_TIME // max(group.total_byte_size, 1)))
     return most
 
 
@@ -221,7 +222,7 @@ def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], ro
                 skip -= in_group
             else:
                 groups.append(group)
-        at_a_time = _rows_at_a_time(parquet.metadata, groups, columns, rows)
+        at_a_time = _rows_at_a_time(parquet.metadata, groups, rows)
         batches = parquet.iter_batches(at_a_time, row_groups=groups, columns=list(columns), use_threads=False)
         while left:
             if (batch := next(batches, None)) is None:

@@ -121,7 +121,7 @@ def _read_footer(root: Place, file: StoredFile) -> tuple[tuple[int, ...], pa.Sch
             if any(rows < 0 for rows in groups) or sum(groups) >= MOST_ROWS:
                 raise pa.ArrowInvalid(f"it says that it has {sum(groups):,} rows")
             return groups, parquet.schema_arrow.remove_metadata()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last of a column's name
         return UserError(
             f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it, set {root.option}, or go on without it: "
             "--input.on_bad_file skip"
