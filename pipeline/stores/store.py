@@ -156,4 +156,6 @@ def needed(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"a store of this kind needs more packages ({error}): pip install 'nightshift[{extra}]'") from None
+        raise UserError(
+            f"a store of this kind needs more packages ({error}): in the checkout, pip install --editable '.[{extra}]'"
+        ) from None
