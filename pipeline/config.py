@@ -421,14 +421,14 @@ class FetchOutput(Section):
 class DeliverInput(OutputOfRuns):
     """The summaries to deliver."""
 
-    run_id: str | None = Field(None, description="deliver up to this run; unset: up to the last one that is published")
+    run_id: RunId | None = Field(None, description="deliver up to this run; unset: up to the last one that is published")
     columns: list[str] = Field([], description="columns to deliver beside the id; empty: all of them")
 
 
 class DeliverOutput(StoreSection):
     """The store that gets them."""
 
-    name: str = Field(
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(
         "nightshift", description="what the table remembers this output folder by; another one for each that delivers into it"
     )
 

@@ -126,9 +126,12 @@ class Lease:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._is_named():
-            self._name.remove()
-        self._claim.remove()
+        # A storage that fails now takes nothing away from what is done: the claim expires.
+        with suppress(UserError):
+            if self._is_named():
+                self._name.remove()
+        with suppress(UserError):
+            self._claim.remove()
 
 
 @contextmanager
@@ -145,7 +148,12 @@ def held(output: Place, run_id: str) -> Iterator[Lease]:
     for tries in range(_TRIES):
         _await_expiry(folder)
         _write_claim(claim, holder, 0)
-        others = [name for name in folder.names() if name.endswith(".json") and name != own]
+        try:
+            others = [name for name in folder.names() if name.endswith(".json") and name != own]
+        except BaseException:
+            with suppress(UserError):
+                claim.remove()
+            raise
         if not others:
             break
         claim.remove()

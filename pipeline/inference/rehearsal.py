@@ -15,6 +15,7 @@ import ray.exceptions
 from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.inference import ledger
+from pipeline.inference.containment import contained
 from pipeline.inference.passport import IDS, of_windows_row, windows_row
 from pipeline.inference.plan import Plan
 from pipeline.inference.pool import Actors
@@ -69,7 +70,8 @@ def rehearse(plan: Plan, actors: Actors) -> Estimate:
         done = ledger.load(plan.output, plan.pinned.ledger)
     except ray.exceptions.RayError as error:
         raise cluster.explained(error) from error
-    sample, passport = next(replace(reader(plan, done), window_rows=unit.rows, window_tokens=None).read(unit))
+    with contained("the sample"):
+        sample, passport = next(replace(reader(plan, done), window_rows=unit.rows, window_tokens=None).read(unit))
     documents = round(plan.store.rows * len(sample) / max(len(sample) + sum(passport.skipped.values()), 1))
     if not documents:
         return Estimate(unit.rows, 0, 0, 0.0, 0.0, 0.0)

@@ -38,6 +38,7 @@ _FILES_AHEAD = 8
 """Small files that are read ahead, since each takes a while to answer and little to read."""
 _SMALL_BYTES = 2 * 2**20
 _BYTES_AT_A_TIME = 64 * 2**20
+_UNREADABLE = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, MemoryError)
 _BUFFER_BYTES = 2**20
 """Of a column that is read as a stream: a row group may be larger than memory."""
 
@@ -150,8 +151,18 @@ def rows_of(
         UserError: a file has another number of rows than the plan says.
     """
 
-    def whole(span: Span) -> list[pa.Table | Unreadable]:
-        return list(_tried_again(span, filesystem, columns, rows))
+    def whole(span: Span) -> list[pa.Table] | None:
+        """Its tables; None where it is to be read in its turn, as a stream: it is more than it looks, or cannot be read now."""
+        found, held = list[pa.Table](), 0
+        try:
+            for table in _tables_of(span, filesystem, columns, rows):
+                found.append(table)
+                held += table.nbytes
+                if held > _BYTES_AT_A_TIME:
+                    return None
+        except _UNREADABLE:
+            return None
+        return found
 
     with ThreadPoolExecutor(_FILES_AHEAD) as pool:
         ahead = {}
@@ -159,7 +170,8 @@ def rows_of(
             for later in range(at, min(at + _FILES_AHEAD, len(unit.spans))):
                 if later not in ahead and unit.spans[later].small:
                     ahead[later] = pool.submit(whole, unit.spans[later])
-            for table in ahead.pop(at).result() if at in ahead else _tried_again(span, filesystem, columns, rows):
+            found = ahead.pop(at).result() if at in ahead else None
+            for table in _tried_again(span, filesystem, columns, rows) if found is None else found:
                 if isinstance(table, Unreadable):
                     on_unreadable(table)
                 else:
@@ -189,10 +201,12 @@ def _tried_again(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], 
                 yield table
                 span = replace(span, start=span.start + len(table), rows=span.rows - len(table))
             return
-        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, MemoryError) as error:
-            if isinstance(error, FileNotFoundError | KeyError | UnicodeDecodeError | MemoryError) or failures == TRIES - 1:
-                yield Unreadable(span.path, span.rows, in_words(error))
-                return
+        except _UNREADABLE as error:  # of memory too: what is read ahead may have taken it
+            told = in_words(error)
+            is_final = isinstance(error, FileNotFoundError | KeyError | UnicodeDecodeError)
+        if is_final or failures == TRIES - 1:
+            yield Unreadable(span.path, span.rows, told)
+            return
         time.sleep(PAUSE_S * 2**failures)
 
 

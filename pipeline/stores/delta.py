@@ -16,7 +16,7 @@ import ray.data
 
 from pipeline.config import DeliverOutput, FetchInput, StoreSection
 from pipeline.errors import UserError
-from pipeline.storage import in_words
+from pipeline.storage import in_words, place
 from pipeline.stores.columns import document_schema, fitted
 from pipeline.stores.reading import RaySource
 from pipeline.stores.store import Mark, Summaries, needed
@@ -28,6 +28,7 @@ def source(options: FetchInput) -> Iterator[RaySource]:
     table = _open(options, options.snapshot)
     if table is None:
         raise UserError(f"there is no Delta table at {options.table}; set --input.table")
+    uri = _uri(options)
     version = table.version()
     try:
         files = table.to_pyarrow_dataset()
@@ -37,7 +38,7 @@ def source(options: FetchInput) -> Iterator[RaySource]:
     rows = None if options.filter else files.count_rows()
     # Of a table that was removed and made anew, versions count from 0 again.
     name = f"{version} of {table.metadata().id}"
-    yield RaySource(name, schema, rows, options.filter, lambda: ray.data.read_delta(options.table, version=version))
+    yield RaySource(name, schema, rows, options.filter, lambda: ray.data.read_delta(uri, version=version))
 
 
 @contextmanager
@@ -72,7 +73,7 @@ class DeltaSink:
 
         name = self._options.table
         try:
-            table = self._table or DeltaTable.create(name, summaries.schema, mode="error")
+            table = self._table or DeltaTable.create(_uri(self._options), summaries.schema, mode="error")
         except (DeltaError, OSError) as error:
             if _open(self._options):  # another delivery's
                 return False
@@ -104,13 +105,21 @@ class DeltaSink:
         return f"{self._application}.{hashlib.sha256(mark.model_dump_json().encode()).hexdigest()[:32]}"
 
 
+def _uri(options: StoreSection) -> str:
+    """Of the table; of a local one the whole path."""
+    option = "--input.table" if isinstance(options, FetchInput) else "--output.table"
+    return options.table if "://" in options.table else place(options.table, option).path
+
+
 def _open(options: StoreSection, version: int | None = None) -> Any:
     """None where there is no table."""
     delta = needed("deltalake", "delta")
     try:
-        if not delta.DeltaTable.is_deltatable(options.table):
+        if not delta.DeltaTable.is_deltatable(_uri(options)):
             return None
-        return delta.DeltaTable(options.table, version=version)
+        return delta.DeltaTable(_uri(options), version=version)
+    except UserError:
+        raise
     except Exception as error:
         of = "" if version is None else f" at version {version}"
         raise UserError(f"cannot open the Delta table {options.table}{of}: {in_words(error)}") from None

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import FetchConfig
-from pipeline.errors import Stopped
+from pipeline.errors import Stopped, UserError
 from pipeline.inference import lease
-from pipeline.storage import Place, place
+from pipeline.storage import Place, in_words, place
 from pipeline.stores.store import open_source
-from pipeline.text.documents import FETCHED, SNAPSHOTS
+from pipeline.text.documents import FETCHED, SNAPSHOTS, fetched
 
 _OF_THE_REQUEST = {"kind", "table", "catalog", "connection", "id_column", "text_column", "keep_columns", "filter"}
 
@@ -46,19 +46,24 @@ def fetch(config: FetchConfig) -> Fetched:
     """
     folder = place(config.output.path, "--output.path")
     pointer = folder.child(FETCHED)
-    with lease.held(folder, "fetch"), open_source(config.input) as source:
+    with lease.held(folder, "fetch") as held, open_source(config.input) as source:
         request = {**config.input.model_dump(include=_OF_THE_REQUEST), "snapshot": source.snapshot}
-        before = json.loads(pointer.read()) if pointer.exists() else {}
+        before = fetched(folder) or {}
         if before.get("request") == request:
             return Fetched(source.snapshot, before["rows"], is_new=False)
+        held.look()
         _remove_all_but(folder.child(SNAPSHOTS), before.get("folder"))
         name = uuid.uuid4().hex[:16]
         snapshot = folder.child(SNAPSHOTS).child(name)
-        expected = source.write(snapshot)
-        rows = _written(snapshot, source.schema)
+        try:
+            expected = source.write(snapshot)
+            rows = _written(snapshot, source.schema)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot write {snapshot.uri}: {in_words(error)}; set --output.path") from None
         if expected is not None and rows != expected:
             raise Stopped(f"{rows:,} documents came through where {config.input.table} has {expected:,}; fetch them again")
         manifest = {"folder": name, "rows": rows, "fetched_at": datetime.now(UTC).isoformat(), "request": request}
+        held.look()
         pointer.write(json.dumps(manifest, indent=2).encode() + b"\n")
     return Fetched(source.snapshot, rows, is_new=True)
 

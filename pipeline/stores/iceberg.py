@@ -98,10 +98,19 @@ class IcebergSink:
                 return False
             self._publish(table, head.snapshot_id, mark)
         except Exception as error:  # of which kind hangs on the step: another delivery that is done removes this one's branch
-            if isinstance(error, CommitFailedException) or _main(table.refresh()) != start:
+            if isinstance(error, CommitFailedException) or self._has_moved(table, start):
                 return False
-            raise
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"cannot write the Iceberg table {self._options.table}: {in_words(error)}") from None
         return True
+
+    @staticmethod
+    def _has_moved(table: Any, start: int) -> bool:
+        try:
+            return _main(table.refresh()) != start
+        except Exception:  # the catalog does not answer: what was raised before says why
+            return False
 
     def _upsert(self, summaries: Summaries, schema: pa.Schema, branch: str, properties: dict[str, str]) -> None:
         cluster.connect()

@@ -154,10 +154,16 @@ class JsonLinesSink:
         return mark in self._marks[-1:]
 
     def deliver(self, summaries: Summaries, mark: Mark) -> bool:
-        """Write all rows, and then the mark. What a delivery that was cut off has written is written over: it is the same."""
+        """Write all rows, and then the mark. What a delivery that was cut off has written is written over, or removed."""
         folder = self._folder.child(f"run={mark.run_id}")
+        written = set[str]()
         for number, lines in enumerate(_files(summaries)):
-            folder.child(f"part-{number:05}.jsonl.gz").write(gzip.compress(lines, mtime=0))
+            name = f"part-{number:05}.jsonl.gz"
+            folder.child(name).write(gzip.compress(lines, mtime=0))
+            written.add(name)
+        for name in folder.names() if folder.exists() else []:  # of an output folder that was made anew since
+            if name.startswith("part-") and name not in written:
+                folder.child(name).remove()
         folder.child(SUCCESS).write(mark.model_dump_json().encode() + b"\n")
         return True
 

@@ -100,7 +100,7 @@ class PostgresSource:
         )
         if self._options.filter:
             query += sql.SQL(" WHERE ({})").format(sql.SQL(self._options.filter))
-        folder.filesystem.create_dir(folder.path, recursive=True)
+        folder.make_folder()
         with _explained("read", self._options.table), self._connection.cursor("nightshift_fetch") as cursor:
             cursor.itersize = _ROWS_AT_A_TIME
             cursor.execute(query)
@@ -202,9 +202,10 @@ class PostgresSink:
                 for name in schema.names
                 if name != summaries.id_column
             ]
+            then = sql.SQL("UPDATE SET {}").format(sql.SQL(", ").join(changes)) if changes else sql.SQL("NOTHING")
             run(
-                sql.SQL("INSERT INTO {} ({}) SELECT {} FROM nightshift_staged ON CONFLICT ({}) DO UPDATE SET {}").format(
-                    self._table, names, names, key, sql.SQL(", ").join(changes)
+                sql.SQL("INSERT INTO {} ({}) SELECT {} FROM nightshift_staged ON CONFLICT ({}) DO {}").format(
+                    self._table, names, names, key, then
                 )
             )
             self._remember(mark)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,11 +101,18 @@ def open_store(config: DocumentsInput) -> DocumentStore:
 
 def snapshot_of(root: Place) -> Place:
     """The last snapshot that jobs.fetch left whole in a folder; of another folder, itself."""
+    found = fetched(root)
+    return root if found is None else root.child(SNAPSHOTS).child(found["folder"])
+
+
+def fetched(root: Place) -> dict[str, Any] | None:
+    """What jobs.fetch wrote of the snapshot that it left whole; None in another folder."""
     pointer = root.child(FETCHED)
     if not pointer.exists():
-        return root
+        return None
     try:
-        return root.child(SNAPSHOTS).child(json.loads(pointer.read())["folder"])
+        found = json.loads(pointer.read())
+        return {"folder": str(found["folder"]), "rows": int(found["rows"]), "request": dict(found["request"])}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{pointer.uri} is broken; remove it and run jobs.fetch again, or set {root.option}") from None
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 import uuid
 from dataclasses import dataclass
@@ -60,8 +61,11 @@ def upload_checkpoint(root: Place, local: ray.train.Checkpoint, name: str) -> ra
             if path.is_file():
                 with pa.memory_map(str(path)) as file:
                     folder.child(path.relative_to(local.path).as_posix()).write_patiently(file.read_buffer())
-    except UserError as error:
-        raise OSError(str(error)) from None
+    except BaseException as error:
+        shutil.rmtree(local.path, ignore_errors=True)  # Ray Train does it after those alone that were uploaded
+        if isinstance(error, UserError):
+            raise OSError(str(error)) from None
+        raise
     return ray.train.Checkpoint(folder.path, folder.filesystem)
 
 
@@ -70,6 +74,7 @@ def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
 
     Raises:
         UserError: the checkpoint is broken. Nothing in it is run: tensors and plain values alone are unpickled.
+        OSError, MemoryError, torch.OutOfMemoryError: it cannot be read now.
     """
     bundle = load_bundle(Path(folder) / _BUNDLE, learner.device)
     try:
@@ -77,6 +82,8 @@ def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
         state = torch.load(Path(folder) / _STATE, map_location=learner.device, weights_only=True)
         learner.load_state_dict(state["learner"])
         position: dict[str, Any] = state["position"]
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # which a restart may mend
+        raise
     except Exception as error:  # what a broken one makes torch raise is no part of its interface
         raise UserError(
             f"{_STATE} of a checkpoint is broken, or of another network ({in_words(error)[:200]}); delete the checkpoint"
