@@ -285,15 +285,20 @@ def test_a_checkpoint_that_cannot_be_written_whole_is_an_error(
     """Where pyarrow.fs.copy_files, by which Ray Train would upload it, says nothing."""
     monkeypatch.setattr(storage, "S3_TRIES", 1)
     monkeypatch.setattr(storage, "PAUSE_S", 0.0)
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle/model.safetensors").write_bytes(b"weights")
-    (tmp_path / "state.pt").write_bytes(b"state")
-    trained, local = place(f"s3://{bucket}/trained", "--output.path"), Checkpoint.from_directory(str(tmp_path))
+    trained = place(f"s3://{bucket}/trained", "--output.path")
+
+    def local(name: str) -> Checkpoint:
+        (tmp_path / name / "bundle").mkdir(parents=True)
+        (tmp_path / name / "bundle/model.safetensors").write_bytes(b"weights")
+        (tmp_path / name / "state.pt").write_bytes(b"state")
+        return Checkpoint.from_directory(str(tmp_path / name))
+
     network.choose = lambda method, path: "slow down" if method == "PUT" and "state.pt" in path else None
     with pytest.raises(OSError, match=r"cannot write s3://.*/trained/checkpoints/checkpoint_1/state\.pt: "):
-        upload_checkpoint(trained, local, "checkpoint_1")
+        upload_checkpoint(trained, local("first"), "checkpoint_1")
+    assert not (tmp_path / "first").exists(), "a disk has room for few of them"
     network.choose = sound
-    with upload_checkpoint(trained, local, "checkpoint_1").as_directory() as kept:
+    with upload_checkpoint(trained, local("second"), "checkpoint_1").as_directory() as kept:
         assert (Path(kept) / "bundle/model.safetensors").read_bytes() == b"weights"
         assert (Path(kept) / "state.pt").read_bytes() == b"state"
 
