@@ -57,6 +57,7 @@ def test_a_failure_leaves_the_time_of_the_last_success(tmp_path: Path) -> None:
         assert kept(url, "nightshift_summarize") == {}
 
 
+@pytest.mark.faults
 def test_a_run_tells_what_it_did(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(pa.table({"id": ["a", "b", "c"], "text": ["one text", "another", None]}), tmp_path / "in.parquet")
     given = {"input.path": tmp_path / "in.parquet", "output.path": tmp_path / "out", "model.path": tiny_bundle}
