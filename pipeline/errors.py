@@ -10,7 +10,6 @@ from typing import NoReturn
 
 EXIT_STOPPED, EXIT_USER_ERROR, EXIT_TOO_MANY_REJECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
 
-
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -27,6 +26,13 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def status_of(error: BaseException) -> int:
+    """What a job exits with that ends by an error; of our own faults it is Python's, 1."""
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_STOPPED
+
+
 def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
     """Run a job's ``main`` and exit with its status; a UserError or Stopped is told on stderr, without a traceback.
 
@@ -35,18 +41,17 @@ def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))  # as Ray does, from when a job joins it
     try:
         status = main()
-    except UserError as error:
-        print(printable(f"{job}: {error}"), file=sys.stderr)
-        status = EXIT_USER_ERROR
-    except Stopped as error:
-        print(printable(f"{job}: stopped: {error}"), file=sys.stderr)
-        status = EXIT_STOPPED
-    except KeyboardInterrupt:
-        print(f"{job}: interrupted", file=sys.stderr)
-        status = EXIT_INTERRUPTED
-    except SystemExit as ended:
-        if ended.code != signal.SIGTERM:
+    except (UserError, Stopped, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, UserError):
+            told = str(error)
+        elif isinstance(error, Stopped):
+            told = f"stopped: {error}"
+        elif isinstance(error, KeyboardInterrupt):
+            told = "interrupted"
+        elif error.code == signal.SIGTERM:
+            told = "stopped: it was told to end (SIGTERM)"
+        else:
             raise
-        print(f"{job}: stopped: it was told to end (SIGTERM)", file=sys.stderr)
-        status = EXIT_STOPPED
+        print(printable(f"{job}: {told}"), file=sys.stderr)
+        status = status_of(error)
     sys.exit(status)

@@ -15,12 +15,10 @@ from types import TracebackType
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
 
 from pipeline.config import WatchSection
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from pipeline.errors import status_of
 from pipeline.storage import in_words
 
 _TIMEOUT_S = 5.0
-_STATUS = {UserError: EXIT_USER_ERROR, KeyboardInterrupt: EXIT_INTERRUPTED}
-"""What a job exits with that ends by such an error."""
 _log = logging.getLogger(__name__)
 
 OUTCOME = {
@@ -56,8 +54,8 @@ class Outcome:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None) -> None:
-        if kind is not None:
-            self.status = next((status for known, status in _STATUS.items() if issubclass(kind, known)), EXIT_STOPPED)
+        if error is not None:
+            self.status = status_of(error)
             self.succeeded = False
         now = time.time()
         figures = {"nightshift_end_timestamp_seconds": now, "nightshift_exit_status": float(self.status)}
