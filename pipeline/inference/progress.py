@@ -106,9 +106,10 @@ class Journal:
         self._last = self._last.model_copy(update=ended)
         self._write()
 
-    def take_over(self, counts: Counts, documents: int) -> None:
-        """What an earlier command of the run has counted, and how many documents it did."""
+    def take_over(self, counts: Counts, documents: int) -> Progress:
+        """What an earlier command of the run has counted, and how many documents it did; where the run stands with that."""
         self._last = self._last.model_copy(update={"counts": counts, "taken_over": documents})
+        return self._last
 
     def note(self, counts: Counts, seconds: float, taken_over: int, actors: int) -> Progress:
         """One more window is written; where the run stands now. The arguments are those of Progress."""

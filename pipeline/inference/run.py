@@ -102,9 +102,9 @@ def _execute(
         attempts = Attempts(uuid.uuid4().hex)
         read = replace(reader(plan, done, census.repeated), bad_files=bad_files, attempts=attempts)
         if plan.pinned.sort == "global":
-            units, read = _sorted(plan, units, read, tally, held)
+            units, read = _sorted(plan, units, read, tally, held, metrics)
         left = take_over(plan, units, tally)
-        journal.take_over(tally.counts, tally.taken_over)
+        metrics.go_on(journal.take_over(tally.counts, tally.taken_over))
         # Closed at once if this fails, or its tasks would write on when the lease is another's.
         with closing(_windows(plan, left, actors, read, attempts)) as windows:
             for window in windows:
@@ -154,12 +154,15 @@ def _begin(plan: Plan) -> None:
 
 
 def _sorted(
-    plan: Plan, units: Sequence[Unit], read: ReadWindows, tally: Tally, held: lease.Lease
+    plan: Plan, units: Sequence[Unit], read: ReadWindows, tally: Tally, held: lease.Lease, metrics: RunMetrics
 ) -> tuple[list[Unit], ReadWindows]:
     """The units of the store that has all documents of these in order, and the stage that reads it."""
-    copy = sorted_before(plan.folder) or sort_documents(units, read, plan.folder, held.look)
+    before = sorted_before(plan.folder)
+    copy = before or sort_documents(units, read, plan.folder, held.look)
     for seen in copy.seen:
         tally.leave_out(seen.skipped, seen.unread)
+    if before is None:
+        metrics.add_documents(tally.counts)
     files = units_of(copy.files, plan.pinned.window_rows)
     own = replace(read, filesystem=plan.output.filesystem, bad_files=BadFiles("fail"), ledger=None, repeated=None)
     return list(files), replace(own, copy=plan.folder.child(SORTED).uri)

@@ -14,8 +14,8 @@ from pipeline.config import DocumentsInput
 from pipeline.inference.census import Repeated
 from pipeline.inference.ledger import REJECTED, Ledger
 from pipeline.inference.passport import CONTENT_KEY, DETAIL, ID_KEY, REASON
-from pipeline.inference.windows import POSITION, ROW_BITS
-from pipeline.text.documents import rejection, texts_of
+from pipeline.inference.windows import POSITION
+from pipeline.text.documents import ROW_BITS, rejection, texts_of
 from pipeline.text.keys import content_keys, id_keys
 
 SCREENED = (ID_KEY, CONTENT_KEY, REASON, DETAIL)

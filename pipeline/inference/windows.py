@@ -24,10 +24,10 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 from pipeline.storage import PAUSE_S, TRIES, in_words
-from pipeline.text.documents import DocumentFile
+from pipeline.text.documents import ROW_BITS, DocumentFile, without_views
 
-POSITION, ROW_BITS = "nightshift.position", 32
-"""A document's place in its store: the number of the file, and that of the row in the lowest bits."""
+POSITION = "nightshift.position"
+"""A document's place in its store: the number of the file, and that of the row in the lowest ROW_BITS."""
 _WINDOWS_OF_A_UNIT = 32
 _BYTES_OF_A_UNIT = 64 * 2**20
 """Of files, that is, compressed. A unit is a window at least."""
@@ -246,6 +246,7 @@ def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], ro
             skip, left = skip - skipped, left - len(kept)
             if len(kept):
                 table = pa.Table.from_batches([kept]).select(list(columns))
+                table = table.cast(without_views(table.schema))
                 positions = np.arange(at, at + len(kept), dtype=np.uint64) + (np.uint64(span.file) << np.uint64(ROW_BITS))
                 yield table.append_column(POSITION, pa.array(positions))
                 at += len(kept)

@@ -28,8 +28,11 @@ from pipeline.config import BOS, EOS, ModelConfig
 _HOLD = 1e4
 """Added to a gate before its sigmoid: gives exactly 0 or 1, and fits in float16."""
 
+_LOGITS_OF_A_PART = 1 << 24
+"""That are computed at a time while learning: 64 MB in float32. Parts are of one size, so that each finds the room of the one
+before it: one that is as large as its batch finds holes that are too small, and memory grows for hours (benchmarks/)."""
 _MOST_LOGITS = 1 << 26
-"""That are held at a time while learning, a quarter of a gigabyte in float32, whatever the batch and the vocabulary."""
+"""That are kept for the way back, whatever the batch and the vocabulary."""
 
 State = tuple[Tensor, ...]
 """A decoder's recurrent state: (h,) of a GRU or (h, c) of an LSTM, each [layers, B, H]."""
@@ -310,14 +313,14 @@ class Seq2Seq(nn.Module):
     def _cross_entropies(self, features: Tensor, gold: Tensor, spread: bool) -> Tensor:
         """Of generating, after features[N, E or H]: [N, 1], of gold[N] (nat), or [N, 2], and of all tokens on average.
 
-        In parts, whose logits are computed again on the way back if there are several: those of one are held at a time.
+        In parts, whose logits are computed again on the way back if they are more than memory is to hold.
         """
-        rows = max(1, _MOST_LOGITS // self.vocabulary_size)
-        parts = list(zip(torch.split(features, rows), torch.split(gold, rows), strict=True))
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([self._of_a_part(*part, spread) for part in parts])
-        again = partial(checkpoint, self._of_a_part, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(*part, spread) for part in parts])
+        rows = max(1, _LOGITS_OF_A_PART // self.vocabulary_size)
+        parts = zip(torch.split(features, rows), torch.split(gold, rows), strict=True)
+        of_a_part = self._of_a_part
+        if torch.is_grad_enabled() and len(gold) * self.vocabulary_size > _MOST_LOGITS:
+            of_a_part = partial(checkpoint, of_a_part, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([of_a_part(*part, spread) for part in parts])
 
     def _of_a_part(self, features: Tensor, gold: Tensor, spread: bool) -> Tensor:
         logits = self.decoder.output(features).float()

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pipeline.config import FetchInput
 from pipeline.errors import UserError
 from pipeline.storage import in_words
+from pipeline.text.documents import check_columns, is_text, without_views
 
 _SHOWN = 20
 _SAME = [
@@ -33,27 +34,11 @@ def chosen(options: FetchInput) -> list[str]:
 
 def document_schema(found: pa.Schema, options: FetchInput) -> pa.Schema:
     """Of the columns of documents, from all of a table. Raises UserError where one is not there or of no use."""
-    for option, names in (
-        ("id_column", [options.id_column]),
-        ("text_column", [options.text_column]),
-        ("keep_columns", options.keep_columns),
-    ):
-        for name in names:
-            if name not in found.names:
-                shown = ", ".join(found.names[:_SHOWN]) or "none"
-                raise UserError(f"column {name!r} is not in {options.table} (it has: {shown}); set --input.{option}")
-    kind = found.field(options.id_column).type
-    if not (pa.types.is_integer(kind) or _is_text(kind)):
-        raise UserError(
-            f"column {options.id_column!r} of {options.table} is {kind}, not a string or an integer; set --input.id_column, or "
-            "add such a column, or a view with one"
-        )
-    kind = found.field(options.text_column).type
-    if not _is_text(kind):
-        raise UserError(f"column {options.text_column!r} of {options.table} is {kind}, not a string; set --input.text_column")
+    found = without_views(found)
+    check_columns(found, options, options.table)
     fields = [found.field(name).remove_metadata().with_nullable(True) for name in chosen(options)]
     # PyIceberg says large_string of all texts, others do not: a store must not look changed for that.
-    return pa.schema([field.with_type(pa.string()) if _is_text(field.type) else field for field in fields])
+    return pa.schema([field.with_type(pa.string()) if is_text(field.type) else field for field in fields])
 
 
 def portable(field: pa.Field, option: str) -> pa.DataType:
@@ -67,7 +52,7 @@ def portable(field: pa.Field, option: str) -> pa.DataType:
         return pa.float64() if kind == pa.float64() else pa.float32()
     if pa.types.is_timestamp(kind):
         return pa.timestamp("us", kind.tz and "UTC")
-    for of_kind, into in ((_is_text, pa.string()), (_is_binary, pa.binary()), (pa.types.is_date, pa.date32())):
+    for of_kind, into in ((is_text, pa.string()), (_is_binary, pa.binary()), (pa.types.is_date, pa.date32())):
         if of_kind(kind):
             return into
     if pa.types.is_boolean(kind) or pa.types.is_decimal128(kind):
@@ -119,10 +104,6 @@ def of_values(values: Sequence[object], field: pa.Field) -> pa.Array:
         return pa.array(values, field.type)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"column {field.name!r} has a value that is not {field.type}: {in_words(error)}") from None
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

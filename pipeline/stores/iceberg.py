@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.storage import in_words
 from pipeline.stores.columns import document_schema, fitted
 from pipeline.stores.reading import RaySource
-from pipeline.stores.store import Mark, Summaries, needed
+from pipeline.stores.store import Mark, OneMark, Summaries, needed
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -59,7 +59,7 @@ def sink(options: DeliverOutput) -> Iterator[IcebergSink]:
     yield IcebergSink(options)
 
 
-class IcebergSink:
+class IcebergSink(OneMark):
     """See store.Sink."""
 
     keeps_all = False
@@ -70,15 +70,6 @@ class IcebergSink:
         self._table = _open(options, "--output")
         said = self._table.properties.get(self._key) if self._table else None
         self._mark = Mark.model_validate_json(said) if said else None
-
-    @property
-    def sequence(self) -> int:
-        """That of the last delivery's mark; 0 if there was none under this name."""
-        return self._mark.sequence if self._mark else 0
-
-    def remembers(self, mark: Mark) -> bool:
-        """Whether this is the last delivery's mark."""
-        return mark == self._mark
 
     def deliver(self, summaries: Summaries, mark: Mark) -> bool:
         """Bring the rows and the mark into the table, in one commit; False where another writer was faster."""

@@ -17,6 +17,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -25,7 +26,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.json as pajson
 import ray.data
 from pyarrow import fs
@@ -36,7 +36,7 @@ from pipeline.inference.publication import SUCCESS
 from pipeline.storage import Place, StoredFile, in_words, place
 from pipeline.stores.columns import document_schema
 from pipeline.stores.reading import RaySource
-from pipeline.stores.store import Mark, Summaries
+from pipeline.stores.store import Mark, OneMark, Summaries
 
 _ENDINGS = tuple(
     f"{name}{compressed}" for name in (".jsonl", ".ndjson", ".json") for compressed in ("", ".gz", ".bz2", ".zst", ".lz4")
@@ -135,23 +135,14 @@ def sink(options: DeliverOutput) -> Iterator[JsonLinesSink]:
     yield JsonLinesSink(options)
 
 
-class JsonLinesSink:
+class JsonLinesSink(OneMark):
     """See store.Sink."""
 
     keeps_all = True
 
     def __init__(self, options: DeliverOutput) -> None:
         self._folder = place(options.table, "--output.table")
-        self._marks = sorted(_marks(self._folder), key=lambda mark: mark.sequence)
-
-    @property
-    def sequence(self) -> int:
-        """That of the last delivery's mark; 0 if there was none."""
-        return self._marks[-1].sequence if self._marks else 0
-
-    def remembers(self, mark: Mark) -> bool:
-        """Whether this is the last delivery's mark."""
-        return mark in self._marks[-1:]
+        self._mark = max(_marks(self._folder), key=lambda mark: mark.sequence, default=None)
 
     def deliver(self, summaries: Summaries, mark: Mark) -> bool:
         """Write all rows, and then the mark. What a delivery that was cut off has written is written over, or removed."""
@@ -181,8 +172,11 @@ def _files(summaries: Summaries) -> Iterator[bytes]:
     """The lines of each file."""
     lines: list[str] = []
     for batch in summaries.batches(summaries.schema):
-        for row in pa.table([_finite(column) for column in batch.columns], batch.schema.names).to_pylist():
-            lines.append(json.dumps(row, ensure_ascii=False, default=_as_json))
+        for row in batch.to_pylist():
+            try:
+                lines.append(_as_line(row))
+            except ValueError:
+                lines.append(_as_line(_finite(row)))
             if len(lines) == _ROWS_OF_A_FILE:
                 yield _joined(lines)
                 lines = []
@@ -190,13 +184,22 @@ def _files(summaries: Summaries) -> Iterator[bytes]:
         yield _joined(lines)
 
 
-def _finite(column: pa.Array) -> pa.Array:
-    """JSON has no NaN and no infinity: they become null."""
-    return pc.if_else(pc.is_finite(column), column, None) if pa.types.is_floating(column.type) else column
-
-
 def _joined(lines: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _as_line(row: Any) -> str:
+    """Raises ValueError for what JSON has no word for: NaN and infinities."""
+    return json.dumps(row, ensure_ascii=False, default=_as_json, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """With null in the place of those."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(of_name) for name, of_name in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 def _as_json(value: Any) -> str:

@@ -22,7 +22,7 @@ from pipeline.config import DeliverOutput, FetchInput, StoreSection
 from pipeline.errors import UserError
 from pipeline.storage import Place
 from pipeline.stores.columns import chosen, document_schema, fitted, of_values
-from pipeline.stores.store import Mark, Summaries, needed
+from pipeline.stores.store import Mark, OneMark, Summaries, needed
 
 if TYPE_CHECKING:
     import psycopg
@@ -141,7 +141,7 @@ def sink(options: DeliverOutput) -> Iterator[PostgresSink]:
         yield PostgresSink(connection, options)
 
 
-class PostgresSink:
+class PostgresSink(OneMark):
     """See store.Sink. A delivery waits until another one of the same table is done."""
 
     keeps_all = False
@@ -160,15 +160,6 @@ class PostgresSink:
                 query = sql.SQL("SELECT run_id, sequence, manifest_sha256 FROM {} WHERE table_name = %s AND name = %s")
                 found = connection.execute(query.format(self._marks), [self._name, options.name]).fetchone()
                 self._mark = Mark(run_id=found[0], sequence=found[1], manifest_sha256=found[2]) if found else None
-
-    @property
-    def sequence(self) -> int:
-        """That of the last delivery's mark; 0 if there was none under this name."""
-        return self._mark.sequence if self._mark else 0
-
-    def remembers(self, mark: Mark) -> bool:
-        """Whether this is the last delivery's mark."""
-        return mark == self._mark
 
     def deliver(self, summaries: Summaries, mark: Mark) -> bool:
         """Bring the rows and the mark into their tables, in one transaction."""

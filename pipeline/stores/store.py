@@ -120,6 +120,21 @@ class Sink(Protocol):
         """
 
 
+class OneMark:
+    """What a sink says of its table's mark, where it has one for each name."""
+
+    _mark: Mark | None
+
+    @property
+    def sequence(self) -> int:
+        """That of the last delivery's mark; 0 if there was none under this name."""
+        return self._mark.sequence if self._mark else 0
+
+    def remembers(self, mark: Mark) -> bool:
+        """Whether this is the last delivery's mark."""
+        return mark == self._mark
+
+
 def open_source(options: FetchInput) -> AbstractContextManager[Source]:
     """Hold on to the documents of a store. Raises UserError where it has no such table, column or type."""
     source: AbstractContextManager[Source] = _module(options).source(options)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import DocumentsInput
+from pipeline.config import DocumentsInput, FetchInput
 from pipeline.errors import UserError
 from pipeline.storage import Place, StoredFile, in_words, place
 
@@ -24,8 +24,8 @@ _FOOTERS_ASKED_FOR = 1024
 _SHOWN_COLUMNS = 20
 FETCHED, SNAPSHOTS = "_fetched.json", "_snapshots"
 """In a folder that jobs.fetch writes: which of its snapshots is the last whole one, and where they lie, hidden till then."""
-MOST_ROWS = 1 << 32
-"""Of a file: fewer. A row's place in a store has so many bits for it (windows.py)."""
+ROW_BITS = 32
+"""Of a row's place in a store: the file's number is above them, the row's in the file below. No file may have more rows."""
 NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
 """The rejection of a text that turns out to be nothing to the tokenizer."""
 
@@ -126,9 +126,9 @@ def _read_footer(root: Place, file: StoredFile) -> tuple[tuple[int, ...], pa.Sch
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
             groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-            if any(rows < 0 for rows in groups) or sum(groups) >= MOST_ROWS:
+            if any(rows < 0 for rows in groups) or sum(groups) >> ROW_BITS:
                 raise pa.ArrowInvalid(f"it says that it has {sum(groups):,} rows")
-            return groups, parquet.schema_arrow.remove_metadata()
+            return groups, without_views(parquet.schema_arrow.remove_metadata())
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last of a column's name
         return UserError(
             f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it, set {root.option}, or go on without it: "
@@ -140,21 +140,7 @@ def _check_columns(
     file: StoredFile, schema: pa.Schema, config: DocumentsInput, first: dict[str, tuple[pa.DataType, str]]
 ) -> None:
     """Raises UserError if columns do not fit the configuration, or the types that the first file had, which are kept."""
-    wanted = [("id_column", config.id_column), ("text_column", config.text_column)]
-    wanted += [("keep_columns", column) for column in config.keep_columns]
-    for option, column in wanted:
-        if column not in schema.names:
-            shown = ", ".join(schema.names[:_SHOWN_COLUMNS]) or "none"
-            raise UserError(f"column {column!r} is not in {file.path} (it has: {shown}); set --input.{option}")
-        if schema.names.count(column) > 1:
-            raise UserError(f"column {column!r} is in {file.path} more than once; mend it, or set --input.{option}")
-    id_type, text_type = schema.field(config.id_column).type, schema.field(config.text_column).type
-    if not (pa.types.is_integer(id_type) or _is_text(id_type)):
-        raise UserError(
-            f"column {config.id_column!r} of {file.path} is {id_type}, not a string or an integer; set --input.id_column"
-        )
-    if not _is_text(text_type):
-        raise UserError(f"column {config.text_column!r} of {file.path} is {text_type}, not a string; set --input.text_column")
+    check_columns(schema, config, file.path)
     for column in (config.id_column, *config.keep_columns):
         kind, path = first.setdefault(column, (schema.field(column).type, file.path))
         if kind != schema.field(column).type:
@@ -164,7 +150,52 @@ def _check_columns(
             )
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def check_columns(schema: pa.Schema, options: DocumentsInput | FetchInput, where: str) -> None:
+    """Raises UserError if columns of documents are not there, or are no ids or texts. where: what has the schema."""
+    for option, names in (
+        ("id_column", [options.id_column]),
+        ("text_column", [options.text_column]),
+        ("keep_columns", options.keep_columns),
+    ):
+        for name in names:
+            if name not in schema.names:
+                shown = ", ".join(schema.names[:_SHOWN_COLUMNS]) or "none"
+                raise UserError(f"column {name!r} is not in {where} (it has: {shown}); set --input.{option}")
+            if schema.names.count(name) > 1:
+                raise UserError(f"column {name!r} is in {where} more than once; mend it, or set --input.{option}")
+    kind = schema.field(options.id_column).type
+    if not (pa.types.is_integer(kind) or is_text(kind)):
+        raise UserError(
+            f"column {options.id_column!r} of {where} is {kind}, not a string or an integer; cast it, or set --input.id_column"
+        )
+    kind = schema.field(options.text_column).type
+    if not is_text(kind):
+        raise UserError(
+            f"column {options.text_column!r} of {where} is {kind}, not a string; cast it, or set --input.text_column"
+        )
+
+
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with strings and bytes in place of Arrow's views of them, which DataFusion and others write: Arrow itself
+    cannot take rows out of those yet (as of 26)."""
+    return pa.schema([field.with_type(_without_views(field.type)) for field in schema])
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    for is_list, made in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if is_list(kind):
+            return made(kind.value_field.with_type(_without_views(kind.value_type)))
+    return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type has texts."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

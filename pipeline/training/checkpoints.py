@@ -101,8 +101,8 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Lease:
-    """A run's right to write checkpoints, which ends when another run is started.
+class Fence:
+    """Keeps a run from writing checkpoints once another run has been started.
 
     The workers of a driver that was killed live on for seconds. They must not write beside those of the next run. folder: the
     output folder, as the driver found it: where paths are relative, workers may start from elsewhere.
@@ -155,12 +155,12 @@ class TrainingFolder:
         elif noted.read() != content:
             raise UserError(f"{self.root.uri} holds the training of another model or tokenizer; set another --output.path")
 
-    def take_over(self) -> Lease:
+    def take_over(self) -> Fence:
         """Begin a run, and note its configuration; one that still writes here ends at its next checkpoint."""
-        lease = Lease(self.root, uuid.uuid4().hex)
-        lease.file.write(lease.run_id.encode())
+        fence = Fence(self.root, uuid.uuid4().hex)
+        fence.file.write(fence.run_id.encode())
         self.root.child("config.yaml").write(config_yaml(self._config).encode())
-        return lease
+        return fence
 
     def kept(self) -> Kept | None:
         """The checkpoints so far; None if there is none yet.

@@ -33,7 +33,7 @@ from pipeline.model.memory import KEEP_FREED_MEMORY
 from pipeline.storage import place
 from pipeline.text.pair_store import PairStore, open_pairs, pair_texts
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import CHECKPOINTS, Lease, TrainingFolder
+from pipeline.training.checkpoints import CHECKPOINTS, Fence, TrainingFolder
 from pipeline.training.loop import share_done
 from pipeline.training.windows import TRAIN, InTurn, layout_of, windows_of
 from pipeline.training.worker import WorkerJob, train_worker
@@ -78,9 +78,9 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
     if not was_finished:
         if any(data.skipped.values()):
             on_record({"kind": "skipped", "step": 0, "at": time.time(), **data.skipped})
-        lease = folder.take_over()
+        fence = folder.take_over()
         cluster.connect()
-        _run_workers(config, data, folder, lease, on_record, kept.last_metrics["layout"] if kept else None)
+        _run_workers(config, data, folder, fence, on_record, kept.last_metrics["layout"] if kept else None)
         kept = folder.kept()
     assert kept is not None, "workers end with a checkpoint"
     folder.write_bundle(kept, data.pairs)
@@ -128,7 +128,7 @@ def _run_workers(
     config: TrainConfig,
     data: _Data,
     folder: TrainingFolder,
-    lease: Lease,
+    fence: Fence,
     on_record: Callable[[Record], None],
     layout_before: dict[str, int] | None,
 ) -> None:
@@ -145,7 +145,7 @@ def _run_workers(
         layout=layout,
         dev=data.dev,
         threads=threads,
-        lease=lease,
+        fence=fence,
         records=records,
     )
     with ThreadPoolExecutor(1) as pool:

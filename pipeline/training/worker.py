@@ -29,7 +29,7 @@ from pipeline.model.batching import Rows
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.text.columns import flat_rows
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import Lease, load_checkpoint, save_checkpoint, upload_checkpoint
+from pipeline.training.checkpoints import Fence, load_checkpoint, save_checkpoint, upload_checkpoint
 from pipeline.training.loop import Learner, share_done
 from pipeline.training.meter import Meter
 from pipeline.training.stream import PairStream
@@ -43,7 +43,7 @@ _MOST_ROLLBACKS = 3
 class WorkerJob(TypedDict):
     """What the driver gives to each worker.
 
-    config: as JSON. layout: of the training pairs. dev: development pairs, by column. lease: to be checked before a
+    config: as JSON. layout: of the training pairs. dev: development pairs, by column. fence: to be checked before a
     checkpoint is written. records: to the driver.
     """
 
@@ -52,7 +52,7 @@ class WorkerJob(TypedDict):
     layout: Layout
     dev: dict[str, list[str]]
     threads: int
-    lease: Lease
+    fence: Fence
     records: Queue
 
 
@@ -68,7 +68,7 @@ class Worker:
         context = ray.train.get_context()
         self.config = config = TrainConfig.model_validate_json(job["config"])
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self._tokenizer_file, self._lease, self._records = job["tokenizer_file"], job["lease"], job["records"]
+        self._tokenizer_file, self._fence, self._records = job["tokenizer_file"], job["fence"], job["records"]
         torch.set_num_threads(min(job["threads"], os.cpu_count() or 1))
         torch.manual_seed(config.training.seed)
         tokenizer = Tokenizer(self._tokenizer_file)
@@ -207,7 +207,7 @@ class Worker:
 
     def _keep(self, record: dict[str, Any], position: dict[str, Any]) -> None:
         """Write a checkpoint, uploaded beside what is learnt next; the driver hears of it once it is there to go on from."""
-        self._lease.check()
+        self._fence.check()
         folder = tempfile.mkdtemp(prefix="nightshift-checkpoint-")  # Ray Train removes it once it is uploaded
         try:
             save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
@@ -215,7 +215,7 @@ class Worker:
                 record,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=partial(upload_checkpoint, self._lease.folder),
+                checkpoint_upload_fn=partial(upload_checkpoint, self._fence.folder),
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
@@ -146,8 +147,8 @@ def test_the_list_of_components_names_each_with_its_version(tmp_path: Path) -> N
     run(DOCKER / "sbom.sh", sys.executable, tmp_path / "sbom.cdx.json")
     listed = json.loads((tmp_path / "sbom.cdx.json").read_text())
     assert listed["bomFormat"] == "CycloneDX"
-    names = {part["name"].lower() for part in listed["components"] if part["version"]}
-    assert {Requirement(need).name.lower() for need in DEPENDENCIES} <= names
+    names = {canonicalize_name(part["name"]) for part in listed["components"] if part["version"]}
+    assert {canonicalize_name(Requirement(need).name) for need in DEPENDENCIES} <= names
 
 
 @pytest.mark.faults

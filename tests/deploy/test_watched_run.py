@@ -97,9 +97,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory, abstracts: list[str], comm
         start = time.time()
 
         def job(name: str, **options: object) -> subprocess.Popen[bytes]:
-            given = {"watch.name": "nightly", "watch.pushgateway": gateway} | options
+            given = {"watch__name": "nightly", "watch__pushgateway": gateway} | options
             words = [f"--{option.replace('__', '.')}={value}" for option, value in given.items()]
-            with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.err").open("w") as err:
+            log = folder / f"{given['watch__name']}-{name}"
+            with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
                 return subprocess.Popen([sys.executable, "-m", f"jobs.{name}", *words], env=environment, stdout=out, stderr=err)
 
         summarize = job(
@@ -129,6 +130,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory, abstracts: list[str], comm
             output__path=folder / "trained",
         )
         assert train.wait(180) == 0
+        more = pa.table({"id": range(len(texts), len(texts) + 50), "text": pa.array(texts[:50], pa.string())})
+        pq.write_table(pa.concat_tables([pq.read_table(folder / "in.parquet"), more]), folder / "more.parquet")
+        again = job(
+            "summarize",
+            watch__name="sorted",
+            input__path=folder / "more.parquet",
+            output__path=folder / "out",
+            resources__actors=1,
+            resources__sort="global",
+        )
+        assert again.wait(180) == 0
         time.sleep(3)  # three scrapes
         yield Watched(url, start, time.time(), folder / "out")
 
@@ -149,12 +161,11 @@ def test_a_panel_has_data(watched: Watched, panel: dict[str, Any]) -> None:
 
 @pytest.mark.faults
 def test_a_window_that_was_done_twice_is_counted_once(watched: Watched) -> None:
-    [path] = watched.output.glob("runs/*/manifest.json")
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(min(watched.output.glob("runs/*/manifest.json")).read_text())
     counts = manifest["counts"]
 
     def counted(metric: str, label: str = "name") -> dict[str, float]:
-        found = ask(watched.prometheus, f"sum by ({label}) (ray_nightshift_{metric})")
+        found = ask(watched.prometheus, f'sum by ({label}) (ray_nightshift_{metric}{{name="nightly"}})')
         return {one["metric"][label]: float(one["value"][1]) for one in found}
 
     [deaths] = ask(watched.prometheus, 'sum(ray_node_manager_unexpected_worker_failure_total{Name=~".*MapWorker.*"})')
@@ -170,11 +181,23 @@ def test_a_window_that_was_done_twice_is_counted_once(watched: Watched) -> None:
 
 
 @pytest.mark.faults
+def test_what_sorting_leaves_out_is_counted(watched: Watched) -> None:
+    counted = ask(watched.prometheus, 'sum by (outcome) (ray_nightshift_documents_total{name="sorted"})')
+    counts = json.loads(max(watched.output.glob("runs/*/manifest.json")).read_text())["counts"]
+    assert {one["metric"]["outcome"]: float(one["value"][1]) for one in counted} == {
+        "skipped": sum(counts["skipped"].values()),
+        "summarized": counts["summarized"],
+        "rejected": sum(counts["rejected"].values()),
+    }
+    assert sum(counts["skipped"].values()) == 2000
+
+
+@pytest.mark.faults
 def test_what_is_told_stays_until_the_end(watched: Watched) -> None:
     """A gauge that is set once is there for the whole run: by it, a run that commits nothing is seen."""
     between = {"start": watched.start, "end": watched.end}
-    [active] = ask(watched.prometheus, "ray_nightshift_run_active", **between)
-    [started] = ask(watched.prometheus, "ray_nightshift_run_start_timestamp_seconds", **between)
+    [active] = ask(watched.prometheus, 'ray_nightshift_run_active{name="nightly"}', **between)
+    [started] = ask(watched.prometheus, 'ray_nightshift_run_start_timestamp_seconds{name="nightly"}', **between)
     seconds = [[at for at, _ in series["values"]] for series in (active, started)]
     assert max(after - before for at in seconds for before, after in itertools.pairwise(at)) <= 5
     assert min(at[-1] - at[0] for at in seconds) > 10
@@ -183,15 +206,15 @@ def test_what_is_told_stays_until_the_end(watched: Watched) -> None:
 
 @pytest.mark.faults
 def test_logs_are_json(watched: Watched) -> None:
-    [run] = (path.parent.name for path in watched.output.glob("runs/*/manifest.json"))
+    run = min(path.parent.name for path in watched.output.glob("runs/*/manifest.json"))
     for name, tags in (("summarize", {"job": "summarize", "name": "nightly", "run": run}), ("train", {"job": "train"})):
-        printed = (watched.output.parent / f"{name}.out").read_text().splitlines()
+        printed = (watched.output.parent / f"nightly-{name}.out").read_text().splitlines()
         own = [line for line in printed if line.startswith("{")]
         assert len(own) > 10
         assert all(json.loads(line).items() >= tags.items() for line in own)
         # Ray tells in words of its own of the actor that died.
         assert all("raylet" in line or "retried" in line for line in printed if line not in own)
-        logged = (watched.output.parent / f"{name}.err").read_text().splitlines()
+        logged = (watched.output.parent / f"nightly-{name}.err").read_text().splitlines()
         assert all(json.loads(line).keys() >= {"asctime", "levelname", "message"} for line in logged if line.startswith("{"))
 
 

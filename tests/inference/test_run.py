@@ -62,6 +62,7 @@ def test_every_id_ends_in_summaries_or_rejects_once(tmp_path: Path, tiny_bundle:
     unfit = pa.array([None, "", " \n\t\u00a0", "no id"], pa.large_string())
     bad = pa.table({"id": ["null", "empty", "blank", None], "text": unfit})
     marks = pa.table({"id": ["marks"], "text": ["\u2581 \u2581"]})  # what SentencePiece writes for a space, and nothing else
+    marks = marks.cast(pa.schema([("id", pa.string_view()), ("text", pa.string_view())]))
     long = pa.table({"id": ["long"], "text": ["y" * 1_000_001]})
     finished = run(
         config(

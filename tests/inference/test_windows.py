@@ -83,6 +83,21 @@ def test_many_small_files_share_units_and_a_large_one_has_many(tmp_path: Path) -
     assert {len(window) for of_unit in found for window in of_unit} == {10}
 
 
+def test_views_are_read_as_what_they_view(tmp_path: Path) -> None:
+    kinds = {"id": pa.string(), "text": pa.string(), "a": pa.binary(), "b": pa.struct([("c", pa.list_(pa.string()))])}
+    views = {"id": pa.string_view(), "text": pa.string_view(), "a": pa.binary_view()}
+    views["b"] = pa.struct([("c", pa.list_(pa.string_view()))])
+    rows = [{"id": n, "text": 40 * n, "a": b"z", "b": {"c": [40 * n, None]}} for n in "xy"]
+    for number, schema in enumerate((kinds, views)):
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema(schema.items())), tmp_path / f"{number}.parquet")
+    store = open_store(DocumentsInput(path=str(tmp_path), keep_columns=["a", "b"]))
+    [first, second] = [
+        table.drop(["nightshift.position"]) for u in units_of(store.files, 9) for table in windows_of(u, [*kinds], 2)
+    ]
+    assert first.equals(second)
+    assert first.to_pylist() == second.take([0, 1]).to_pylist() == rows
+
+
 def test_a_table_is_the_same_after_it_has_been_a_row() -> None:
     fields = [
         pa.field("a", pa.int64(), metadata={"unit": "m"}),

@@ -174,11 +174,13 @@ def loss_and_gradients(model: Seq2Seq, batch: PairBatch, objective: Objective) -
     return float(loss.detach()), [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
+@pytest.mark.parametrize("most", [1, 1 << 26], ids=["computed again", "kept"])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[-1]], ids=name_of)
-def test_logits_in_parts_give_the_same(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_in_parts_give_the_same(shape: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, objective = random_model(shape, VOCABULARY), batch_of(*pairs()), Objective(label_smoothing=0.1)
     loss, gradients = loss_and_gradients(model, batch, objective)
-    monkeypatch.setattr(seq2seq, "_MOST_LOGITS", VOCABULARY * 3)  # three tokens
+    monkeypatch.setattr(seq2seq, "_LOGITS_OF_A_PART", VOCABULARY * 3)  # three tokens
+    monkeypatch.setattr(seq2seq, "_MOST_LOGITS", most)
     in_parts, of_parts = loss_and_gradients(model, batch, objective)
     assert in_parts == pytest.approx(loss, rel=1e-5)
     for one, other in zip(of_parts, gradients, strict=True):

@@ -62,13 +62,14 @@ def test_kept_columns_come_as_they_are(store: Store, tmp_path: Path) -> None:
         "kind": pa.array(["x", "y"]).dictionary_encode(),
         "tags": pa.array([["a", "b"], None], pa.list_(pa.string())),
         "real": pa.array([0.1, None], pa.float64()),
+        "reals": pa.array([[0.5, float("inf")], None], pa.list_(pa.float64())),
     }
     finish_run(tmp_path / "out", "a", {1: "one", -(2**40): ""}, **columns)
     deliver(delivery(store, tmp_path / "out"))
     rows = {row["id"]: row for row in store.read("summaries")}
     first = {name: values[0].as_py() for name, values in columns.items()}
     if store.kind == "jsonl":
-        first |= {"at": day.isoformat(), "price": "1.50"}
+        first |= {"at": day.isoformat(), "price": "1.50", "reals": [0.5, None]}
     assert {name: rows[1][name] for name in first} == first
     assert [rows[-(2**40)][name] for name in ("summary", "at", "n", "price", "tags", "real")] == ["", *[None] * 5]
 

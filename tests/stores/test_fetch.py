@@ -72,8 +72,8 @@ def test_a_column_that_is_not_there_or_of_no_use_is_named(store: Store, tmp_path
     assert "(it has: id, text, n, other); set --input.id_column" in error
     assert "set --input.keep_columns" in fails(keep_columns=["title"])
     assert "column 'n' of" in fails(text_column="n")
-    assert "not a string; set --input.text_column" in fails(text_column="n")
-    assert "is double, not a string or an integer; set --input.id_column" in fails(id_column="other")
+    assert "not a string; cast it, or set --input.text_column" in fails(text_column="n")
+    assert "is double, not a string or an integer; cast it, or set --input.id_column" in fails(id_column="other")
     assert "--input.table" in fails(table=f"{store.options('none')['table']}")
     assert not (tmp_path / "in/_snapshots").exists()
 

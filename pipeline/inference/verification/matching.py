@@ -19,7 +19,7 @@ import ray
 from pipeline.inference.census import SEEN
 from pipeline.inference.ledger import Entries, part_numbers
 from pipeline.inference.pool import LIGHT_CPUS
-from pipeline.inference.windows import ROW_BITS
+from pipeline.text.documents import ROW_BITS
 
 REPEAT = np.uint64(1 << 63)
 """In the position of an output's row: it says of an input's row that another has its id before it. An id may have many."""

@@ -23,9 +23,8 @@ from pipeline.inference.manifest import OutputFile
 from pipeline.inference.pool import LIGHT_CPUS
 from pipeline.inference.verification.matching import REPEAT
 from pipeline.inference.verification.verdict import Finding
-from pipeline.inference.windows import ROW_BITS
 from pipeline.storage import Place, in_words
-from pipeline.text.documents import texts_of
+from pipeline.text.documents import ROW_BITS, texts_of
 from pipeline.text.keys import id_keys
 
 _BYTES_AT_A_TIME = 4 * 2**20

@@ -20,9 +20,9 @@ from pipeline.inference.census import read_ids
 from pipeline.inference.manifest import InputFile, Manifest
 from pipeline.inference.verification.matching import Matched, Rows
 from pipeline.inference.verification.verdict import Verdict
-from pipeline.inference.windows import ROW_BITS, Span, Unit, rows_of, units_of
+from pipeline.inference.windows import Span, Unit, rows_of, units_of
 from pipeline.storage import Place, StoredFile, place
-from pipeline.text.documents import DocumentFile, stored_files, texts_of
+from pipeline.text.documents import ROW_BITS, DocumentFile, stored_files, texts_of
 
 _ROWS_OF_A_WINDOW = 16_384
 

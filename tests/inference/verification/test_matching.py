@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.inference.census import SEEN
 from pipeline.inference.verification.matching import REPEAT, Matched, Misses, matched
-from pipeline.inference.windows import ROW_BITS
+from pipeline.text.documents import ROW_BITS
 
 # Few ids, some of which share their first half.
 IDS = st.tuples(st.integers(0, 3), st.integers(0, 2))
