@@ -7,6 +7,7 @@
 ``pairs``     what a training of more pairs holds in memory; the options are those of jobs.train, and --sizes
 ``pipeline``  a whole run beside the bare engine: documents/s
 ``scale``     what more actors give, what larger inputs cost, and what the shape of their files does
+``tables``    what deliveries to Iceberg, Delta, JSON lines or PostgreSQL, and fetches from them, take and hold in memory
 ``train``     how fast training steps are, with one worker and more, and what of the machine they take; the options are those
               of jobs.train, and --speed
 ``workers``   whether two DDP workers learn like one with twice the batch; the options are those of jobs.train
@@ -35,6 +36,7 @@ _BENCHMARKS = {
     "pairs": "jobs.pairs",
     "pipeline": "jobs.throughput",
     "scale": "jobs.scale",
+    "tables": "jobs.tables",
     "train": "jobs.training",
     "workers": "jobs.workers",
 }

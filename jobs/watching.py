@@ -1,4 +1,4 @@
-"""How much memory a job's processes hold, by what they do, while it runs in this process."""
+"""How much memory a job's processes hold, by what they do, while it runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ _ROLES = {"SummarizeWindow": "actor", "RayTrainWorker": "worker", "ray::": "task
 
 
 @contextmanager
-def watched() -> Iterator[dict[str, int]]:
-    """The most bytes of its own that a process of each role held while the block ran, filled in as it runs."""
+def watched(driver: psutil.Process | None = None) -> Iterator[dict[str, int]]:
+    """The most bytes of its own that a process of each role held while the block ran, filled in as it runs.
+
+    driver: the job's own process; None: this one.
+    """
+    of = driver or psutil.Process()
     peaks: dict[str, int] = {}
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(_LOOK_EVERY_S):
-            for role, held in _held():
+            for role, held in _held(of):
                 peaks[role] = max(peaks.get(role, 0), held)
 
     watcher = threading.Thread(target=watch)
@@ -33,17 +37,19 @@ def watched() -> Iterator[dict[str, int]]:
         watcher.join()
 
 
-def _held() -> Iterator[tuple[str, int]]:
-    """Role and bytes of this process and of each of Ray's."""
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+def _held(driver: psutil.Process) -> Iterator[tuple[str, int]]:
+    """Role and bytes of the driver and of each of Ray's processes."""
+    try:
+        processes = [driver, *driver.children(recursive=True)]
+    except psutil.Error:  # it has ended
+        return
+    for process in processes:
         try:
             memory, title = process.memory_info(), " ".join(process.cmdline())
-        except psutil.Error:  # it has ended
+        except psutil.Error:
             continue
-        yield _role(process, title), memory.rss - getattr(memory, "shared", 0)
+        yield "driver" if process == driver else _role(title), memory.rss - getattr(memory, "shared", 0)
 
 
-def _role(process: psutil.Process, title: str) -> str:
-    if process.pid == psutil.Process().pid:
-        return "driver"
+def _role(title: str) -> str:
     return next((role for word, role in _ROLES.items() if word in title), "of Ray's own")

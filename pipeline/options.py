@@ -1,7 +1,7 @@
 """From a YAML file and a command line to a job's configuration.
 
 Values come from the defaults, then a YAML file (``--config FILE``, a path or a URI), then dotted options on the command line
-(``--input.path s3://bucket/docs``); the later wins. Which options there are is config.py's business.
+(``--input.path s3://bucket/docs``); the later wins. Which options there are is config/'s business.
 """
 
 from __future__ import annotations

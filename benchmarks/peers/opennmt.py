@@ -1,9 +1,9 @@
 """Nightshift beside OpenNMT-py 3.5.1: the same LSTM with attention, pairs, subwords, steps and batches, on the same CPU thread.
 
-``python benchmarks/peers/opennmt.py`` does it all, after ``python -m jobs.prepare --config configs/prepare.tatoeba.yaml``: it
-makes an environment of its own for OpenNMT-py, trains both, translates the same test sentences greedily with both, and writes
-``opennmt.json``. OpenNMT-py is trained twice: as the very network that Nightshift trains, and with input feeding, which is its
-default. What is compared is a training's own report of its speed, start-up and validation apart.
+``python benchmarks/peers/opennmt.py --json benchmarks/peers/opennmt.json`` does it all, after ``python -m jobs.prepare --config
+configs/prepare.tatoeba.yaml``: it makes an environment of its own for OpenNMT-py, trains both, and translates the same test
+sentences greedily with both. OpenNMT-py is trained twice: as the very network that Nightshift trains, and with input feeding,
+which is its default. What is compared is a training's own report of its speed, start-up and validation apart.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from sentencepiece import SentencePieceProcessor
 
 PEER = ["OpenNMT-py==3.5.1", "numpy<2", "setuptools<80"]
 """With what it does not name, but does not run without."""
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-SIZE, LAYERS, DROPOUT, RATE, BETA2, CLIP = 256, 1, 0.2, 1e-3, 0.98, 2.0
+ROOT = Path(__file__).parents[2]
+LAYERS, DROPOUT, RATE, BETA2, CLIP = 1, 0.2, 1e-3, 0.98, 2.0
+ATTENTIONS = {"general": "general", "additive": "mlp"}
+"""By our name, and by OpenNMT-py's. After additive attention there is no tanh in OpenNMT-py, and one here."""
 _LONGEST = 48
 _SPEED = re.compile(r"Step (\d+)/.*; +(\d+)/ *(\d+) tok/s")
 _REPORT_STEPS = 20
@@ -41,8 +43,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "prepared/peers", help="for the environment and what is trained")
     parser.add_argument("--steps", type=int, default=2000, help="of each training")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="padded source or target tokens of a batch")
+    parser.add_argument("--units", type=int, default=256, help="of each LSTM, and of the embeddings")
+    parser.add_argument("--attention", choices=ATTENTIONS, default="general", help="of the decoder")
     parser.add_argument("--test-rows", type=int, default=1000, help="test sentences to translate")
-    parser.add_argument("--json", type=Path, default=HERE / "opennmt.json", help="file to write")
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     python = peer_python(given.work / "venv")
@@ -57,6 +61,8 @@ def main() -> None:
         "benchmark": "peers/opennmt",
         "cpu": f"{torch.cpu.get_capabilities()['cpu_name']}, 1 thread",
         "steps": given.steps,
+        "units": given.units,
+        "attention": given.attention,
         "test_rows": given.test_rows,
         "runs": runs,
     }
@@ -99,8 +105,8 @@ def opennmt(given: argparse.Namespace, python: Path, input_feed: bool) -> dict[s
     options = {
         "data": corpus, "src_vocab": vocabulary, "tgt_vocab": vocabulary, "share_vocab": True, "save_data": str(work),
         "overwrite": True, "save_model": model, "encoder_type": "rnn", "decoder_type": "rnn",
-        "rnn_type": "LSTM", "hidden_size": SIZE, "word_vec_size": SIZE, "layers": LAYERS, "dropout": [DROPOUT],
-        "global_attention": "general", "input_feed": int(input_feed), "share_embeddings": True,
+        "rnn_type": "LSTM", "hidden_size": given.units, "word_vec_size": given.units, "layers": LAYERS, "dropout": [DROPOUT],
+        "global_attention": ATTENTIONS[given.attention], "input_feed": int(input_feed), "share_embeddings": True,
         "share_decoder_embeddings": True, "optim": "adam", "learning_rate": RATE, "adam_beta2": BETA2, "max_grad_norm": CLIP,
         "batch_type": "tokens", "batch_size": given.batch_tokens, "normalization": "tokens", "bucket_size": 32768,
         "train_steps": given.steps, "valid_steps": 10 * given.steps, "save_checkpoint_steps": given.steps,
@@ -129,8 +135,9 @@ def nightshift(given: argparse.Namespace, precision: str) -> dict[str, Any]:
     options = {
         "data.train": given.pairs / "train", "data.dev": given.pairs / "dev", "data.tokenizer": given.pairs / "tokenizer.model",
         "data.max_source_tokens": _LONGEST, "data.max_target_tokens": _LONGEST, "data.window_rows": 32768,
-        "model.embedding_size": SIZE, "model.hidden_size": SIZE, "model.layers": LAYERS, "model.bidirectional": "false",
-        "model.attention": "general", "model.copy": "false", "model.dropout": DROPOUT, "model.tied_embeddings": "true",
+        "model.embedding_size": given.units, "model.hidden_size": given.units, "model.layers": LAYERS,
+        "model.bidirectional": "false", "model.attention": given.attention, "model.copy": "false",
+        "model.dropout": DROPOUT, "model.tied_embeddings": "true",
         "training.epochs": "null", "training.max_steps": given.steps, "training.token_budget": 2 * given.batch_tokens,
         "training.learning_rate": RATE, "training.warmup_steps": 0, "training.final_rate_share": 1.0,
         "training.clip_norm": CLIP, "training.validate_minutes": 1000, "training.validate_rows": 500,

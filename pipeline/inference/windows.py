@@ -246,7 +246,7 @@ def _tables_of(span: Span, filesystem: fs.FileSystem, columns: Sequence[str], ro
             skip, left = skip - skipped, left - len(kept)
             if len(kept):
                 table = pa.Table.from_batches([kept]).select(list(columns))
-                table = table.cast(without_views(table.schema))
+                table = table.cast(pa.schema([field.with_type(without_views(field.type)) for field in table.schema]))
                 positions = np.arange(at, at + len(kept), dtype=np.uint64) + (np.uint64(span.file) << np.uint64(ROW_BITS))
                 yield table.append_column(POSITION, pa.array(positions))
                 at += len(kept)

@@ -29,10 +29,10 @@ _HOLD = 1e4
 """Added to a gate before its sigmoid: gives exactly 0 or 1, and fits in float16."""
 
 _LOGITS_OF_A_PART = 1 << 24
-"""That are computed at a time while learning: 64 MB in float32. Parts are of one size, so that each finds the room of the one
-before it: one that is as large as its batch finds holes that are too small, and memory grows for hours (benchmarks/)."""
+"""That are computed at a time while learning: 64 MB in float32. Parts have one size, but for a batch's last: arrays as large as
+their batch find the holes that others left too small, and a training's memory grows for hours (benchmarks/README.md)."""
 _MOST_LOGITS = 1 << 26
-"""That are kept for the way back, whatever the batch and the vocabulary."""
+"""That are kept for the way back, 256 MB in float32, whatever the batch and the vocabulary."""
 
 State = tuple[Tensor, ...]
 """A decoder's recurrent state: (h,) of a GRU or (h, c) of an LSTM, each [layers, B, H]."""

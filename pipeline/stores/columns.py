@@ -1,4 +1,4 @@
-"""Columns of stores: which may be ids and texts, and what becomes of types that not every store knows."""
+"""Columns of stores: what becomes of types that not every store knows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import pyarrow as pa
 from pipeline.config import FetchInput
 from pipeline.errors import UserError
 from pipeline.storage import in_words
-from pipeline.text.documents import check_columns, is_text, without_views
+from pipeline.text.documents import SHOWN_COLUMNS, check_columns, is_text, without_views
 
-_SHOWN = 20
 _SAME = [
     pa.types.is_boolean,
     pa.types.is_floating,
     pa.types.is_decimal,
     pa.types.is_date,
-    lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+    is_text,
     lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
     lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
     pa.types.is_integer,
@@ -34,11 +33,13 @@ def chosen(options: FetchInput) -> list[str]:
 
 def document_schema(found: pa.Schema, options: FetchInput) -> pa.Schema:
     """Of the columns of documents, from all of a table. Raises UserError where one is not there or of no use."""
-    found = without_views(found)
     check_columns(found, options, options.table)
-    fields = [found.field(name).remove_metadata().with_nullable(True) for name in chosen(options)]
+    return pa.schema([pa.field(name, _of_documents(found.field(name).type)) for name in chosen(options)])
+
+
+def _of_documents(kind: pa.DataType) -> pa.DataType:
     # PyIceberg says large_string of all texts, others do not: a store must not look changed for that.
-    return pa.schema([field.with_type(pa.string()) if is_text(field.type) else field for field in fields])
+    return pa.string() if is_text(without_views(kind)) else without_views(kind)
 
 
 def portable(field: pa.Field, option: str) -> pa.DataType:
@@ -67,9 +68,10 @@ def fitted(schema: pa.Schema, table: pa.Schema, name: str) -> pa.Schema:
     fields = []
     for field in schema:
         if field.name not in table.names:
+            shown = ", ".join(table.names[:SHOWN_COLUMNS])
             raise UserError(
-                f"column {field.name!r} is not in {name} (it has: {', '.join(table.names[:_SHOWN])}); add it there, or set "
-                "--input.columns to those that it has"
+                f"column {field.name!r} is not in {name} (it has: {shown}); add it there, or set --input.columns to those that "
+                "it has"
             )
         there = table.field(field.name)
         if field.type != there.type and not any(same(field.type) and same(there.type) for same in _SAME):

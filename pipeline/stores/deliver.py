@@ -70,7 +70,7 @@ def _last_delivered(sink: Sink, runs: Sequence[Published], output: DeliverOutput
     for run in runs:
         if run.sequence == sink.sequence and sink.remembers(Mark.of(run)):
             return run.run_id
-    raise UserError(
-        f"{output.table} was last brought up to run number {sink.sequence} of another output folder than --input.path; if both "
-        f"belong there, give this one another --output.name than {output.name!r}"
-    )
+    told = f"{output.table} was last brought up to run number {sink.sequence} of another output folder than --input.path; "
+    if sink.keeps_all:
+        raise UserError(f"{told}it has all summaries of one alone: set another --output.table")
+    raise UserError(f"{told}if both belong there, give this one another --output.name than {output.name!r}")

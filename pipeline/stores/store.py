@@ -121,13 +121,13 @@ class Sink(Protocol):
 
 
 class OneMark:
-    """What a sink says of its table's mark, where it has one for each name."""
+    """What a sink says of the one mark that its table has for it."""
 
     _mark: Mark | None
 
     @property
     def sequence(self) -> int:
-        """That of the last delivery's mark; 0 if there was none under this name."""
+        """That of the last delivery's mark; 0 if there was none."""
         return self._mark.sequence if self._mark else 0
 
     def remembers(self, mark: Mark) -> bool:

@@ -21,11 +21,13 @@ from pipeline.storage import Place, StoredFile, in_words, place
 _FOOTERS_AT_A_TIME = 16
 _FOOTERS_ASKED_FOR = 1024
 """Ahead: what a pool holds for each is more than what is kept of a file."""
-_SHOWN_COLUMNS = 20
+SHOWN_COLUMNS = 20
+"""Of those that there are, where one is not."""
 FETCHED, SNAPSHOTS = "_fetched.json", "_snapshots"
 """In a folder that jobs.fetch writes: which of its snapshots is the last whole one, and where they lie, hidden till then."""
 ROW_BITS = 32
-"""Of a row's place in a store: the file's number is above them, the row's in the file below. No file may have more rows."""
+"""Of a row's place in a store: the file's number is above them, the row's in the file below, so that it has fewer than
+``1 << ROW_BITS``."""
 NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
 """The rejection of a text that turns out to be nothing to the tokenizer."""
 
@@ -126,9 +128,9 @@ def _read_footer(root: Place, file: StoredFile) -> tuple[tuple[int, ...], pa.Sch
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
             groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-            if any(rows < 0 for rows in groups) or sum(groups) >> ROW_BITS:
+            if any(rows < 0 for rows in groups) or sum(groups) >= 1 << ROW_BITS:
                 raise pa.ArrowInvalid(f"it says that it has {sum(groups):,} rows")
-            return groups, without_views(parquet.schema_arrow.remove_metadata())
+            return groups, parquet.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last of a column's name
         return UserError(
             f"{file.path} is not a readable Parquet file: {in_words(error)}; mend it, set {root.option}, or go on without it: "
@@ -142,12 +144,10 @@ def _check_columns(
     """Raises UserError if columns do not fit the configuration, or the types that the first file had, which are kept."""
     check_columns(schema, config, file.path)
     for column in (config.id_column, *config.keep_columns):
-        kind, path = first.setdefault(column, (schema.field(column).type, file.path))
-        if kind != schema.field(column).type:
-            raise UserError(
-                f"column {column!r} is {kind} in {path} but {schema.field(column).type} in {file.path}; "
-                "all files of a store must agree"
-            )
+        here = without_views(schema.field(column).type)
+        kind, path = first.setdefault(column, (here, file.path))
+        if kind != here:
+            raise UserError(f"column {column!r} is {kind} in {path} but {here} in {file.path}; all files of a store must agree")
 
 
 def check_columns(schema: pa.Schema, options: DocumentsInput | FetchInput, where: str) -> None:
@@ -159,38 +159,43 @@ def check_columns(schema: pa.Schema, options: DocumentsInput | FetchInput, where
     ):
         for name in names:
             if name not in schema.names:
-                shown = ", ".join(schema.names[:_SHOWN_COLUMNS]) or "none"
+                shown = ", ".join(schema.names[:SHOWN_COLUMNS]) or "none"
                 raise UserError(f"column {name!r} is not in {where} (it has: {shown}); set --input.{option}")
             if schema.names.count(name) > 1:
                 raise UserError(f"column {name!r} is in {where} more than once; mend it, or set --input.{option}")
-    kind = schema.field(options.id_column).type
+    kind = without_views(schema.field(options.id_column).type)
     if not (pa.types.is_integer(kind) or is_text(kind)):
         raise UserError(
             f"column {options.id_column!r} of {where} is {kind}, not a string or an integer; cast it, or set --input.id_column"
         )
-    kind = schema.field(options.text_column).type
+    kind = without_views(schema.field(options.text_column).type)
     if not is_text(kind):
         raise UserError(
             f"column {options.text_column!r} of {where} is {kind}, not a string; cast it, or set --input.text_column"
         )
 
 
-def without_views(schema: pa.Schema) -> pa.Schema:
-    """The schema with strings and bytes in place of Arrow's views of them, which DataFusion and others write: Arrow itself
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """The type with strings and bytes in the place of Arrow's views of them, which DataFusion and others write: Arrow itself
     cannot take rows out of those yet (as of 26)."""
-    return pa.schema([field.with_type(_without_views(field.type)) for field in schema])
 
+    def inside(field: pa.Field) -> pa.Field:
+        return field.with_type(without_views(field.type))
 
-def _without_views(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_binary_view(kind):
         return pa.binary()
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
-    for is_list, made in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
-        if is_list(kind):
-            return made(kind.value_field.with_type(_without_views(kind.value_type)))
+        return pa.struct([inside(field) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(inside(kind.key_field), inside(kind.item_field), kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(inside(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(inside(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(inside(kind.value_field))
     return kind
 
 

@@ -34,7 +34,7 @@ def journal(output: Place, documents: int = 1000) -> Journal:
 @pytest.mark.usefixtures("quick")
 def test_the_file_follows_the_run(output: Place) -> None:
     with journal(output) as noted:
-        noted.take_over(Counts(read=100, summarized=100), 100)
+        assert noted.take_over(Counts(read=100, summarized=100), 100).seen == 100
         time.sleep(0.3)
         begun = read_progress(output, "r")
         assert begun is not None

@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from a_night import Killed, kill_after, night, write, written
 
+from pipeline import watching
 from pipeline.errors import Stopped
+from pipeline.inference import counting
+from pipeline.inference.counting import RunMetrics
 
 GLOBAL = {"resources": {"actors": 1, "window_rows": 10, "sort": "global"}}
 
@@ -57,11 +60,20 @@ def test_the_rows_and_counts_of_any_other_order(tmp_path: Path, tiny_bundle: Pat
 
 
 @pytest.mark.faults
-def test_one_that_is_cut_off_goes_on_from_the_copy(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_one_that_is_cut_off_goes_on_from_the_copy(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped: list[float] = []  # as Prometheus is told, and then where the run stands
+    seen: list[float] = []
+    monkeypatch.setattr(counting, "count", lambda _, n, **tags: tags.get("outcome") == "skipped" and skipped.append(n))
+    monkeypatch.setattr(RunMetrics, "set", lambda _, gauge, n, **__: gauge is watching.RUN_SEEN and seen.append(n))
+    write(tmp_path, "before", mixed(200, 220))
+    night(tmp_path, tiny_bundle, "before")
+    seen.clear()
     write(tmp_path, "a", mixed(0, 95))
     with pytest.raises(Killed):
         night(tmp_path, tiny_bundle, None, kill_after(4), **GLOBAL)
-    [run] = (tmp_path / "out/runs").iterdir()
+    assert (seen[:2], max(seen)) == ([0, 20], 60)
+    seen.clear()
+    [run] = (path for path in (tmp_path / "out/runs").iterdir() if path.name != "before")
     before = {path: path.stat().st_mtime_ns for path in (run / "sorted").iterdir()}
     assert before
     kept: dict[Path, int] = {}
@@ -70,6 +82,9 @@ def test_one_that_is_cut_off_goes_on_from_the_copy(tmp_path: Path, tiny_bundle: 
     assert manifest.run_id == run.name
     assert manifest.taken_over >= 40
     assert kept == before
+    assert sum(skipped) == 20, "the second command does not count again what the first did"
+    assert seen[0] == 0
+    assert 60 <= seen[1] < seen[-1] == 115
     assert len(written(tmp_path, run.name)) + len(written(tmp_path, run.name, "rejects")) == 95
     assert not (run / "sorted").exists()
 

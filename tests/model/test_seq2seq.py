@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,18 @@ def test_logits_in_parts_give_the_same(shape: dict[str, Any], most: int, monkeyp
     loss, gradients = loss_and_gradients(model, batch, objective)
     monkeypatch.setattr(seq2seq, "_LOGITS_OF_A_PART", VOCABULARY * 3)  # three tokens
     monkeypatch.setattr(seq2seq, "_MOST_LOGITS", most)
+    computed = 0
+    of_a_part = model._of_a_part
+
+    def counted(features: Tensor, gold: Tensor, spread: bool) -> Tensor:
+        nonlocal computed
+        computed += 1
+        return of_a_part(features, gold, spread)
+
+    monkeypatch.setattr(model, "_of_a_part", counted)
     in_parts, of_parts = loss_and_gradients(model, batch, objective)
+    parts = math.ceil(int((batch.target_lengths + 1).sum()) / 3)
+    assert computed == (2 * parts if most == 1 else parts) > 2
     assert in_parts == pytest.approx(loss, rel=1e-5)
     for one, other in zip(of_parts, gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
