@@ -121,6 +121,7 @@ def small_training(command_pairs: Path) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
+@pytest.mark.faults
 def test_training_steps_with_and_without_an_exchange(
     benchmark: Callable[..., int], tmp_path: Path, small_training: list[str]
 ) -> None:
@@ -143,3 +144,22 @@ def test_what_more_pairs_hold_in_memory(benchmark: Callable[..., int], tmp_path:
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [row["pairs"] for row in figures["rows"]] == [300, 900]
     assert all(row["peak_bytes"].keys() >= {"driver", "worker"} for row in figures["rows"])
+
+
+@pytest.mark.faults
+def test_deliveries_and_fetches(benchmark: Callable[..., int], tmp_path: Path) -> None:
+    tables = ("--tables.kinds", "[jsonl]", "--tables.rows", "[250]")
+    assert benchmark("tables", "--json", str(tmp_path / "figures.json"), *tables) == 0
+    [found] = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert {what: took["rows"] for what, took in found["took"].items()} == {
+        "first delivery": 250,
+        "second delivery": 3,
+        "fetch": 250,
+    }
+    assert all(took["seconds"] > 0 and took["peak_bytes"]["driver"] > 2**20 for took in found["took"].values())
+
+
+def test_a_store_that_cannot_be_reached_ends_the_benchmark(benchmark: Callable[..., int]) -> None:
+    nowhere = ("--tables.kinds", "[postgres]", "--tables.rows", "[5]", "--tables.connection", "host=127.0.0.1 port=1")
+    with pytest.raises(UserError, match=r"(?s)jobs\.deliver ended with 2: .*cannot connect to PostgreSQL"):
+        benchmark("tables", *nowhere)
