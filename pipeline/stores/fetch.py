@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,8 +66,13 @@ def fetch(config: FetchConfig) -> Fetched:
             raise Stopped(f"{rows:,} documents came through where {config.input.table} has {expected:,}; fetch them again")
         manifest = {"folder": name, "rows": rows, "fetched_at": datetime.now(UTC).isoformat(), "request": request}
         held.look()
-        pointer.write(json.dumps(manifest, indent=2).encode() + b"\n")
+        _point_to(manifest, pointer)
     return Fetched(source.snapshot, rows, is_new=True)
+
+
+def _point_to(manifest: Mapping[str, Any], pointer: Place) -> None:
+    """From here on readers find this snapshot."""
+    pointer.write(json.dumps(manifest, indent=2).encode() + b"\n")
 
 
 def _remove_all_but(snapshots: Place, name: str | None) -> None:

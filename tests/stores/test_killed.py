@@ -96,6 +96,7 @@ def moments(process: subprocess.Popen[str], longest_s: float, rng: random.Random
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1500)
 def test_deliveries_killed_at_random_moments(store: Store, output: Path) -> None:
     rng, began = random.Random(store.kind), time.monotonic()
     finish("jobs.deliver", *options_of(delivery(store, output, "first")))
@@ -127,15 +128,14 @@ def test_two_deliveries_at_once(store: Store, output: Path) -> None:
     ("step", "when"),
     [
         ("pipeline.stores.fetch:_written", "before"),
-        ("pipeline.storage:Place.write", "before"),
-        ("pipeline.storage:Place.write", "after"),
+        ("pipeline.stores.fetch:_point_to", "before"),
+        ("pipeline.stores.fetch:_point_to", "after"),
     ],
 )
 def test_a_fetch_killed_at_a_step(store: Store, tmp_path: Path, step: str, when: str) -> None:
     store.write("documents", documents(0, 50))
     words = options_of(fetching(store, tmp_path / "in", keep_columns=["n"]))
-    # The first file that is written is the claim of the lease.
-    process = start(str(DYING), "fetch", step, when, "2" if "Place" in step else "1", *words)
+    process = start(str(DYING), "fetch", step, when, "1", *words)
     told, _ = process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL, told
     assert (tmp_path / "in/_fetched.json").exists() == (when == "after")
