@@ -114,12 +114,12 @@ def opennmt(given: argparse.Namespace, python: Path, input_feed: bool) -> dict[s
     }  # fmt: skip
     (work / "train.yaml").write_text(yaml.safe_dump(options))
     single = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    commands = python.parent
-    run([commands / "onmt_build_vocab", "-config", work / "train.yaml", "-n_sample", -1], single)  # of all pairs
-    log = run([commands / "onmt_train", "-config", work / "train.yaml"], single)
+    module = "onmt.bin."  # not the commands of these: the first line of each has the path that its environment was made at
+    run([python, "-m", f"{module}build_vocab", "-config", work / "train.yaml", "-n_sample", -1], single)  # of all pairs
+    log = run([python, "-m", f"{module}train", "-config", work / "train.yaml"], single)
     hypotheses = work / "hypotheses"
     run([
-        commands / "onmt_translate", "-model", f"{model}_step_{given.steps}.pt", "-src", given.work / "test.source",
+        python, "-m", f"{module}translate", "-model", f"{model}_step_{given.steps}.pt", "-src", given.work / "test.source",
         "-output", hypotheses, "-beam_size", 1, "-max_length", _LONGEST, "-batch_size", 64,
     ], single)  # fmt: skip
     tokenizer = SentencePieceProcessor(model_file=str(given.pairs / "tokenizer.model"))
