@@ -25,6 +25,7 @@ from pipeline.inference.publication import publish
 from pipeline.options import load_config
 from pipeline.sections import JobConfig, Section
 from pipeline.storage import place
+from pipeline.text.documents import fetched
 
 console = new_console()
 _ROWS_OF_A_FILE = 10_000
@@ -71,11 +72,16 @@ def _measure(kind: str, rows: int, connection: str) -> dict[str, Any]:
         table = _table(kind, folder, connection)
         deliver = ["deliver", "--input.path", str(folder / "out"), *(f"--output.{words}" for words in table)]
         fetch = ["fetch", *(f"--input.{words}" for words in table), "--input.text_column=summary"]
+        if kind == "jsonl":  # of which each delivery has a folder
+            fetch.append(f"--input.table={folder / 'table/run=b'}")
         took = {}
         for what, run_id, ids in (("first delivery", "a", range(rows)), ("second delivery", "b", range(0, rows, 100))):
             _publish(folder / "out", run_id, ids)
             took[what] = {"rows": len(ids), **_run(deliver)}
         took["fetch"] = {"rows": rows, **_run([*fetch, f"--output.path={folder / 'documents'}"])}
+        found = fetched(place(str(folder / "documents"), "--output.path"))
+        assert found is not None
+        assert found["rows"] == rows, "the store has other rows than were delivered"
         return {"kind": kind, "rows": rows, "took": took}
 
 
