@@ -2,7 +2,7 @@
 
 ``python benchmarks/peers/opennmt.py --json benchmarks/peers/opennmt.json`` does it all, after ``python -m jobs.prepare --config
 configs/prepare.tatoeba.yaml``: it makes an environment of its own for OpenNMT-py, trains both, and translates the same test
-sentences greedily with both. OpenNMT-py is trained twice: as the very network that Nightshift trains, and with input feeding,
+sentences greedily with both. OpenNMT-py is trained twice: as the network that Nightshift trains, and with input feeding,
 which is its default. What is compared is a training's own report of its speed, start-up and validation apart.
 """
 

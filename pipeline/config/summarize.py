@@ -19,7 +19,7 @@ class DocumentsInput(Section):
 
     path: str = Field(str(SAMPLE / "documents"), description="Parquet file or folder, any URI that pyarrow opens")
     id_column: str = Field("id", description="column of unique ids, string or integer")
-    text_column: str = Field("text", description="column of texts, strings of any of Arrow's kinds")
+    text_column: str = Field("text", description="column of texts: string, large_string or string_view")
     keep_columns: list[str] = Field([], description="further columns to pass through to the summaries")
     max_chars: Positive = Field(10_000_000, description="longer texts are rejected as too_long")
     on_bad_file: Literal["fail", "skip"] = Field(

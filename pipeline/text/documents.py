@@ -178,7 +178,11 @@ def check_columns(schema: pa.Schema, options: DocumentsInput | FetchInput, where
 def without_views(kind: pa.DataType) -> pa.DataType:
     """The type with strings and bytes in the place of Arrow's views of them, which DataFusion and others write: Arrow itself
     cannot take rows out of those yet (as of 26)."""
+    plain = _without_views(kind)
+    return kind if plain == kind else plain  # what has none keeps the names and notes of its parts
 
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
     def inside(field: pa.Field) -> pa.Field:
         return field.with_type(without_views(field.type))
 
