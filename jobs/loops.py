@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.config import BOS, EOS, PAD, UNK, DecodingConfig
 from pipeline.model.batching import Ints, Rows, longest_first, within_budget
-from pipeline.model.seq2seq import Seq2Seq
+from pipeline.model.seq2seq import Memory, Seq2Seq, State
 
 _TEXTBOOK_BATCH = 32
 _LEAVING_SHARE = 1 / 8
@@ -85,7 +85,7 @@ def _loop(task: Task, rows: Ints, leave: bool) -> tuple[list[list[int]], int]:
     last = torch.full((len(rows),), BOS, device=device)
     steps = 0
     for step in range(options.max_target_tokens):
-        probs, state = model.step(last, state, memory)
+        probs, state = next_probabilities(model, last, state, memory)
         steps += len(live)
         _forbid(probs, tokens[live, :step], options)
         last = probs.argmax(-1)
@@ -99,8 +99,28 @@ def _loop(task: Task, rows: Ints, leave: bool) -> tuple[list[list[int]], int]:
             keep = (~done[live]).nonzero()[:, 0]
             live, last = live[keep], last[keep]
             state = tuple(part[:, keep] for part in state)
-            memory = memory.select(keep, int(lengths[live].max()))
+            memory = _of_rows(memory, keep, int(lengths[live].max()))
     return [[token for token in row if token != PAD] for row in tokens.tolist()], steps
+
+
+def next_probabilities(model: Seq2Seq, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
+    """After the last tokens[B], of the next one [B, V] float32, and the new state."""
+    features, weights, gate, state = model.decoder(tokens[:, None], state, memory)
+    probs = model.decoder.output(features[:, 0]).float().softmax(-1)
+    if weights is not None and gate is not None:
+        # See et al. 2017, eq. 9
+        probs.mul_(gate.sigmoid()).scatter_add_(1, memory.source, weights[:, 0] * (-gate).sigmoid())
+    return probs, state
+
+
+def _of_rows(memory: Memory, rows: Tensor, longest: int) -> Memory:
+    """The memory of some rows [R] whose sources have at most ``longest`` tokens."""
+
+    def taken(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part[rows, :longest]
+
+    parts = taken(memory.states), taken(memory.keys)
+    return Memory(memory.source[rows, :longest], memory.padding[rows, :longest], *parts)
 
 
 def _forbid(probs: Tensor, written: Tensor, options: DecodingConfig) -> None:

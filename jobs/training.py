@@ -41,7 +41,6 @@ from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.loop import Learner
 
 console = new_console()
-_WARM_STEPS = 5
 _BATCHES = 24
 """That steps go through again and again."""
 _NODES = (2, 4, 8, 16, 32, 64)
@@ -92,7 +91,7 @@ def _measure(config: TrainBenchmark, workers: int) -> dict[str, Any]:
         "flops_per_s": added["flops_per_s"],
         "matmul_flops": added["matmul_flops"],
         "share_of_rate": added["flops_per_s"] / added["matmul_flops"],
-        "exchange_share": 1 - added["together"] / added["apart"],
+        "exchange_share": 1 - added["together"] / added["apart"] if workers > 1 else None,
         **{name: each[0][name] for name in ("precision", "parameters", "step_s", "gradient_bytes", "exchange_s")},
         "peak_bytes": each[0]["peak_bytes"],
     }
@@ -129,7 +128,7 @@ def _work(rank: int, workers: int, settings: str, folder: str) -> None:
     for name, distributed in (("together", workers > 1), ("apart", False)):
         model = Seq2Seq(shape, vocabulary_size).to(device)
         learners[name] = Learner(model, config.training, device, distributed, config.scaling.compress_gradients)
-        _learn(learners[name], batches, _WARM_STEPS)
+        _learn(learners[name], batches, len(batches))  # of each shape one: memory is taken, and its peak reached
         if device.type == "cuda" and name == "together":
             peak_bytes = torch.cuda.max_memory_allocated()
     seconds: dict[str, list[float]] = {name: [] for name in learners}
@@ -151,7 +150,7 @@ def _work(rank: int, workers: int, settings: str, folder: str) -> None:
         "matmul_flops": matmul_rate(precision, device),
         "precision": precision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **_exchange(model, device, config.scaling.compress_gradients),
+        **_exchange(model, device, config.scaling.compress_gradients, workers),
         "peak_bytes": peak_bytes,
     }
     (Path(folder) / str(rank)).write_text(json.dumps(figures))
@@ -176,18 +175,18 @@ def _learn(learner: Learner, batches: Sequence[PairBatch], steps: int) -> tuple[
     return tokens, flops
 
 
-def _exchange(model: Seq2Seq, device: torch.device, compress: bool) -> dict[str, float]:
-    """How many bytes of gradients a worker has, and how long their sum over the workers takes, alone."""
+def _exchange(model: Seq2Seq, device: torch.device, compress: bool, workers: int) -> dict[str, float | None]:
+    """How many bytes of gradients a worker has, and how long their sum over the workers takes, alone; None of one worker."""
     numbers = sum(parameter.numel() for parameter in model.parameters())
     gradients = torch.zeros(numbers, device=device, dtype=torch.bfloat16 if compress else torch.float32)
     times = []
-    for _ in range(8):
+    for _ in range(8 if workers > 1 else 0):
         wait(device)
         started = time.perf_counter()
         dist.all_reduce(gradients)
         wait(device)
         times.append(time.perf_counter() - started)
-    return {"gradient_bytes": numbers * gradients.element_size(), "exchange_s": float(np.median(times))}
+    return {"gradient_bytes": numbers * gradients.element_size(), "exchange_s": float(np.median(times)) if times else None}
 
 
 def _real(config: TrainBenchmark, rank: int, workers: int) -> tuple[ModelConfig, int, list[PairBatch]]:
@@ -237,8 +236,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
             f"{row['tokens_per_s']:,.0f}",
             f"{row['tokens_per_s'] / rows[0]['tokens_per_s']:.2f}",
             f"{row['tokens_per_s_apart']:,.0f}",
-            f"{row['exchange_share']:.1%}",
+            "" if row["exchange_share"] is None else f"{row['exchange_share']:.1%}",
             f"{row['share_of_rate']:.0%}",
-            f"{1e3 * row['exchange_s']:.1f} ms",
+            "" if row["exchange_s"] is None else f"{1e3 * row['exchange_s']:.1f} ms",
         )
     console.print(table)

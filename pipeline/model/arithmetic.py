@@ -21,9 +21,7 @@ from torch.nn import functional as F
 
 from pipeline.config import BOS, EOS, PAD, UNK
 from pipeline.model import kernels
-
-_CUDNN_BFLOAT16 = 91_300
-"""The first cuDNN whose recurrences torch gives bfloat16 to (pytorch/pytorch#164411); before it torch's own may know none."""
+from pipeline.model.seq2seq import recurrence_dtype
 
 Product = Callable[[Tensor], Tensor]
 """x[N, K] to x times a weight[M, K] transposed, plus a bias[M]."""
@@ -108,11 +106,9 @@ class Plain:
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype, self.bytes, self.stepwise = device, dtype, dtype.itemsize, False
-        self.module_dtype = dtype
+        self.module_dtype = recurrence_dtype(dtype, device)
         # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
         torch.backends.cudnn.allow_tf32 = dtype != torch.float32
-        if device.type == "cuda" and dtype == torch.bfloat16 and (torch.backends.cudnn.version() or 0) < _CUDNN_BFLOAT16:  # type: ignore[no-untyped-call]
-            self.module_dtype = torch.float32
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Reads and gives numbers of the type."""

@@ -88,8 +88,11 @@ class PairBatch:
     target_lengths: Tensor
 
     def to(self, device: torch.device) -> PairBatch:
-        """The batch on another device."""
-        return PairBatch(*(part.to(device, non_blocking=True) for part in vars(self).values()))
+        """The batch on another device, which copies it while it computes."""
+        parts: list[Tensor] = list(vars(self).values())
+        if device.type == "cuda":  # from memory that is not pinned the copy would wait for what the device does
+            parts = [part.pin_memory() for part in parts]
+        return PairBatch(*(part.to(device, non_blocking=True) for part in parts))
 
 
 def pair_batches(

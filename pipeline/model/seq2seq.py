@@ -13,6 +13,7 @@ What a padded position holds otherwise is never read: the attention's weight the
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,9 @@ from pipeline.config import BOS, EOS, ModelConfig
 
 _HOLD = 1e4
 """Added to a gate before its sigmoid: gives exactly 0 or 1, and fits in float16."""
+
+_CUDNN_BFLOAT16 = 91_300
+"""The first cuDNN whose recurrences torch gives bfloat16 to (pytorch/pytorch#164411); before it torch's own may know none."""
 
 _LOGITS_OF_A_PART = 1 << 24
 """That are computed at a time while learning: 64 MB in float32. Parts have one size, but for a batch's last: arrays as large as
@@ -50,14 +54,6 @@ class Memory:
     padding: Tensor
     states: Tensor | None
     keys: Tensor | None
-
-    def select(self, rows: Tensor, longest: int) -> Memory:
-        """The memory of some rows [R] whose sources have at most ``longest`` tokens."""
-
-        def taken(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[rows, :longest]
-
-        return Memory(self.source[rows, :longest], self.padding[rows, :longest], taken(self.states), taken(self.keys))
 
 
 @dataclass(frozen=True)
@@ -261,18 +257,6 @@ class Seq2Seq(nn.Module):
             return Memory(source, padding, None, None), state
         return Memory(source, padding, states, self.decoder.attention.to_keys(states)), state
 
-    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
-        """One decoding step from the last tokens[B]: probabilities of the next one [B, V] float32, and the new state.
-
-        Without gradients. Not logarithms, since nobody needs them of the whole vocabulary.
-        """
-        features, weights, gate, state = self.decoder(tokens[:, None], state, memory)
-        probs = self.decoder.output(features[:, 0]).float().softmax(-1)
-        if weights is not None and gate is not None:
-            # P(w) = p_gen P_vocabulary(w) + (1 - p_gen) Σ_{i: source_i = w} attention_i (See et al. 2017, eq. 9).
-            probs.mul_(gate.sigmoid()).scatter_add_(1, memory.source, weights[:, 0] * (-gate).sigmoid())
-        return probs, state
-
     def forward(
         self,
         source: Tensor,
@@ -291,15 +275,17 @@ class Seq2Seq(nn.Module):
         steps = torch.arange(before.shape[1], device=target.device)
         after = F.pad(target, (0, 1), value=EOS).masked_fill(steps == target_lengths[:, None], EOS)
         features, weights, gate, _ = self.decoder(before, state, memory)
-        # The projection to the vocabulary is most of the decoder's work: padded steps are dropped before it.
-        real = steps <= target_lengths[:, None]
-        gold = after[real]
-        entropies = self._cross_entropies(features[real], gold, objective.label_smoothing > 0)
+        # The projection to the vocabulary is most of the decoder's work: padded steps are dropped before it. Looking for the
+        # others waits for the device, and is done once.
+        real = (steps <= target_lengths[:, None]).flatten().nonzero()[:, 0]
+        gold = _at(real, after)
+        entropies = self._cross_entropies(_at(real, features), gold, objective.label_smoothing > 0)
         nll = entropies[:, 0]
         if weights is not None and gate is not None:
-            # Equation 9 in logarithms, for the gold token alone. A gold token that is not in the source has 0 copied.
-            copied = (weights * (memory.source[:, None] == after[:, :, None])).sum(-1)[real]
-            generate = gate[real]
+            # P(w) = p_gen P_vocabulary(w) + (1 - p_gen) Σ_{i: source_i = w} attention_i (See et al. 2017, eq. 9),
+            # in logarithms, for the gold token alone. A gold token that is not in the source has 0 copied.
+            copied = _at(real, (weights * (memory.source[:, None] == after[:, :, None])).sum(-1))
+            generate = _at(real, gate)
             copy_log_prob = copied.clamp_min(torch.finfo(copied.dtype).tiny).log() + F.logsigmoid(-generate)
             nll = -torch.logaddexp(F.logsigmoid(generate) - nll, copy_log_prob)
         loss = nll.sum()
@@ -307,7 +293,7 @@ class Seq2Seq(nn.Module):
             loss = torch.lerp(loss, entropies[:, 1].sum(), objective.label_smoothing)
         if objective.coverage and weights is not None:
             before_this = weights.cumsum(1) - weights
-            loss = loss + objective.coverage * torch.minimum(weights, before_this).sum(-1)[real].sum()
+            loss = loss + objective.coverage * _at(real, torch.minimum(weights, before_this).sum(-1)).sum()
         return loss
 
     def _cross_entropies(self, features: Tensor, gold: Tensor, spread: bool) -> Tensor:
@@ -328,6 +314,18 @@ class Seq2Seq(nn.Module):
         return torch.cat((nll, nll + logits.gather(1, gold[:, None]) - logits.mean(1, True)), 1) if spread else nll
 
 
+def _at(positions: Tensor, values: Tensor) -> Tensor:
+    """Of values[B, T, …] those at positions[N] of a flat [B · T]: [N, …]."""
+    return values.flatten(0, 1).index_select(0, positions)
+
+
+def recurrence_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a device's recurrences compute in where all else computes in ``dtype``."""
+    if device.type == "cuda" and dtype == torch.bfloat16 and (torch.backends.cudnn.version() or 0) < _CUDNN_BFLOAT16:  # type: ignore[no-untyped-call]
+        return torch.float32
+    return dtype
+
+
 def _recur(
     recurrence: nn.RNNBase, inputs: Tensor, before: State | None, dropout: Dropout, recurrent_dropout: float
 ) -> tuple[Tensor, State]:
@@ -336,30 +334,46 @@ def _recur(
     before: the state to begin with; None for zeros. recurrent_dropout: share of the weights from step to step that are 0, the
     same at all steps of a batch (DropConnect, as Merity et al. 2018, section 2, use it); costs a copy of the weights.
     """
-    is_lstm = isinstance(recurrence, nn.LSTM)
+    is_lstm, layers = isinstance(recurrence, nn.LSTM), recurrence.num_layers
     if before is None:
         directions = 2 if recurrence.bidirectional else 1
-        zeros = inputs.new_zeros(directions * recurrence.num_layers, len(inputs), recurrence.hidden_size)
+        zeros = inputs.new_zeros(directions * layers, len(inputs), recurrence.hidden_size)
         before = (zeros, zeros) if is_lstm else (zeros,)
-    is_plain = not recurrent_dropout and not (dropout.variational and recurrence.num_layers > 1)
-    if is_plain or not recurrence.training:
+    is_plain = not recurrence.training or not (recurrent_dropout or (dropout.variational and layers > 1))
+    dtype = _dtype_beside_autocast(inputs.device)
+    if is_plain and dtype is None:
         outputs, after = recurrence(inputs, before if is_lstm else before[0])
         return outputs, after if is_lstm else (after,)
-    states: list[State] = []
-    for layer in range(recurrence.num_layers):
-        rows = slice(layer * len(before[0]) // recurrence.num_layers, (layer + 1) * len(before[0]) // recurrence.num_layers)
-        # Of each direction: from input, from step to step, and two biases.
-        weights = [
-            part
-            for from_input, from_state, *biases in recurrence.all_weights[rows]
-            for part in (from_input, F.dropout(from_state, recurrent_dropout), *biases)
-        ]
-        first = tuple(part[rows].contiguous() for part in before)
-        shape = (weights, True, 1, 0.0, True, recurrence.bidirectional, True)
-        dropped = dropout(inputs) if layer else inputs
-        inputs, *after = torch.lstm(dropped, first, *shape) if is_lstm else torch.gru(dropped, first[0], *shape)
-        states.append(tuple(after))
+    with contextlib.nullcontext() if dtype is None else torch.autocast(inputs.device.type, enabled=False):
+        inputs, before = inputs.to(dtype or inputs.dtype), tuple(part.to(dtype or part.dtype) for part in before)
+        states: list[State] = []
+        step = layers if is_plain else 1
+        for layer in range(0, layers, step):
+            rows = slice(layer * len(before[0]) // layers, (layer + step) * len(before[0]) // layers)
+            # Of each layer and direction: from input, from step to step, and two biases.
+            weights = [
+                part.to(dtype or part.dtype)
+                for from_input, from_state, *biases in recurrence.all_weights[rows]
+                for part in (from_input, F.dropout(from_state, recurrent_dropout, not is_plain), *biases)
+            ]
+            first = tuple(part[rows].contiguous() for part in before)
+            between = recurrence.dropout if is_plain else 0.0
+            shape = (weights, True, step, between, recurrence.training, recurrence.bidirectional, True)
+            dropped = dropout(inputs) if layer else inputs
+            inputs, *after = torch.lstm(dropped, first, *shape) if is_lstm else torch.gru(dropped, first[0], *shape)
+            states.append(tuple(after))
     return inputs, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+
+
+def _dtype_beside_autocast(device: torch.device) -> torch.dtype | None:
+    """What a recurrence is to compute in where autocast would choose another type; None where it would not.
+
+    On GPUs it takes float16 for cuDNN's, whatever its own type (ATen/cudnn/AutocastRNN.cpp): the gradients of a training in
+    bfloat16, which nobody scales, would be too small for that.
+    """
+    if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or torch.get_autocast_dtype("cuda") != torch.bfloat16:
+        return None
+    return recurrence_dtype(torch.bfloat16, device)
 
 
 def _embedding(vocabulary_size: int, size: int) -> nn.Embedding:

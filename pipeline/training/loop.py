@@ -3,8 +3,8 @@
 A step's loss is the sum over the batches of all DDP workers, divided by the number of their target tokens together: N
 workers with a batch each so take the same step as one worker with all N batches in one. Nothing is drawn from a random
 generator that ran on from the step before: dropout in step n of worker r follows from (seed, n, r) alone, so a training
-that goes on from a checkpoint draws what it would have drawn undisturbed. One thing is out of reach: on a GPU, dropout
-between stacked layers is cuDNN's, which seeds itself once in a process and then runs on.
+that goes on from a checkpoint draws what it would have drawn undisturbed. Two things are out of reach on a GPU: dropout
+between stacked layers is cuDNN's, which seeds itself once in a process and then runs on; and sums whose order is not fixed.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class Learner:
         self.steps = 0
         self._objective = Objective(config.label_smoothing, config.coverage)
         self.dtype = compute_dtype(config.precision, device)
+        # As decoding has it for validations: what is asked to be float32 is no TensorFloat-32.
+        torch.backends.cudnn.allow_tf32 = self.dtype != torch.float32
         self._rank, self._workers = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         # Counts are summed by gloo beside a GPU's work: through NCCL, each step would wait for the one before it.
         self._counting = dist.new_group(backend="gloo") if distributed else None

@@ -29,7 +29,7 @@ from pipeline.text.tokenizer import cached_tokenizer
 TRAIN = "train"
 _READ_CPUS = 0.25
 """CPUs asked for by a task that reads or tokenizes: it must find room beside the workers, which take the rest."""
-_HELD_BYTES = 128_000_000
+_HELD_BYTES = 200_000_000
 """Token ids that are held, and not made anew in each epoch, take no more than this."""
 
 

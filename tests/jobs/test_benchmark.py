@@ -131,8 +131,9 @@ def test_training_steps_with_and_without_an_exchange(
     one, two = figures["rows"]
     assert (one["workers"], two["workers"]) == (1, 2)
     assert one["gradient_bytes"] == 4 * one["parameters"]
+    assert (one["exchange_share"], one["exchange_s"]) == (None, None)
+    assert two["exchange_share"] == pytest.approx(1 - two["tokens_per_s"] / two["tokens_per_s_apart"])
     for row in (one, two):
-        assert row["exchange_share"] == pytest.approx(1 - row["tokens_per_s"] / row["tokens_per_s_apart"])
         assert 0 < row["share_of_rate"] < 1
     shares = figures["projected_efficiency"]["25 Gbit/s"]
     assert 0 < shares["64"] < shares["2"] < 1

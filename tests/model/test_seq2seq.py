@@ -13,6 +13,7 @@ from reference import Reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.loops import next_probabilities
 from pipeline.config import BOS, EOS, ModelConfig
 from pipeline.model import seq2seq
 from pipeline.model.batching import PairBatch
@@ -92,7 +93,7 @@ def test_one_step_gives_the_distribution_of_the_reference(shape: dict[str, Any])
     reference, batch = Reference(model), batch_of(sources, sources)
     with torch.inference_mode():
         memory, state = model.encode(batch.source, batch.source_lengths)
-        probs, _ = model.step(torch.full((len(sources),), BOS), state, memory)
+        probs, _ = next_probabilities(model, torch.full((len(sources),), BOS), state, memory)
         for row, source in enumerate(sources):
             encoded = reference.encode(source)
             expected, _, _ = reference.step(BOS, encoded.first, encoded)
@@ -209,7 +210,7 @@ def test_label_smoothing_is_a_share_of_all_tokens_alike() -> None:
         target = batch.target[row, : batch.target_lengths[row]].tolist()
         memory, state = model.encode(torch.tensor([source]), torch.tensor([len(source)]))
         for before, gold in zip([BOS, *target], [*target, EOS], strict=True):
-            probs, state = model.step(torch.tensor([before]), state, memory)
+            probs, state = next_probabilities(model, torch.tensor([before]), state, memory)
             expected += float(F.cross_entropy(probs.detach().log(), torch.tensor([gold]), label_smoothing=0.2))
     loss, _ = loss_and_gradients(model, batch, Objective(label_smoothing=0.2))
     assert loss == pytest.approx(expected, rel=1e-4)
@@ -286,3 +287,39 @@ def test_tied_embeddings_are_one_table() -> None:
         model = random_model({"tied_embeddings": tied}, VOCABULARY)
         users = (model.encoder.embedding, model.decoder.embedding, model.decoder.output)
         assert len({id(user.weight) for user in users}) == tables
+
+
+@pytest.mark.parametrize("shape", EVERYTHING, ids=name_of)
+@pytest.mark.parametrize("extra", [{}, {"dropout": 0.3, "recurrent_dropout": 0.3}], ids=["plain", "dropout"])
+def test_recurrences_learn_the_same_where_autocast_is_kept_out_of_them(
+    shape: dict[str, Any], extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is on GPUs, here in float32, with nothing else to tell them apart."""
+    model, batch = random_model({**shape, **extra}, VOCABULARY).train(), batch_of(*pairs())
+
+    def learn() -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(1)
+        loss = nll(model, batch)
+        return loss, list(torch.autograd.grad(loss, list(model.parameters())))
+
+    loss, gradients = learn()
+    monkeypatch.setattr(seq2seq, "_dtype_beside_autocast", lambda _: torch.float32)
+    beside, gradients_beside = learn()
+    torch.testing.assert_close(beside, loss)
+    for one, other in zip(gradients_beside, gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("shape", EVERYTHING, ids=name_of)
+def test_recurrences_do_not_learn_in_float16_unasked(shape: dict[str, Any]) -> None:
+    device = torch.device("cuda")
+    model, batch = random_model(shape, VOCABULARY).train().to(device), batch_of(*pairs()).to(device)
+    with torch.autocast("cuda", torch.bfloat16):
+        states, state = model.encoder(batch.source, batch.source_lengths, torch.zeros_like(batch.source, dtype=torch.bool))
+        loss = nll(model, batch)
+    assert torch.float16 not in {part.dtype for part in (states, *state)}
+    gradients = torch.autograd.grad(loss * 1e-4, list(model.parameters()))  # a mean's, over thousands of tokens
+    exact = torch.autograd.grad(nll(model, batch) * 1e-4, list(model.parameters()))
+    for one, other in zip(gradients, exact, strict=True):
+        assert float((one - other).norm()) <= 0.05 * float(other.norm()) + 1e-8
