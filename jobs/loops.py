@@ -99,12 +99,12 @@ def _loop(task: Task, rows: Ints, leave: bool) -> tuple[list[list[int]], int]:
             keep = (~done[live]).nonzero()[:, 0]
             live, last = live[keep], last[keep]
             state = tuple(part[:, keep] for part in state)
-            memory = _of_rows(memory, keep, int(lengths[live].max()))
+            memory = _taken_rows(memory, keep, int(lengths[live].max()))
     return [[token for token in row if token != PAD] for row in tokens.tolist()], steps
 
 
 def next_probabilities(model: Seq2Seq, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
-    """After the last tokens[B], of the next one [B, V] float32, and the new state."""
+    """Probabilities[B, V] float32 of what comes after the last tokens[B], and the new state."""
     features, weights, gate, state = model.decoder(tokens[:, None], state, memory)
     probs = model.decoder.output(features[:, 0]).float().softmax(-1)
     if weights is not None and gate is not None:
@@ -113,7 +113,7 @@ def next_probabilities(model: Seq2Seq, tokens: Tensor, state: State, memory: Mem
     return probs, state
 
 
-def _of_rows(memory: Memory, rows: Tensor, longest: int) -> Memory:
+def _taken_rows(memory: Memory, rows: Tensor, longest: int) -> Memory:
     """The memory of some rows [R] whose sources have at most ``longest`` tokens."""
 
     def taken(part: Tensor | None) -> Tensor | None:

@@ -51,7 +51,7 @@ class SpeedSection(Section):
     """What is timed."""
 
     workers: Annotated[list[Positive], Field(min_length=1)] = Field([1, 2], description="numbers of workers")
-    steps: Positive = Field(40, description="steps that are timed, after a few that are not")
+    steps: Positive = Field(40, description="steps that are timed, after some that are not")
     repeats: Positive = Field(3, description="timings, of which the median counts")
     device: str = Field("cuda" if torch.cuda.is_available() else "cpu", description="where to compute")
     gnmt: bool = Field(False, description="a network of GNMT's shape, on random sentences of newstest2014's lengths, instead")
@@ -128,7 +128,7 @@ def _work(rank: int, workers: int, settings: str, folder: str) -> None:
     for name, distributed in (("together", workers > 1), ("apart", False)):
         model = Seq2Seq(shape, vocabulary_size).to(device)
         learners[name] = Learner(model, config.training, device, distributed, config.scaling.compress_gradients)
-        _learn(learners[name], batches, len(batches))  # of each shape one: memory is taken, and its peak reached
+        _learn(learners[name], batches, _BATCHES)  # each of them: all memory is taken then, and its peak reached
         if device.type == "cuda" and name == "together":
             peak_bytes = torch.cuda.max_memory_allocated()
     seconds: dict[str, list[float]] = {name: [] for name in learners}

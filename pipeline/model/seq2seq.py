@@ -345,14 +345,14 @@ def _recur(
         outputs, after = recurrence(inputs, before if is_lstm else before[0])
         return outputs, after if is_lstm else (after,)
     with contextlib.nullcontext() if dtype is None else torch.autocast(inputs.device.type, enabled=False):
-        inputs, before = inputs.to(dtype or inputs.dtype), tuple(part.to(dtype or part.dtype) for part in before)
+        inputs, before = inputs.to(dtype=dtype), tuple(part.to(dtype=dtype) for part in before)
         states: list[State] = []
         step = layers if is_plain else 1
         for layer in range(0, layers, step):
             rows = slice(layer * len(before[0]) // layers, (layer + step) * len(before[0]) // layers)
             # Of each layer and direction: from input, from step to step, and two biases.
             weights = [
-                part.to(dtype or part.dtype)
+                part.to(dtype=dtype)
                 for from_input, from_state, *biases in recurrence.all_weights[rows]
                 for part in (from_input, F.dropout(from_state, recurrent_dropout, not is_plain), *biases)
             ]

@@ -36,7 +36,7 @@ Load it with `--model.path` of `jobs.summarize` and `jobs.evaluate`.
 
 ## Validation
 
-Greedy hypotheses for the development pairs, with the options below; ROUGE F1 on words of any script, in percent.
+Hypotheses for the development pairs, with the options below; ROUGE F1 on words of any script, in percent.
 
 | | loss (nat a token) | ROUGE-1 | ROUGE-2 | ROUGE-L | exact match |
 |---|---|---|---|---|---|
@@ -79,6 +79,7 @@ def network_in_words(model: ModelConfig) -> str:
 
 
 def _decoding(options: DecodingConfig) -> str:
+    search = "Greedy search" if options.beam_size == 1 else f"Beam search with {options.beam_size} hypotheses"
     repeats = f"no {options.no_repeat_ngram} subwords twice" if options.no_repeat_ngram else "repeats are allowed"
     lengths = f"{options.min_target_tokens} to {options.max_target_tokens} subwords are written"
-    return f"Sources are cut to {options.max_source_tokens} subwords; {lengths}; {repeats}."
+    return f"{search}. Sources are cut to {options.max_source_tokens} subwords; {lengths}; {repeats}."

@@ -3,22 +3,27 @@
     <output>/config.yaml     the configuration of the last start
     <output>/train.jsonl     the records that jobs.train has shown; written when a checkpoint is kept
     <output>/training.html   the same for people (reporting/), and tensorboard/ for TensorBoard
-    <output>/identity.json   network and tokenizer, which must stay the same
+    <output>/identity.json   what must stay the same: network, tokenizer, and what the best checkpoint is chosen by
     <output>/run_id          the run that may write checkpoints: the one that was started last
-    <output>/checkpoints/    Ray Train's folder: the best and the last checkpoint, and its record of them
+    <output>/checkpoints/    Ray Train's folder: the best and the last checkpoint, and its record of them, which it writes in
+                             place; checkpoints.json is a copy for when that was cut short
     <output>/bundle/         the best checkpoint's model; README.md is written last, so with it the bundle is whole
 
-A checkpoint is a bundle and ``state.pt``: optimizer, steps, position in the data. The state of random generators is not in
-it: loop.py does without. Any URI that pyarrow's filesystems know can be the output folder.
+A checkpoint is a bundle and ``state.pt``: optimizer, loss scaler, steps, position in the data, and the weights where the
+bundle has their moving average. The state of random generators is not in it: loop.py does without. Any URI that pyarrow's
+filesystems know can be the output folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
+import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +35,22 @@ import yaml
 
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError
-from pipeline.model.bundle import FILES, load_bundle, save_bundle
+from pipeline.model.bundle import FILES, bundle_from_files, load_bundle, save_bundle
 from pipeline.storage import Place, in_words, place
 from pipeline.training.card import model_card
 from pipeline.training.loop import Learner
 
 CHECKPOINTS = "checkpoints"
+_RECORD, _RECORD_COPY = "checkpoint_manager_snapshot.json", "checkpoints.json"
+_WRITTEN_S = 2.0
+"""In which a record that is being written is whole."""
+_IDENTITY = {
+    "model": "--model",
+    "tokenizer_sha256": "--data.tokenizer",
+    "best_by": "--training.best_by",
+    "dev_sha256": "--data.dev or --training.validate_rows",
+}
+"""What must stay the same, and what sets it: other development pairs would give figures that nothing compares with."""
 _BUNDLE, _STATE, _CARD = "bundle", "state.pt", "README.md"
 
 
@@ -47,26 +62,37 @@ def save_checkpoint(
     torch.save({"learner": learner.state_dict(), "position": position}, Path(folder) / _STATE)
 
 
-def upload_checkpoint(root: Place, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+def upload_checkpoint(fence: Fence, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
     """Copy a local checkpoint to its place in the output folder; the one that is there.
 
     Ray Train itself would do it by ``pyarrow.fs.copy_files``, which says nothing of an object that could not be written.
 
     Raises:
         OSError: a file could not; a restart may mend it.
+        UserError: another run was started meanwhile; this checkpoint is not to count.
     """
-    folder = root.child(CHECKPOINTS).child(name)
+    folder = fence.folder.child(CHECKPOINTS).child(name)
+    if not (Path(local.path) / _STATE).is_file():  # Ray Train tries some failures again, of which the first has removed it
+        raise OSError(f"{name} is gone from this machine: it could not be uploaded")
     try:
         for path in sorted(Path(local.path).rglob("*")):
             if path.is_file():
-                with pa.memory_map(str(path)) as file:
+                with pa.memory_map(str(path)) as file, _mended_by_a_restart():
                     folder.child(path.relative_to(local.path).as_posix()).write_patiently(file.read_buffer())
-    except BaseException as error:
+        fence.check()
+    except BaseException:
         shutil.rmtree(local.path, ignore_errors=True)  # Ray Train does it after those alone that were uploaded
-        if isinstance(error, UserError):
-            raise OSError(str(error)) from None
         raise
     return ray.train.Checkpoint(folder.path, folder.filesystem)
+
+
+@contextlib.contextmanager
+def _mended_by_a_restart() -> Iterator[None]:
+    """Storage that fails is no error of the user's while workers may be started again."""
+    try:
+        yield
+    except UserError as error:
+        raise OSError(str(error)) from None
 
 
 def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
@@ -76,25 +102,29 @@ def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
         UserError: the checkpoint is broken. Nothing in it is run: tensors and plain values alone are unpickled.
         OSError, MemoryError, torch.OutOfMemoryError: it cannot be read now.
     """
-    bundle = load_bundle(Path(folder) / _BUNDLE, learner.device)
     try:
+        files = {name: (Path(folder) / _BUNDLE / name).read_bytes() for name in FILES}
+        bundle = bundle_from_files(files, _BUNDLE, learner.device)
         learner.average.load_state_dict(bundle.model.state_dict())
         state = torch.load(Path(folder) / _STATE, map_location=learner.device, weights_only=True)
         learner.load_state_dict(state["learner"])
         position: dict[str, Any] = state["position"]
-    except (OSError, MemoryError, torch.OutOfMemoryError):  # which a restart may mend
-        raise
     except Exception as error:  # what a broken one makes torch raise is no part of its interface
+        is_of_now = isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError))
+        if is_of_now and not isinstance(error, FileNotFoundError):  # a restart may mend it
+            raise
         raise UserError(
-            f"{_STATE} of a checkpoint is broken, or of another network ({in_words(error)[:200]}); delete the checkpoint"
+            f"the last checkpoint is broken, or of another network ({in_words(error).partition(';')[0][:200]}); delete "
+            f"{CHECKPOINTS}/ in the folder of --output.path to begin anew"
         ) from None
     return position
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The checkpoints of a training. *_metrics: what the validation of one found."""
+    """The checkpoints of a training. names: of their folders. *_metrics: what the validation of one found."""
 
+    names: frozenset[str]
     best: ray.train.Checkpoint
     best_metrics: dict[str, Any]
     last_metrics: dict[str, Any]
@@ -118,12 +148,25 @@ class Fence:
 
     def check(self) -> None:
         """Raises UserError if another run was started, and OSError, which a restart may mend, if that cannot be known."""
-        try:
+        with _mended_by_a_restart():
             holder = self.file.read().decode()
-        except UserError as error:
-            raise OSError(str(error)) from None
         if holder != self.run_id:
             raise UserError(f"another run has been started that writes to {self.folder.uri}; this one ends")
+
+    def local_folder(self) -> str:
+        """A new folder on this machine for a checkpoint on its way to the output folder."""
+        return tempfile.mkdtemp(prefix=self._local_prefix)
+
+    def clear_local(self) -> None:
+        """Remove what killed workers left here of such folders, before this run has any. Raises what ``check`` does."""
+        self.check()
+        for left in Path(tempfile.gettempdir()).glob(f"{self._local_prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    @property
+    def _local_prefix(self) -> str:
+        target = f"{self.folder.filesystem.type_name} {self.folder.uri} {self.folder.path}"
+        return f"nightshift-checkpoint-{hashlib.sha256(target.encode()).hexdigest()[:16]}-"
 
 
 class TrainingFolder:
@@ -138,28 +181,48 @@ class TrainingFolder:
         self.root: Place = place(config.output.path, "--output.path")
         self.bundle = self.root.child("bundle")
 
-    def claim(self, tokenizer_file: bytes) -> None:
-        """Make the folder this training's.
+    def claim(self, tokenizer_file: bytes, dev: dict[str, list[str]]) -> None:
+        """Make the folder this training's. dev: the development pairs, by column.
 
         Raises:
-            UserError: it holds the training of another network or tokenizer, or cannot be written.
+            UserError: it holds a training with another network or tokenizer, or one whose checkpoints were compared by other
+                figures; or it cannot be written.
         """
         identity = {
             "model": self._config.model.model_dump(by_alias=True),
             "tokenizer_sha256": hashlib.sha256(tokenizer_file).hexdigest(),
+            "best_by": self._config.training.best_by,
+            "dev_sha256": hashlib.sha256(json.dumps(dev).encode()).hexdigest(),
         }
-        content = (json.dumps(identity, indent=2) + "\n").encode()
         noted = self.root.child("identity.json")
         if not noted.exists():
-            noted.write(content)
-        elif noted.read() != content:
-            raise UserError(f"{self.root.uri} holds the training of another model or tokenizer; set another --output.path")
+            noted.write((json.dumps(identity, indent=2) + "\n").encode())
+            return
+        try:
+            before = dict(json.loads(noted.read()))
+        except (ValueError, TypeError):
+            raise UserError(f"{noted.uri} is broken; set another --output.path") from None
+        if others := [option for name, option in _IDENTITY.items() if before.get(name, identity[name]) != identity[name]]:
+            raise UserError(
+                f"{self.root.uri} holds a training with another {', '.join(others)}; set what it was, or another --output.path"
+            )
 
-    def take_over(self) -> Fence:
-        """Begin a run, and note its configuration; one that still writes here ends at its next checkpoint."""
+    def take_over(self, kept: Kept | None) -> Fence:
+        """Begin a run, and note its configuration; one that still writes here ends at its next checkpoint.
+
+        What killed uploads left behind goes, if it is older than a checkpoint that counts: what is newer may yet count.
+        """
         fence = Fence(self.root, uuid.uuid4().hex)
         fence.file.write(fence.run_id.encode())
         self.root.child("config.yaml").write(config_yaml(self._config).encode())
+        if kept is not None:
+            copy_record(self.root)
+            checkpoints = self.root.child(CHECKPOINTS)
+            for name in checkpoints.names():
+                # Ray Train names them by the time.
+                if name.startswith("checkpoint_") and name < max(kept.names) and name not in kept.names:
+                    with contextlib.suppress(UserError):  # the run before may be removing it
+                        checkpoints.child(name).remove_folder()
         return fence
 
     def kept(self) -> Kept | None:
@@ -176,13 +239,27 @@ class TrainingFolder:
         except OSError as error:
             raise UserError(f"cannot read {checkpoints.uri}: {in_words(error)}; set --output.path") from None
         except Exception as error:  # what it raises for a broken one is no part of its interface
+            if self._restore_record():
+                return self.kept()
             raise UserError(f"{checkpoints.uri} cannot be gone on from ({in_words(error)}); delete it to begin anew") from None
         found = result.best_checkpoints or []
         if result.metrics is None or not found:
             return None
         by = self._config.training.best_by
         best, metrics = max(found, key=lambda each: each[1][by] * (-1 if by == "dev_loss" else 1))
-        return Kept(best, metrics, result.metrics)
+        names = frozenset(checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in found)
+        return Kept(names, best, metrics, result.metrics)
+
+    def _restore_record(self) -> bool:
+        """Put the copy of Ray Train's record in its place; whether there was one that is another."""
+        record, copy = self.root.child(CHECKPOINTS).child(_RECORD), self.root.child(_RECORD_COPY)
+        broken = record.read()
+        if not copy.exists() or copy.read() == broken:
+            return False
+        time.sleep(_WRITTEN_S)
+        if record.read() == broken:  # else another run has been writing it
+            record.write(copy.read())
+        return True
 
     def write_bundle(self, kept: Kept, pairs: int) -> None:
         """Write the best checkpoint's model, with a model card, unless this very bundle is there whole already.
@@ -203,6 +280,14 @@ class TrainingFolder:
             readme.filesystem.delete_file(readme.path)
         for file, content in files:
             file.write(content)
+
+
+def copy_record(root: Place) -> None:
+    """Copy Ray Train's record of checkpoints, once it is whole, beside their folder.
+
+    While the next is written, the checkpoints of this one are still there: Ray Train removes old ones after it.
+    """
+    root.child(_RECORD_COPY).write(root.child(CHECKPOINTS).child(_RECORD).read())
 
 
 def config_yaml(config: TrainConfig) -> str:

@@ -30,10 +30,10 @@ from pipeline import cluster
 from pipeline.config import ScalingSection, TrainConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.model.memory import KEEP_FREED_MEMORY
-from pipeline.storage import place
+from pipeline.storage import Place, place
 from pipeline.text.pair_store import PairStore, open_pairs, pair_texts
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import CHECKPOINTS, Fence, TrainingFolder
+from pipeline.training.checkpoints import CHECKPOINTS, Fence, TrainingFolder, copy_record
 from pipeline.training.loop import share_done
 from pipeline.training.windows import TRAIN, InTurn, layout_of, windows_of
 from pipeline.training.worker import WorkerJob, train_worker
@@ -72,13 +72,13 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     data = _read_data(config)
     folder = TrainingFolder(config)
-    folder.claim(data.tokenizer_file)
+    folder.claim(data.tokenizer_file, data.dev)
     kept = folder.kept()
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
     if not was_finished:
         if any(data.skipped.values()):
             on_record({"kind": "skipped", "step": 0, "at": time.time(), **data.skipped})
-        fence = folder.take_over()
+        fence = folder.take_over(kept)
         cluster.connect()
         _run_workers(config, data, folder, fence, on_record, kept.last_metrics["layout"] if kept else None)
         kept = folder.kept()
@@ -179,11 +179,13 @@ def _run_workers(
 class _Listener(ray.train.UserCallback):
     """Beside Ray Train's controller: tells of checkpoints once they are kept, and ends a training that the user must mend."""
 
-    def __init__(self, records: Queue) -> None:
-        self._records = records
+    def __init__(self, records: Queue, root: Place) -> None:
+        self._records, self._root = records, root
 
     def after_report(self, run_context: Any, metrics: list[Record], checkpoint: Any) -> None:  # noqa: ARG002
         """The first worker's record has come with a checkpoint, which is in the output folder and on Ray Train's list."""
+        with contextlib.suppress(UserError):  # without a copy of this one a training goes on as well
+            copy_record(self._root)
         self._records.put(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
@@ -200,7 +202,7 @@ def _run_config(config: TrainConfig, folder: TrainingFolder, records: Queue, use
         storage_path=folder.root.path,
         storage_filesystem=folder.root.filesystem,
         worker_runtime_env={} if use_gpu else {"env_vars": KEEP_FREED_MEMORY},
-        callbacks=[_Listener(records)],  # type: ignore[list-item]
+        callbacks=[_Listener(records, folder.root)],  # type: ignore[list-item]
         failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
         checkpoint_config=ray.train.CheckpointConfig(
             num_to_keep=1,  # by score; the last one is always kept too

@@ -9,8 +9,8 @@ What is promised about order:
 - A checkpoint knows how many pairs of each window have been learnt. Whoever goes on, with as many workers or with fewer or
   more, gets the window's batches after those: none comes twice in the epoch, and none is left out. With as many workers
   they are the very batches that each would have got undisturbed.
-- Where files, Ray version, seed, ``window_rows`` or ``token_budget`` have changed, so have batches or windows: then as many
-  pairs are passed over as were learnt, to within a batch a window.
+- Where files, Ray version, seed, ``window_rows``, ``max_source_tokens``, ``max_target_tokens`` or ``token_budget`` have
+  changed, so have batches or windows: then as many pairs are passed over as were learnt, to within a batch a window.
 - Passing over costs reading and tokenizing, in the background, but no learning.
 """
 

@@ -5,6 +5,7 @@ All workers take part, each with its share of the pairs. Knows nothing of Ray, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -37,7 +38,8 @@ class DevSet:
 
     Args:
         sources, targets: the share, tokenized and cut; all workers' shares together must not be empty.
-        texts, references: the same sources and targets, as texts.
+        texts, references: the same sources and targets, as texts. memory_share: of the device's free memory, what is this
+            worker's.
     """
 
     def __init__(
@@ -48,29 +50,34 @@ class DevSet:
         references: Sequence[str],
         tokenizer: Tokenizer,
         config: TrainConfig,
+        memory_share: float,
     ) -> None:
         self._sources, self._targets, self._texts, self._references = sources, targets, texts, references
-        self._tokenizer, self._config = tokenizer, config
+        self._tokenizer, self._config, self._memory_share = tokenizer, config, memory_share
 
-    def measure(self, learner: Learner) -> tuple[dict[str, float], list[Sample]]:
+    def measure(self, learner: Learner) -> tuple[dict[str, float], list[Sample]] | None:
         """Figures over all workers' shares: must be called in each.
 
         Returns:
             dev_loss, the mean negative log-likelihood of a target token (nat); rouge1, rouge2, rougeL (F1) and
-            exact_match of the hypotheses, in percent; and the first pairs of this share, with hypotheses.
+            exact_match of the hypotheses, in percent; and the first pairs of this share, with hypotheses. None where the loss
+            is no finite number: there is nothing to decode with such weights.
         """
         data, budget = self._config.data, self._config.training.token_budget
         batches = pair_batches(self._sources, self._targets, data.max_source_tokens, data.max_target_tokens, budget, rng=None)
-        nll, tokens = learner.negative_log_likelihood(batches)
+        losses = torch.tensor(learner.negative_log_likelihood(batches), dtype=torch.float64)
+        nll, tokens = learner.sum_over_workers(losses).tolist()
+        if not math.isfinite(nll):
+            return None
         engine = Engine(learner.average, arithmetic_for(self._config.training.precision, learner.device), graphs=False)
         decoding, threads = self._config.decoding, torch.get_num_threads()
-        room = Budget.by_memory(engine, decoding, 1 / self._config.scaling.num_workers, threads)
+        room = Budget.by_memory(engine, decoding, self._memory_share, threads)
         found = decode_window(engine, self._sources.values, self._sources.offsets, decoding, room, threads)
         hypotheses = self._tokenizer.decode(found.values, found.offsets)
         rouge = rouge_f1(hypotheses, [[reference] for reference in self._references], "unicode").sum(0)
         exact = 100.0 * float(np.sum([exact_match(*texts) for texts in zip(hypotheses, self._references, strict=True)]))
-        sums = torch.tensor([nll, tokens, *rouge, exact, len(hypotheses)], dtype=torch.float64)
-        nll, tokens, rouge1, rouge2, rouge_l, exact, rows = learner.sum_over_workers(sums).tolist()
+        sums = torch.tensor([*rouge, exact, len(hypotheses)], dtype=torch.float64)
+        rouge1, rouge2, rouge_l, exact, rows = learner.sum_over_workers(sums).tolist()
         figures = {
             "dev_loss": nll / tokens,
             "rouge1": rouge1 / rows,

@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -74,21 +73,25 @@ class Worker:
         tokenizer = Tokenizer(self._tokenizer_file)
         device = ray.train.torch.get_device()
         model = Seq2Seq(config.model, tokenizer.vocabulary_size).to(device)
+        self._fence.clear_local()  # no worker gets past the learner's first collective, and writes, before all were here
         self.learner = Learner(model, config.training, device, self.workers > 1, config.scaling.compress_gradients)
         self.stream = PairStream(ray.train.get_dataset_shard(TRAIN), config, job["layout"], self.rank, self.workers)
         self._started: float | None = None
         self._minutes_before, self._best, self._since_best = 0.0, -math.inf, 0
-        self._compared = [config.training.best_by, config.data.dev, len(job["dev"]["source"])]
         if checkpoint := ray.train.get_checkpoint():
             with checkpoint.as_directory() as folder:
                 position = load_checkpoint(folder, self.learner)
             self.stream.load_state_dict(position["stream"])
             self._minutes_before = position["minutes"]
-            if position["compared"] == self._compared:
-                self._best, self._since_best = position["best"], position["since_best"]
+            self._best, self._since_best = position["best"], position["since_best"]
         self.minutes = self._minutes_before
-        self._rollbacks, self._has_rolled_back, self._tokens = 0, False, 0
-        self._dev = self._dev_set(job["dev"], tokenizer)
+        self._rollbacks, self._tokens = 0, 0
+        self._rolled_back_at: int | None = None
+        self._meter = Meter(self.learner, self.minutes, self.progress, config.training.max_loss_rise)
+        if checkpoint:
+            self._meter.remember()
+        memory_share = 1.0 if device.type == "cuda" else 1 / context.get_local_world_size()
+        self._dev = self._dev_set(job["dev"], tokenizer, memory_share)
         self._facts = {
             "workers": self.workers,
             "device": device.type,
@@ -100,10 +103,9 @@ class Worker:
 
     def run(self) -> None:
         """Steps and validations, to the end."""
-        training = self.config.training
+        training, meter = self.config.training, self._meter
         self._report("start", self._facts)
         self.learner.remember()
-        meter = Meter(self.learner, self.minutes, self.progress, training.max_loss_rise)
         validated_at, progress_told = self.minutes, 0.0
         while not self._is_done:
             epoch = self.stream.epoch()
@@ -127,7 +129,6 @@ class Worker:
                 record = meter.record(step, self.minutes, self.progress)
                 if fault := meter.fault():
                     self._roll_back(fault)
-                    meter.roll_back()
                 elif reports:  # the few steps before a validation would say little
                     self._report("step", record)
                 if validates:
@@ -170,30 +171,30 @@ class Worker:
                 f"--training.learning_rate than {training.learning_rate:g} or --training.clip_norm than {training.clip_norm:g}"
                 f"{precise}"
             )
-        self._rollbacks, self._has_rolled_back = self._rollbacks + 1, True
+        self._rollbacks, self._rolled_back_at = self._rollbacks + 1, self.learner.steps
         self.learner.roll_back()
+        self._meter.roll_back()
         self._report("fault", {"fault": fault})
 
     def _validate(self) -> float:
         """Measure with the other workers, and keep a checkpoint; the share of the training that its record tells of."""
-        figures, samples = self._dev.measure(self.learner)
-        if not math.isfinite(figures["dev_loss"]):
+        while (measured := self._dev.measure(self.learner)) is None:
             self._roll_back("the loss of the development pairs is not a number")
-            figures, samples = self._dev.measure(self.learner)
-        if not self._has_rolled_back:  # else it is the last checkpoint's again
+        figures, samples = measured
+        if self._rolled_back_at != self.learner.steps:  # else it is the last checkpoint's again
             by = self.config.training.best_by
             score = -figures[by] if by == "dev_loss" else figures[by]
             self._since_best = 0 if score > self._best else self._since_best + 1
             self._best = max(score, self._best)
+        if self._rolled_back_at is None:
             self._rollbacks = 0
-        self._has_rolled_back = False
+        self._rolled_back_at = None
         self.learner.remember()
         self._agree_on_time()
         told = self.progress
         position = {
             "stream": self.stream.state_dict(self.learner.sum_over_workers),
             "minutes": self.minutes,
-            "compared": self._compared,
             "best": self._best,
             "since_best": self._since_best,
         }
@@ -208,14 +209,14 @@ class Worker:
     def _keep(self, record: dict[str, Any], position: dict[str, Any]) -> None:
         """Write a checkpoint, uploaded beside what is learnt next; the driver hears of it once it is there to go on from."""
         self._fence.check()
-        folder = tempfile.mkdtemp(prefix="nightshift-checkpoint-")  # Ray Train removes it once it is uploaded
+        folder = self._fence.local_folder()  # Ray Train removes it once it is uploaded
         try:
             save_checkpoint(folder, self.learner, position, self._tokenizer_file, self.config)
             ray.train.report(
                 record,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=partial(upload_checkpoint, self._fence.folder),
+                checkpoint_upload_fn=partial(upload_checkpoint, self._fence),
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -240,7 +241,7 @@ class Worker:
             **figures,
         }
 
-    def _dev_set(self, pairs: dict[str, list[str]], tokenizer: Tokenizer) -> DevSet:
+    def _dev_set(self, pairs: dict[str, list[str]], tokenizer: Tokenizer, memory_share: float) -> DevSet:
         """This worker's share of the development pairs."""
         share = {name: texts[self.rank :: self.workers] for name, texts in pairs.items()}
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in share.items()})
@@ -248,4 +249,4 @@ class Worker:
         longest_source = max(data.max_source_tokens, decoding.max_source_tokens)
         ids = TokenizePairs(self._tokenizer_file, longest_source, data.max_target_tokens)(table)
         sources, targets = Rows(*flat_rows(ids["source"])), Rows(*flat_rows(ids["target"]))
-        return DevSet(sources, targets, share["source"], share["target"], tokenizer, self.config)
+        return DevSet(sources, targets, share["source"], share["target"], tokenizer, self.config, memory_share)

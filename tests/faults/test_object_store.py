@@ -27,7 +27,7 @@ from jobs import summarize
 from pipeline import storage
 from pipeline.errors import UserError, exit_on_user_error
 from pipeline.storage import place
-from pipeline.training.checkpoints import upload_checkpoint
+from pipeline.training.checkpoints import Fence, upload_checkpoint
 
 
 @pytest.fixture
@@ -285,7 +285,8 @@ def test_a_checkpoint_that_cannot_be_written_whole_is_an_error(
     """Where pyarrow.fs.copy_files, by which Ray Train would upload it, says nothing."""
     monkeypatch.setattr(storage, "S3_TRIES", 1)
     monkeypatch.setattr(storage, "PAUSE_S", 0.0)
-    trained = place(f"s3://{bucket}/trained", "--output.path")
+    trained = Fence(place(f"s3://{bucket}/trained", "--output.path"), "this")
+    trained.file.write(b"this")
 
     def local(name: str) -> Checkpoint:
         (tmp_path / name / "bundle").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.train import Checkpoint
 
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError
+from pipeline.model.batching import Rows
 from pipeline.model.bundle import load_bundle
 from pipeline.model.decoding import decode_window
 from pipeline.model.engine import Engine
 from pipeline.model.memory import Budget
 from pipeline.model.precision import arithmetic_for
+from pipeline.storage import place
 from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.checkpoints import Fence, upload_checkpoint
 from pipeline.training.distributed import Trained, train
+from pipeline.training.loop import Learner
+from pipeline.training.validation import DevSet
 
 PAIRS, DEV_PAIRS, EPOCHS = 600, 18, 4
 
@@ -91,6 +98,7 @@ def test_the_model_card_tells_how_the_bundle_came_about(finished: tuple[TrainCon
         f"{last['dev_loss']:.3f} | {last['rouge1']:.1f} |",
         "2 × cpu, float32",
         "torch 2.",
+        "Greedy search. ",
         "1 to 48 subwords are written; repeats are allowed",
         "  token_budget: 60\n",
     ):
@@ -179,7 +187,7 @@ def test_bytes_that_are_no_text_are_learnt_from_and_rows_with_a_null_are_skipped
     pq.write_table(pa.table({"id": list("abcde"), "source": sources, "target": targets}), tmp_path / "pairs.parquet")
     data = {"train": str(tmp_path / "pairs.parquet"), "dev": str(tmp_path / "pairs.parquet")}
     trained, records = run(config(command_pairs, tmp_path / "out", data=data, training={"epochs": 1}))
-    assert records[0] == {"kind": "skipped", "train": 2, "dev": 2}
+    assert (records[0]["kind"], records[0]["train"], records[0]["dev"]) == ("skipped", 2, 2)
     assert (trained.last["pairs_seen"], trained.last["dev_rows"]) == (3, 3)
 
 
@@ -188,5 +196,66 @@ def test_another_network_is_not_trained_into_the_same_folder(
 ) -> None:
     settings, _ = finished
     other = config(command_pairs, Path(settings.output.path), model={**settings.model.model_dump(by_alias=True), "cell": "gru"})
-    with pytest.raises(UserError, match=r"another model or tokenizer; set another --output\.path"):
+    with pytest.raises(UserError, match=r"with another --model; set what it was, or another --output\.path"):
         run(other)
+
+
+def test_checkpoints_are_not_compared_by_other_figures(
+    finished: tuple[TrainConfig, list[dict[str, Any]]], command_pairs: Path
+) -> None:
+    settings, _ = finished
+    folder = Path(settings.output.path)
+    with pytest.raises(UserError, match=r"with another --training\.best_by; set what it was, or another --output\.path"):
+        run(config(command_pairs, folder, training={"best_by": "dev_loss"}))
+    with pytest.raises(UserError, match=r"with another --data\.dev or --training\.validate_rows; set what it was"):
+        run(config(command_pairs, folder, training={"validate_rows": DEV_PAIRS - 1}))
+
+
+def test_what_a_kill_leaves_midway_neither_stops_a_training_nor_stays(
+    finished: tuple[TrainConfig, list[dict[str, Any]]], command_pairs: Path, tmp_path: Path
+) -> None:
+    """Half of Ray Train's record, half of an upload, and a checkpoint that was never uploaded."""
+    settings, _ = finished
+    shutil.copytree(settings.output.path, tmp_path / "out")
+    more = config(command_pairs, tmp_path / "out", training={"epochs": EPOCHS + 2})
+    record = tmp_path / "out/checkpoints/checkpoint_manager_snapshot.json"
+    whole = record.read_text().replace(settings.output.path, str(tmp_path / "out"))
+    (tmp_path / "out/checkpoints.json").write_text(whole)
+    record.write_text(whole[: len(whole) // 2])
+    (tmp_path / "out/checkpoints/checkpoint_1").mkdir()
+    (tmp_path / "out/checkpoints/checkpoint_1/state.pt").write_bytes(b"half")
+    (tmp_path / "out/checkpoints/checkpoint_9999").mkdir()
+    local = Path(Fence(place(str(tmp_path / "out"), "--output.path"), "killed").local_folder())
+    trained, further = run(more)
+    assert trained.last["epoch"] == EPOCHS + 2
+    assert further[0]["epoch"] >= EPOCHS, "it goes on"
+    assert not (tmp_path / "out/checkpoints/checkpoint_1").exists()
+    assert (tmp_path / "out/checkpoints/checkpoint_9999").exists(), "it may be another run's, and count soon"
+    assert not local.exists()
+    assert (tmp_path / "out/checkpoints.json").read_bytes() == record.read_bytes()
+
+
+def test_an_upload_that_ends_after_another_run_began_does_not_count(tmp_path: Path) -> None:
+    fence = Fence(place(str(tmp_path / "out"), "--output.path"), "first")
+    fence.file.write(b"second")
+    local = Path(fence.local_folder())
+    (local / "state.pt").write_bytes(b"state")
+    with pytest.raises(UserError, match="another run has been started"):
+        upload_checkpoint(fence, Checkpoint.from_directory(local), "checkpoint_1")
+    assert not local.exists()
+    with pytest.raises(OSError, match="checkpoint_1 is gone from this machine"):
+        upload_checkpoint(fence, Checkpoint.from_directory(local), "checkpoint_1")  # as Ray Train may try again
+
+
+def test_weights_that_are_no_numbers_have_no_figures(finished: tuple[TrainConfig, list[dict[str, Any]]]) -> None:
+    settings, _ = finished
+    bundle = load_bundle(Path(settings.output.path) / "bundle")
+    tokenizer, dev = Tokenizer(bundle.tokenizer_file), pq.read_table(settings.data.dev)
+    texts = dev["source"].to_pylist(), dev["target"].to_pylist()
+    rows = [Rows(*tokenizer.encode(column)) for column in texts]
+    dev_set = DevSet(rows[0], rows[1], texts[0], texts[1], tokenizer, settings, memory_share=0.5)
+    learner = Learner(bundle.model, settings.training, torch.device("cpu"))
+    assert dev_set.measure(learner) is not None
+    with torch.no_grad():
+        bundle.model.decoder.output.bias[7] = torch.nan
+    assert dev_set.measure(learner) is None

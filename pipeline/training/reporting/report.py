@@ -28,7 +28,7 @@ _STALE = 5
 """Validations in a row that were not the best, from which on it is told."""
 _CAPTIONS = [
     ("loss", "Loss", "nat a target token; of training with what the objective adds to it"),
-    ("rouge", "ROUGE F1", "of greedy hypotheses for the development pairs, in percent"),
+    ("rouge", "ROUGE F1", "of hypotheses for the development pairs, in percent"),
     ("rate", "Learning rate", "of Adam"),
     ("speed", "Tokens a second", "source and target, of all workers"),
     ("norm", "Norm of the gradient", "before it was clipped"),
