@@ -71,6 +71,8 @@ class BadFilesOfUnit:
                 f"cannot read {file.path}, which this run could before: {file.error}; run it again once it can be read, "
                 "or begin another run: --output.run_id"
             )
-        self.unread[file.path] = UnreadRows(rows=file.rows, error=file.error)
+        left_out = UnreadRows(rows=file.rows, error=file.error)
+        before = self.unread.get(file.path)  # by the census, further on in the file
+        self.unread[file.path] = left_out if before is None else before + left_out
         if self.file:
             self.file.write(_NOTE.dump_json(self.unread))

@@ -171,7 +171,7 @@ def _among(paths: Sequence[str], filesystem: Any, wanted: Keys) -> dict[int, str
         try:
             with contained(path), pq.ParquetFile(path, filesystem=filesystem) as file:
                 for batch in file.iter_batches(ROWS_AT_A_TIME, columns=file.schema_arrow.names[:1], use_threads=False):
-                    ids = [str(value) for value in batch.column(0).to_pylist() if value is not None]
+                    ids = [str(value) for value in texts_of(pa.chunked_array([batch.column(0)])) if value is not None]
                     keys = id_keys(ids)[:, 0]
                     for row in np.flatnonzero(np.isin(keys, wanted)):
                         found[int(keys[row])] = ids[row]

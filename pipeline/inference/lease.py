@@ -29,7 +29,7 @@ import psutil
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.errors import Stopped, UserError
-from pipeline.storage import Place
+from pipeline.storage import PAUSE_S, TRIES, Place
 
 RENEW_S, EXPIRE_S = 5.0, 30.0
 _TRIES, _PAUSE_S = 5, 1.0
@@ -93,9 +93,16 @@ class Lease:
             raise Stopped("another driver took this output folder over, since this one did not answer for a while")
 
     def look(self) -> None:
-        """Raises Stopped if another driver took over."""
-        if not self._is_held():
-            self._lost.set()
+        """Raises Stopped if another driver took over, and UserError if the storage does not say for a while."""
+        for failures in range(TRIES):
+            try:
+                if not self._is_held():
+                    self._lost.set()
+                break
+            except UserError:
+                if failures == TRIES - 1:
+                    raise
+                time.sleep(PAUSE_S * 2**failures)
         self.check()
 
     def _begin(self) -> None:

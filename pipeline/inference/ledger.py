@@ -43,7 +43,7 @@ _MOST_EXPANSION = 64
 """Of a file, to its entries: hashes hardly compress."""
 _BYTES_OF_A_TASK = 2**28
 """Of files. They hold little that compresses: some 300 MB of entries, and their runs."""
-_FOOTERS_AT_A_TIME = 16
+_FOOTERS_AT_A_TIME, _FOOTERS_ASKED_FOR = 16, 1024
 
 
 def segment_path(run_id: str, window: str) -> str:
@@ -80,7 +80,13 @@ def records(output: Place, run_id: str) -> Iterator[WindowRecord]:
     """
     found = [file for file, _ in _files(output.child(f"{_FOLDER}/run={run_id}"), 0)]
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-        yield from pool.map(lambda file: _record(output, file), found)
+        for start in range(0, len(found), _FOOTERS_ASKED_FOR):
+            yield from pool.map(lambda file: _record(output, file), found[start : start + _FOOTERS_ASKED_FOR])
+
+
+def has_records(output: Place, run_id: str) -> bool:
+    """Whether any window of a run is written."""
+    return bool(_files(output.child(f"{_FOLDER}/run={run_id}"), 0))
 
 
 def _record(output: Place, file: StoredFile) -> WindowRecord:
@@ -145,7 +151,10 @@ def load(output: Place, until: int) -> Ledger:
     runs = [run for run in published(output) if run.sequence <= until]
     compacted = compacted_until(output) if until else 0
     if compacted > until:
-        raise UserError(f"the ledger of {output.uri} was compacted just now; run the same command again")
+        raise UserError(
+            f"the ledger of {output.uri} was compacted just now; run the same command again, or, where the last published run "
+            "has been removed since, with --full, which does without it"
+        )
     files = _files(output.child(f"{_COMPACTED}/{compacted:06}"), compacted) if compacted else []
     for run in runs:
         if run.sequence > compacted:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from pipeline.inference.bundles import read_bundle
 from pipeline.inference.ledger import compacted_until
 from pipeline.inference.manifest import InputFile, Manifest
 from pipeline.inference.passport import PRIVATE
-from pipeline.inference.publication import SUCCESS, published, run_folder, run_ids
+from pipeline.inference.publication import SUCCESS, Published, published, run_folder, run_ids
 from pipeline.inference.sorting import sorted_before
 from pipeline.inference.summaries import RUN
 from pipeline.inference.writing import REJECT_COLUMNS, SUMMARY_COLUMNS
@@ -41,8 +42,9 @@ _PINNED_OF_INPUT = {"path", "id_column", "text_column", "keep_columns", "max_cha
 class Pinned(BaseModel):
     """The options of a run that whoever goes on with it must share, or takes over from it.
 
-    ledger: sequence number of the last run that was published when it began; 0 to do all documents. unread: what is wrong
-    with files that are no Parquet or have other columns, by path, where the run goes on without them; unread_bytes: of these.
+    after: sequence number of the last run that was published when it began; ledger: the same, or 0 to do all documents. unread:
+    what is wrong with files that are no Parquet or have other columns, by path, where the run goes on without them;
+    unread_files: bytes of each and when it was written, as it was then.
     """
 
     started_at: AwareDatetime
@@ -54,9 +56,15 @@ class Pinned(BaseModel):
     window_tokens: PositiveInt | None
     sort: Literal["window", "global"] = "window"
     precision: str = "float32"
+    after: NonNegativeInt = 0
     ledger: NonNegativeInt
     unread: dict[str, str]
-    unread_bytes: NonNegativeInt = 0
+    unread_files: dict[str, tuple[NonNegativeInt, AwareDatetime | None]] = {}
+
+    @property
+    def unread_bytes(self) -> int:
+        """Of those files."""
+        return sum(size for size, _ in self.unread_files.values())
 
     def differs(self, other: Pinned) -> list[str]:
         """What another run would compute otherwise."""
@@ -67,6 +75,10 @@ class Pinned(BaseModel):
             "--full" if self.full else "without --full": self.full != other.full,
         }
         return [name for name, differs in names.items() if differs]
+
+    def replaces(self, before: Pinned) -> bool:
+        """Whether a run that was published since ``before`` began has done what that one was to do."""
+        return set(self.differs(before)) <= {"--full"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,14 @@ class Plan:
             InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
             for file in self.store.files
         ]
+
+    def as_of_now(self) -> Plan:
+        """If it is to begin, after all runs that are published by now: while the lease is held there will be no others."""
+        if self.begun and not self.anew:
+            return self
+        after = _last_sequence(published(self.output))
+        pinned = self.pinned.model_copy(update={"after": after, "ledger": 0 if self.pinned.full else after})
+        return replace(self, pinned=pinned)
 
     def is_finished(self) -> bool:
         """Whether this run ended with _SUCCESS before.
@@ -176,7 +196,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
     run_id = config.output.run_id
     bundle_files, bundle = read_bundle(config.model.path)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
-    now = datetime.now(UTC)
+    now, runs = datetime.now(UTC), published(output)
     pinned = Pinned(
         started_at=now,
         input=config.input.model_dump(include=_PINNED_OF_INPUT),
@@ -187,10 +207,11 @@ def plan_run(config: SummarizeConfig) -> Plan:
         window_tokens=config.resources.window_tokens,
         sort=config.resources.sort,
         precision=config.resources.precision,
-        ledger=0 if config.full else max((run.sequence for run in published(output)), default=0),
+        after=_last_sequence(runs),
+        ledger=0 if config.full else _last_sequence(runs),
         unread={},
     )
-    run_id = run_id or _cut_off(output, pinned) or _new_id(output, now)
+    run_id = run_id or _cut_off(output, pinned, runs) or _new_id(output, now)
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
         store = open_store(config.input)
@@ -207,14 +228,20 @@ def plan_run(config: SummarizeConfig) -> Plan:
         pinned = _noting_unread(pinned, store)
         return Plan(config, run_id, store, output, bundle_files, decoding, pinned, begun=True, anew=why)
     waiting = len(found.keys() - {file.file.path for file in files} - before.unread.keys())
-    store = DocumentStore(root, files, before.unread, before.unread_bytes)
+    unread_files = [StoredFile(path, *written) for path, written in before.unread_files.items()]
+    store = DocumentStore(root, files, before.unread, unread_files)
     as_it_began = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "sort", "precision")}
     config = config.model_copy(update={"resources": config.resources.model_copy(update=as_it_began)})
     return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
 
 
 def _noting_unread(pinned: Pinned, store: DocumentStore) -> Pinned:
-    return pinned.model_copy(update={"unread": dict(store.unread), "unread_bytes": store.unread_bytes})
+    files = {file.path: (file.size, file.modified) for file in store.unread_files}
+    return pinned.model_copy(update={"unread": dict(store.unread), "unread_files": files})
+
+
+def _last_sequence(runs: Sequence[Published]) -> int:
+    return max((run.sequence for run in runs), default=0)
 
 
 def _why_anew(
@@ -228,6 +255,10 @@ def _why_anew(
     """Why what a run that was cut off has written cannot be used, if so."""
     if changed := [file.file.path for file in files if found.get(file.file.path) != file.file]:
         return f"{len(changed)} of its files have changed or are gone since, {changed[0]} among them"
+    was_refused = folder.child(MANIFEST).exists()  # for its rejects, which were counted then
+    others = [path for path, written in before.unread_files.items() if found.get(path) != StoredFile(path, *written)]
+    if was_refused and others:
+        return f"{len(others)} of the files that it could not read have changed or are gone since, {others[0]} among them"
     if compacted_until(output) > before.ledger > 0:
         return "the ledger that it began with was compacted since"
     if before.sort == "global" and sorted_before(folder) is None:
@@ -243,16 +274,23 @@ def _new_id(output: Place, now: datetime) -> str:
     return next(name for number in itertools.count(1) if (name := run_id if number == 1 else f"{run_id}-{number}") not in taken)
 
 
-def _cut_off(output: Place, pinned: Pinned) -> str | None:
-    """The last run without _SUCCESS that asked for the same, if there is one."""
-    found, finished = [], {run.run_id for run in published(output)}
+def _cut_off(output: Place, pinned: Pinned, runs: Sequence[Published]) -> str | None:
+    """The last run without _SUCCESS that asked for the same, if there is one that no other has replaced since."""
+    found, finished = [], {run.run_id for run in runs}
     for run_id in run_ids(output):
-        folder = run_folder(output, run_id)
-        if run_id not in finished and folder.child(PLAN).exists():
-            _, before = _read_plan(folder.child(PLAN))
-            if not before.differs(pinned):
-                found.append((before.started_at, run_id))
+        before = _pinned_of(output, run_id) if run_id not in finished else None
+        if before is None or before.differs(pinned):
+            continue
+        since = [run.run_id for run in runs if run.sequence > max(before.after, before.ledger)]
+        if not any(later.replaces(before) for later in map(partial(_pinned_of, output), since) if later):
+            found.append((before.started_at, run_id))
     return max(found)[1] if found else None
+
+
+def _pinned_of(output: Place, run_id: str) -> Pinned | None:
+    """What a run began with; None where it has left no plan."""
+    file = run_folder(output, run_id).child(PLAN)
+    return _read_plan(file)[1] if file.exists() else None
 
 
 def _read_plan(file: Place) -> tuple[list[DocumentFile], Pinned]:

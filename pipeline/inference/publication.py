@@ -86,5 +86,5 @@ def publish(output: Place, run_id: str, manifest: bytes) -> Published:
     sequence = max((run.sequence for run in published(output)), default=0) + 1
     run = Published(run_id, sequence, hashlib.sha256(manifest).hexdigest())
     content = {"sequence": run.sequence, "manifest_sha256": run.manifest_sha256}
-    run_folder(output, run_id).child(SUCCESS).write(json.dumps(content).encode() + b"\n")
+    run_folder(output, run_id).child(SUCCESS).write_patiently(json.dumps(content).encode() + b"\n")
     return run

@@ -42,7 +42,7 @@ from pipeline.inference.reporting.report import REPORT, write_report
 from pipeline.inference.sorting import DONE as SORTED
 from pipeline.inference.sorting import remove_sorted, sort_documents, sorted_before
 from pipeline.inference.summarizer import SummarizeWindow
-from pipeline.inference.taking_over import AGAIN, check_input, clear_cut_off, keep_recorded, take_over
+from pipeline.inference.taking_over import AGAIN, check_input, clear_cut_off, keep_recorded, nothing_is_done, take_over
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import Unit, units_of
 from pipeline.inference.writing import RECORD, WriteWindow
@@ -74,6 +74,7 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
     with lease.held(plan.output, plan.run_id) as held:
         if plan.folder.child(SUCCESS).exists():
             raise UserError(f"run {plan.run_id} was finished by another driver just now")
+        plan = plan.as_of_now()
         clear_cut_off(plan.folder)
         for before in published(plan.output)[-1:]:
             remove_sorted(run_folder(plan.output, before.run_id))
@@ -87,6 +88,7 @@ def _execute(
     started = time.monotonic()
     tally = Tally(unread={path: UnreadRows(rows=None, error=error) for path, error in plan.pinned.unread.items()})
     if not plan.begun or plan.anew:
+        held.look()  # before files are removed
         _begin(plan)
     plan.folder.child(CONFIG).write(yaml.safe_dump(as_json(plan.config), sort_keys=False).encode())
     actors = place_actors(plan.config.resources)
@@ -97,7 +99,7 @@ def _execute(
         units = list(units_of(plan.store.files, plan.pinned.window_rows))
         done = ledger.load(plan.output, plan.pinned.ledger)
         bad_files = BadFiles(plan.config.input.on_bad_file, plan.folder.child(UNREAD))
-        id_column, is_first = plan.config.input.id_column, not plan.begun or plan.anew is not None
+        id_column, is_first = plan.config.input.id_column, nothing_is_done(plan)
         census = take_census(units, plan.store.root.filesystem, id_column, done, bad_files, is_first)
         attempts = Attempts(uuid.uuid4().hex)
         read = replace(reader(plan, done, census.repeated), bad_files=bad_files, attempts=attempts)
@@ -128,10 +130,10 @@ def _execute(
         raise told
     check_input(plan, tally)
     held.look()
-    keep_recorded(plan, {file.path for file in tally.files})
+    keep_recorded(plan, tally.files)
     manifest = tally.manifest(plan, gone, started, first_window or time.monotonic())
     content = manifest.model_dump_json(indent=2).encode() + b"\n"
-    plan.folder.child(MANIFEST).write(content)
+    plan.folder.child(MANIFEST).write_patiently(content)
     is_sound = manifest.reject_share <= plan.config.input.max_reject_share
     write_report(plan.output, plan.folder, manifest, tally.digest, is_sound)
     if is_sound:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from pipeline.errors import Stopped
 from pipeline.inference import ledger
+from pipeline.inference.manifest import OutputFile
 from pipeline.inference.plan import Plan
 from pipeline.inference.publication import KINDS
+from pipeline.inference.sorting import sorted_before
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import Unit
 from pipeline.storage import PART, Place, StoredFile
@@ -35,6 +37,11 @@ def take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit]
     ]
 
 
+def nothing_is_done(plan: Plan) -> bool:
+    """Whether no window of the run is written yet, nor its documents sorted: it may still be cut otherwise."""
+    return not ledger.has_records(plan.output, plan.run_id) and sorted_before(plan.folder) is None
+
+
 def check_input(plan: Plan, tally: Tally) -> None:
     """Raises Stopped if the input has changed, or not all of it came through. New files are the next run's."""
     unchanged = set(stored_files(plan.store.root))
@@ -50,16 +57,16 @@ def check_input(plan: Plan, tally: Tally) -> None:
         )
 
 
-def keep_recorded(plan: Plan, recorded: set[str]) -> None:
-    """Remove the run's files that no record names: what a crash cut off. Stop if one that a record names is missing."""
+def keep_recorded(plan: Plan, recorded: Sequence[OutputFile]) -> None:
+    """Remove the run's files that no record names: what a crash cut off. Stop if one that a record names is not there so."""
     found = _written(plan)
-    if missing := recorded - found.keys():
+    if missing := [file.path for file in recorded if file.path not in found or found[file.path].size != file.bytes]:
         raise Stopped(
-            f"{len(missing)} files that were written are not in {plan.output.uri}, {min(missing)} among them: "
+            f"{len(missing)} files are not in {plan.output.uri} as they were written, {min(missing)} among them: "
             f"is it a folder that all nodes share, and did no other run {plan.run_id} write there? {AGAIN}"
         )
-    for path in found.keys() - recorded:
-        plan.output.filesystem.delete_file(found[path].path)
+    for path in found.keys() - {file.path for file in recorded}:
+        plan.output.child(path).remove()
     clear_cut_off(plan.output.child(f"ledger/run={plan.run_id}"))
 
 

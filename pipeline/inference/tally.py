@@ -59,7 +59,7 @@ class Tally:
         """Of a run that ends now. started: when its last command did, and first_window: its first window (s)."""
         ended = time.monotonic()
         actor_seconds = sum(ended - began for began in self.actors.values())
-        left_out = plan.store.unread_bytes / max(plan.store.bytes + plan.store.unread_bytes, 1)
+        left_out = plan.pinned.unread_bytes / max(plan.store.bytes + plan.pinned.unread_bytes, 1)
         return Manifest(
             run_id=plan.run_id,
             started_at=plan.pinned.started_at,

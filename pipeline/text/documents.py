@@ -49,13 +49,13 @@ class DocumentFile:
 class DocumentStore:
     """The files of a store, all with the columns that the configuration names.
 
-    unread: what is wrong with the others, by path, where the configuration says to go on without them; unread_bytes: of these.
+    unread: what is wrong with the others, by path, where the configuration says to go on without them; unread_files: these.
     """
 
     root: Place
     files: Sequence[DocumentFile]
     unread: Mapping[str, str] = field(default_factory=dict)
-    unread_bytes: int = 0
+    unread_files: Sequence[StoredFile] = ()
 
     @property
     def rows(self) -> int:
@@ -80,7 +80,7 @@ def open_store(config: DocumentsInput) -> DocumentStore:
     first: dict[str, tuple[pa.DataType, str]] = {}  # of each column that is handed on: its type in a store, and the file
     files: list[DocumentFile] = []
     unread: dict[str, str] = {}
-    unread_bytes = 0
+    unread_files: list[StoredFile] = []
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
         for start in range(0, len(found), _FOOTERS_ASKED_FOR):
             some = found[start : start + _FOOTERS_ASKED_FOR]
@@ -95,10 +95,10 @@ def open_store(config: DocumentsInput) -> DocumentStore:
                     if config.on_bad_file == "fail":
                         raise
                     unread[file.path] = str(error)
-                    unread_bytes += file.size
+                    unread_files.append(file)
     if not files:
         raise UserError(next(iter(unread.values())))
-    return DocumentStore(root, files, unread, unread_bytes)
+    return DocumentStore(root, files, unread, unread_files)
 
 
 def snapshot_of(root: Place) -> Place:

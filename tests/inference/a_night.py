@@ -11,7 +11,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from pipeline.config import SummarizeConfig
-from pipeline.inference.plan import plan_run
+from pipeline.inference.plan import Plan, plan_run
 from pipeline.inference.run import Finished, Progress, execute
 
 
@@ -23,6 +23,11 @@ def night(
     **sections: Any,
 ) -> Finished:
     """A run over tmp_path/in."""
+    return execute(planned(tmp_path, bundle, run_id, **sections), on_progress)
+
+
+def planned(tmp_path: Path, bundle: Path, run_id: str | None, **sections: Any) -> Plan:
+    """The plan of one."""
     values: dict[str, Any] = {
         "input": {"path": str(tmp_path / "in"), **sections.pop("input", {})},
         "output": {"path": str(tmp_path / "out"), "run_id": run_id},
@@ -30,7 +35,7 @@ def night(
         "resources": {"actors": 1, "window_rows": 10},
         **sections,
     }
-    return execute(plan_run(SummarizeConfig.model_validate(values)), on_progress)
+    return plan_run(SummarizeConfig.model_validate(values))
 
 
 def write(tmp_path: Path, name: str, texts: dict[Any, str | None]) -> None:

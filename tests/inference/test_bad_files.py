@@ -13,7 +13,7 @@ from pipeline.config import DocumentsInput
 from pipeline.errors import UserError
 from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.reading import ReadWindows
-from pipeline.inference.windows import Span, Unit
+from pipeline.inference.windows import Span, Unit, Unreadable
 from pipeline.storage import place
 
 # The second of three files is the larger, of several row groups: its beginning may be read where its end cannot.
@@ -83,3 +83,12 @@ def test_of_a_file_that_is_left_out_whole_nothing_is_read(files: list[Path], uni
     assert ids(stage, unit, is_first=True)[0] == [*range(5, 15)]
     files[0].write_bytes(sound)
     assert ids(stage, unit, is_first=False)[0] == [*range(5, 15)]
+
+
+def test_what_the_census_left_out_of_a_file_stays_out_when_more_of_it_does(unit: Unit, stage: ReadWindows) -> None:
+    path = unit.spans[1].path
+    for rows in (8, 12):
+        stage.bad_files.of(unit, is_first=True).note(Unreadable(path, rows, f"{rows} rows"))
+    left_out = stage.bad_files.of(unit, is_first=False)
+    assert left_out.unread[path].rows == 20
+    assert left_out.readable.rows == sum(ROWS) - 20

@@ -10,14 +10,17 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-from a_night import Killed, kill_after, night, texts, write, written
+from a_night import Killed, kill_after, night, planned, texts, write, written
+from pyarrow import fs
 
 from pipeline.errors import Stopped, UserError
+from pipeline.inference.census import _among
 from pipeline.inference.ledger import compact
 from pipeline.inference.manifest import Gone
 from pipeline.inference.plan import _new_id
-from pipeline.inference.run import Progress
+from pipeline.inference.run import Progress, execute
 from pipeline.storage import place
+from pipeline.text.keys import id_keys
 
 
 def test_the_next_night_does_what_is_new_or_changed(tmp_path: Path, tiny_bundle: Path) -> None:
@@ -119,6 +122,20 @@ def test_what_was_cut_off_is_not_there_for_other_runs(tmp_path: Path, tiny_bundl
     assert night(tmp_path, tiny_bundle, "cut").manifest.counts.summarized == 30
 
 
+def test_what_another_run_has_done_since_is_not_gone_on_with(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 30))
+    cut_off = planned(tmp_path, tiny_bundle, "cut")
+    late = planned(tmp_path, tiny_bundle, "late")
+    cut_off.write()
+    assert planned(tmp_path, tiny_bundle, None).run_id == "cut"
+    assert night(tmp_path, tiny_bundle, "other").manifest.counts.summarized == 30
+    assert planned(tmp_path, tiny_bundle, None).run_id != "cut"
+    assert planned(tmp_path, tiny_bundle, "cut").begun, "it is there for who asks for it"
+    assert planned(tmp_path, tiny_bundle, None, full=True).run_id != "cut"
+    # One that was planned before the other was published looks again once it holds the lease.
+    assert execute(late, lambda _: None).manifest.counts.skipped == {"summarized": 30}
+
+
 @pytest.mark.faults
 def test_a_run_whose_input_has_changed_begins_anew(tmp_path: Path, tiny_bundle: Path) -> None:
     write(tmp_path, "a", texts(0, 30))
@@ -172,6 +189,21 @@ def test_too_many_rejects(tmp_path: Path, tiny_bundle: Path) -> None:
     assert (again.published, again.manifest.taken_over) == (True, 10)
 
 
+def test_a_mended_file_begins_a_run_anew_that_was_refused_for_it(tmp_path: Path, tiny_bundle: Path) -> None:
+    write(tmp_path, "a", texts(0, 20))
+    write(tmp_path, "b", texts(20, 40))
+    broken = tmp_path / "in/b.parquet"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    skip = {"on_bad_file": "skip", "max_reject_share": 0.05}
+    refused = night(tmp_path, tiny_bundle, None, input=skip)
+    assert not refused.published
+    assert night(tmp_path, tiny_bundle, None, input=skip).manifest.taken_over == 20, "nothing is mended"
+    write(tmp_path, "b", texts(20, 40))
+    mended = night(tmp_path, tiny_bundle, None, input=skip)
+    assert (mended.published, mended.manifest.run_id) == (True, refused.manifest.run_id)
+    assert (mended.manifest.taken_over, written(tmp_path, mended.manifest.run_id)) == (0, list(range(40)))
+
+
 def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, tiny_bundle: Path) -> None:
     for name, start in (("broken", 0), ("cut", 25), ("other", 50), ("sound", 75)):
         write(tmp_path, name, texts(start, start + 25))
@@ -206,3 +238,10 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, tiny_bundle: Pat
     write(tmp_path, "broken", texts(0, 25))  # mended
     assert night(tmp_path, tiny_bundle, "failing").manifest.counts.skipped == {"summarized": 25}
     assert written(tmp_path, "failing") == list(range(25))
+
+
+def test_what_is_gone_is_named_beside_an_id_that_is_no_text(tmp_path: Path) -> None:
+    raw = pa.array([b"a\xff", b"b"])
+    pq.write_table(pa.table({"id": pa.Array.from_buffers(pa.string(), 2, raw.buffers())}), tmp_path / "part.parquet")
+    wanted = id_keys(["a\ufffd"])[:, 0]
+    assert _among([str(tmp_path / "part.parquet")], fs.LocalFileSystem(), wanted) == {int(wanted[0]): "a\ufffd"}

@@ -28,10 +28,8 @@ _log = logging.getLogger(__name__)
 def write_report(output: Place, folder: Place, manifest: Manifest, digest: Digest, publishable: bool) -> None:
     """Write the report of a run that is about to be published, or, with too many rejects, is not.
 
-    A fault of the report's own does not keep a night's work from being published: then the page says what it was.
-
-    Raises:
-        UserError: it cannot be written.
+    A fault of the report's own does not keep a night's work from being published: then the page, or where that cannot be
+    written the log, says what it was.
     """
     before = last_published(output, manifest.run_id)
     try:
@@ -39,7 +37,10 @@ def write_report(output: Place, folder: Place, manifest: Manifest, digest: Diges
     except Exception as error:
         _log.warning("run %s: the report could not be made", manifest.run_id, exc_info=True)
         page = apology(manifest.run_id, error)
-    folder.child(REPORT).write(page.encode("utf-8", "replace"))
+    try:
+        folder.child(REPORT).write_patiently(page.encode("utf-8", "replace"))
+    except UserError as error:
+        _log.warning("run %s: the report could not be written: %s", manifest.run_id, error)
 
 
 def last_published(output: Place, run_id: str) -> Before | None:
