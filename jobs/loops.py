@@ -75,6 +75,7 @@ def _loop(task: Task, rows: Ints, leave: bool) -> tuple[list[list[int]], int]:
     """One batch: the tokens of each row, and how many row-steps were computed."""
     model, options = task.model, task.options
     device = next(model.parameters()).device
+    torch.backends.cudnn.allow_tf32 = False  # as the engine has it in float32
     source, lengths = (part.to(device) for part in task.sources.padded(rows, options.max_source_tokens))
     limits = torch.full((len(rows),), options.max_target_tokens) if task.limits is None else torch.from_numpy(task.limits[rows])
     limits = limits.to(device)

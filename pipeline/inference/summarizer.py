@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,9 +23,11 @@ from pipeline.inference.passport import DETAIL, FINISHED, IDS, REASON, SCORE, SU
 from pipeline.model.bundle import bundle_from_files
 from pipeline.model.decoding import Hypotheses, decode_window
 from pipeline.model.engine import Engine
-from pipeline.model.memory import Budget
+from pipeline.model.memory import Budget, is_out_of_memory
 from pipeline.model.precision import arithmetic_for
 from pipeline.text.columns import flat_rows, list_column
+
+_LOG = logging.getLogger(__name__)
 
 Tokens = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
@@ -57,6 +61,8 @@ class SummarizeWindow:
         self._threads = min(threads, cpus_here())
         torch.set_num_threads(self._threads)
         self._device = torch.device("cuda" if gpus else "cpu")
+        if 0 < gpus < 1:  # what torch keeps of freed memory would be missing to those that share the GPU
+            torch.cuda.set_per_process_memory_fraction(gpus)
         self._model = bundle_from_files(ray.get(bundle_files), "the model bundle", self._device).model
         self._options = options
         self._token_budget, self._memory_share = token_budget, gpus or min(1.0, cpus / cpus_here())
@@ -110,7 +116,14 @@ class SummarizeWindow:
             lengths[rows] = np.diff(offsets)[rows]
             kept = np.repeat(lengths > 0, np.diff(offsets))
             ends = np.concatenate(([0], np.cumsum(lengths)))
-            return decode_window(self._engine, values[kept], ends, self._options, self._budget, self._threads)
+            try:
+                return decode_window(self._engine, values[kept], ends, self._options, self._budget, self._threads)
+            except torch.AcceleratorError as error:
+                if is_out_of_memory(error):
+                    raise
+                # Nothing more can be computed in a process whose GPU has failed; a new one is counted as an attempt.
+                _LOG.exception("the GPU failed; this actor ends")
+                os._exit(1)
 
         search = Search(self._attempts, window)
         return search.all_but_failing(np.flatnonzero(np.diff(offsets)), decode, self._warm_up)

@@ -107,8 +107,6 @@ class Plain:
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype, self.bytes, self.stepwise = device, dtype, dtype.itemsize, False
         self.module_dtype = recurrence_dtype(dtype, device)
-        # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
-        torch.backends.cudnn.allow_tf32 = dtype != torch.float32
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Reads and gives numbers of the type."""

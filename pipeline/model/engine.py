@@ -108,7 +108,7 @@ class Engine:
         row = self.vocabulary_size * (2 if self.arithmetic.stepwise else 6) * full  # logits; what comes of them
         row += c.layers * 4 * (self._gates + 4 * c.hidden_size) * full
         row += 5 * options.max_target_tokens * torch.long.itemsize  # what is written, and copies of it
-        if self.graphs is not None:  # a second copy, of shapes a quarter larger in each direction
+        if self.graphs is not None and options.beam_size == 1:  # a second copy, of shapes a quarter larger in each direction
             position, row = position + 2 * position, row + 2 * row
         return position, options.beam_size * row
 
@@ -189,6 +189,8 @@ class Engine:
         if self._encoder is None:
             states, keys, carry = self._read_stepwise(ids, inside)
             return Sources(ids, lengths, states, keys), carry
+        # cuDNN's recurrences take TensorFloat-32 for float32 unless told; a summary would then hang on the batch's shape.
+        torch.backends.cudnn.allow_tf32 = self.arithmetic.dtype != torch.float32
         states, state = self._encoder(ids, lengths, ~inside)
         states = self.arithmetic.free(states)
         carry = Carry([after(h) for after, h in zip(self._after, state[0], strict=True)], [*state[-1].float()])

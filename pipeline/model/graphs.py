@@ -28,6 +28,8 @@ class Graphs:
         self._memory: dict[str, Tensor] = {}
         self._seen: set[Hashable] = set()
         self._captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        # Of its own: torch's common one for captures has one workspace for all, which goes with whoever's graphs go first.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def hold(self, name: str, x: Tensor, *shape: int) -> Tensor:
         """x in the first part of an array of this shape, which lies where the last one of this name and shape lay.
@@ -60,7 +62,7 @@ class Graphs:
             graph = torch.cuda.CUDAGraph()
             # One pool for all: no two run at once, and nothing is read from it after a run.
             pool = next(iter(self._captured.values())).pool() if self._captured else None
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
             self._captured[key] = graph
         self._captured[key].replay()

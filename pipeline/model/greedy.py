@@ -136,9 +136,12 @@ def _take_step(engine: Engine, writing: _Writing, steps: Tensor, options: Decodi
 
 
 def _without_done(writing: _Writing, found: _Outcome, taken: int, room: Callable[[int], int]) -> _Writing:
-    """Note what the rows that are done have written in so many steps, and let go of them; see compacted for room."""
+    """Note what the rows that are done have written in so many steps, and let go of them, if that makes fewer slots.
+
+    See compacted for room.
+    """
     number = int(writing.live.sum())
-    if number == len(writing.live):
+    if number and room(number) == len(writing.live):
         return writing
     done = (~writing.live).nonzero()[:, 0]
     rows, outcome = writing.slots.rows[done], writing.outcome

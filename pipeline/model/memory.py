@@ -124,6 +124,7 @@ def _free_of_groups() -> Iterator[int]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a batch found no room, of which all but torch's allocator on GPUs tell in words alone."""
-    told = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed", "could not create a ")
+    of_cpus = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a ")
+    of_gpus = ("alloc_failed", "allocation_failed")  # cuBLAS, cuDNN
     said = str(error).casefold()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in told)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in said for words in of_cpus + of_gpus)

@@ -67,13 +67,14 @@ def test_with_little_memory_every_source_is_decoded() -> None:
     assert "found no room in memory" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["cpu", "numpy", "cublas", "cuda"])
+@pytest.mark.parametrize("kind", ["cpu", "numpy", "cublas", "cudnn", "cuda"])
 def test_what_finds_no_room_is_halved_and_in_the_end_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     search, sizes = decoding.search, list[tuple[int, int]]()
     errors: dict[str, Callable[[], Exception]] = {
         "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 5 bytes"),
         "numpy": MemoryError,
         "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        "cudnn": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     }
 
