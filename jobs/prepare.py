@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.screen import new_console, progress
-from pipeline.config import PrepareConfig
+from pipeline.config import PairsInput, PrepareConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.options import load_config
 from pipeline.storage import place
@@ -22,7 +22,7 @@ def main() -> int:
     console = new_console()
     with progress(console, "") as show:
         prepared = prepare(config, lambda at: show(_standing(at)))
-    console.print(_pairs_table(prepared))
+    console.print(_pairs_table(prepared, config.input))
     for role, report in prepared.splits.items():
         _print_notes(console, role, report)
     console.print(_lengths_table(prepared))
@@ -44,11 +44,11 @@ def _standing(at: Progress) -> str:
     return f"{at.rows:,} rows, {at.pairs:,} pairs kept, {at.doing}" if at.rows else at.doing
 
 
-def _pairs_table(prepared: Prepared) -> Table:
+def _pairs_table(prepared: Prepared, inputs: PairsInput) -> Table:
     table = Table("split", "rows read", "pairs kept", "dropped", "why", title="Pairs")
     for role, report in prepared.splits.items():
         why = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.most_common())
-        read = f"{report.rows:,}" if report.rows else "from train"
+        read = "from train" if getattr(inputs, role) is None else f"{report.rows:,}"
         table.add_row(role, read, f"{report.kept:,}", f"{report.dropped.total():,}", why)
     return table
 

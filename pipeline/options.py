@@ -53,6 +53,9 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
     )
     known = list(_options(cls))
     given, unknown = parser.parse_known_args(argv)
+    for option, value in vars(given).items():
+        if value == ["null"]:  # of a list, whose values argparse gathers
+            setattr(given, option, "null")
     # A whole section as JSON is pydantic-settings' second way to say the same.
     sections = [name for name, field in cls.model_fields.items() if _is_section(field.annotation)]
     unknown += [f"--{section}" for section in sections if getattr(given, section, None) is not None]

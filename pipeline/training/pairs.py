@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from pipeline.config import PairsInput, PrepareConfig
 from pipeline.errors import UserError
@@ -28,7 +29,7 @@ from pipeline.storage import Place, place
 from pipeline.text.pair_store import SCHEMA
 from pipeline.text.tokenizer import Tokenizer, train_tokenizer, without_surrogates
 from pipeline.training.mixing import Mixer
-from pipeline.training.readers import ROLES, Fault, Role, Row, read_rows, value_of
+from pipeline.training.readers import ROLES, STORES, Fault, Role, Row, read_rows, value_of
 from pipeline.training.replacing import replacing
 
 TOKENIZER, SUMMARY = "tokenizer.model", "prepare.json"
@@ -126,7 +127,10 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
     inputs = config.input
     shares: dict[Role, float] = {} if inputs.dev else {"dev": inputs.dev_share}
     shares |= {} if inputs.test else {"test": inputs.test_share}
-    with replacing(place(config.output.path, "--output.path"), _OURS, config.output.overwrite) as (folder, scratch):
+    output = place(config.output.path, "--output.path")
+    for role in ROLES:
+        _require_apart(getattr(inputs, role), role, output)
+    with replacing(output, _OURS, config.output.overwrite) as (folder, scratch):
         work = _Preparation(config, folder, scratch, on_progress)
         if inputs.dev:
             work.take(inputs.dev, "dev")
@@ -136,6 +140,14 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] = lam
         prepared = work.finish()
         folder.child(SUMMARY).write(prepared.as_json(config).encode())
     return prepared
+
+
+def _require_apart(path: str | None, role: Role, output: Place) -> None:
+    """UserError if an input is a folder that the output lies in: what is written would be read."""
+    if path is not None and ("://" not in path or path.startswith(STORES)):
+        folder = place(path, f"--input.{role}")
+        if folder.contains(output) and folder.filesystem.get_file_info(folder.path).type == fs.FileType.Directory:
+            raise UserError(f"--output.path {output.uri} lies in --input.{role} {path}; set another output")
 
 
 class _Preparation:

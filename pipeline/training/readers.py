@@ -13,11 +13,8 @@ import functools
 import io
 import itertools
 import json
-import lzma
+import os
 import re
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -29,6 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import OpenFile
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs
 
 from pipeline.config import PairsInput
 from pipeline.errors import UserError
@@ -57,13 +56,12 @@ _COLUMNS_WITHIN_ROWS = 1000
 _SHOWN_COLUMNS, _SHOWN_CHARS = 20, 40
 _FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tbz": "tar", ".txz": "tar"}
-_DATA_SET = re.compile(r"(?P<name>[^:@]+)(?::(?!:|//)(?P<subset>.+?))?(?:@(?P<split>\w[\w+%:\[\]-]*))?")
+_DATA_SET = re.compile(r"(?P<name>[^:@]+)(?::(?!:|//)(?P<subset>.+?))?(?:@(?P<split>\w[\w+.-]*))?")
 _BUILDERS = frozenset({"arrow", "csv", "json", "parquet", "text", "webdataset", "xml"})
 _ROLE_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-_BROKEN = (
-    OSError, EOFError, ValueError, KeyError, RuntimeError, ImportError, lzma.LZMAError, zlib.error, zipfile.BadZipFile,
-    tarfile.TarError, pa.ArrowException,
-)  # fmt: skip
+STORES = ("s3://", "gs://", "gcs://", "hdfs://")
+_READ_BYTES = 1 << 20
+"""At a time: in a store far away each is a request."""
 
 
 def _open_zstd(file: Any, **_: Any) -> io.BufferedReader:
@@ -83,6 +81,8 @@ def read_rows(path: str, role: Role, options: PairsInput) -> Rows:
     Raises:
         UserError: nothing is at ``path``, it cannot be read to its end, its format is not clear, or it has no such column.
     """
+    for link in path.split("::"):
+        refuse_secrets(link, f"--input.{role}")
     kind = _format_of(path, role, options)
     if kind == "datasets":
         rows = _dataset_rows(path, role)
@@ -172,10 +172,15 @@ def _format_of(path: str, role: Role, options: PairsInput) -> str:
 
 def _ending(name: str) -> str:
     """The last ending of a file's name that tells no compression, such as ``.tsv`` of ``a.tsv.xz``."""
-    name = name.lower()
+    name = _without_query(name).lower()
     for compression in (".xz", ".gz", ".bz2", ".zst"):
         name = name.removesuffix(compression)
     return "." + name.rpartition(".")[2]
+
+
+def _without_query(uri: str) -> str:
+    """A URI without what is asked of its server, in which a ``?`` alone stands for a letter."""
+    return re.sub(r"\?[^?/]*=.*$", "", uri) if "://" in uri else uri
 
 
 def _name_a_member(path: str, role: Role, protocol: str) -> None:
@@ -189,25 +194,57 @@ def _name_a_member(path: str, role: Role, protocol: str) -> None:
 
 def _files(path: str, role: Role, kind: str) -> list[tuple[str, OpenFile]]:
     """The files at a path: one, those that a glob matches, or those of a folder whose names end as the format's do."""
-    for link in path.split("::"):
-        refuse_secrets(link, f"--input.{role}")
     with _reading(path, role):
-        if path.startswith(("s3://", "gs://", "gcs://", "hdfs://")) and "::" not in path:
+        if path.startswith(STORES) and "::" not in path:
             at = place(path, f"--input.{role}")
-            filesystem, names = ArrowFSWrapper(at.filesystem), [at.path]
+            filesystem, names = _Store(at.filesystem), [at.path]
             names = filesystem.glob(at.path) or names
         else:
             filesystem, _, names = fsspec.get_fs_token_paths(path, expand=True)
         if len(names) == 1 and filesystem.isdir(names[0]):
             folder = names[0]
-            visible = [name for name in filesystem.find(folder) if not re.search(r"/[._]", name[len(folder) :])]
+            visible = [name for name in _below(filesystem, folder) if not re.search(r"/[._]", name[len(folder) :])]
             names = [name for name in visible if _FORMATS.get(_ending(name), "lines") == kind]
         if not names or not all(filesystem.exists(name) for name in names):
             raise FileNotFoundError
         return [
-            (path if len(names) == 1 else name, OpenFile(filesystem, name, compression=fsspec.utils.infer_compression(name)))
+            (path if len(names) == 1 else name, OpenFile(filesystem, name, compression=_compression(name)))
             for name in sorted(names)
         ]
+
+
+def _compression(name: str) -> str | None:
+    found: str | None = fsspec.utils.infer_compression(_without_query(name))
+    return found
+
+
+class _Store(ArrowFSWrapper):  # type: ignore[misc]
+    """A store of pyarrow's as fsspec has them, read in larger parts than decompressors ask for."""
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> io.BufferedReader:
+        return io.BufferedReader(super()._open(path, mode, **options), _READ_BYTES)
+
+
+def _below(filesystem: Any, folder: str) -> list[str]:
+    """The files of a folder. fsspec's own search leaves out folders that cannot be listed, and says nothing."""
+    if isinstance(filesystem, _Store):
+        found = filesystem.fs.get_file_info(fs.FileSelector(folder, recursive=True))
+        return [info.path for info in found if info.is_file]
+    if not isinstance(filesystem, LocalFileSystem):
+        names: list[str] = filesystem.find(folder)
+        return names
+    files, seen = list[str](), set[str]()
+    for at, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        if (real := os.path.realpath(at)) in seen:  # by a link, which may go round
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [f"{at}/{name}" for name in names]
+    return files
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @contextlib.contextmanager
@@ -215,9 +252,11 @@ def _reading(path: str, role: Role) -> Iterator[None]:
     """Turn what filesystems, decompressors and archives raise into a UserError that names the path and its option."""
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"no file at {path}; set --input.{role}") from None
-    except _BROKEN as error:
+    except Exception as error:  # of all of fsspec's filesystems: no common base
         raise UserError(f"cannot read {path}: {in_words(error)}; mend it or set --input.{role}") from None
 
 
@@ -227,7 +266,7 @@ def _reading(path: str, role: Role) -> Iterator[None]:
 def _lines(name: str, file: OpenFile, path: str, role: Role) -> _Lines:
     """Lines of UTF-8 text, without their ends. Bytes that are no UTF-8 become U+FFFD."""
     with _reading(path, role), file as opened:
-        stream = io.BufferedReader(cast(io.RawIOBase, opened))
+        stream = io.BufferedReader(cast(io.RawIOBase, opened), _READ_BYTES)
         for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_LINE_BYTES), b""), 1):
             where = f"{name}:{number}"
             if len(line) == _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
@@ -305,11 +344,13 @@ def _csv_fields(lines: _Lines) -> Iterator[tuple[str, list[str] | Fault]]:
         record.append(line)
         size += len(line)
         is_open ^= line.count('"') % 2 == 1
-        if is_open and size < _LONGEST_LINE_BYTES:
+        if is_open and size < _LONGEST_LINE_BYTES and len(record) > 1:
             continue
         try:
             yield begun, next(csv.reader(["\n".join(record)], strict=True))
         except csv.Error as error:
+            if is_open and size < _LONGEST_LINE_BYTES:  # by a mark that begins a field; within one it is a letter
+                continue
             yield begun, Fault("not_csv", str(error))
         record, size, is_open = [], 0, False
     if record:
@@ -380,6 +421,8 @@ def _dataset_rows(path: str, role: Role) -> Rows:
     name, subset, split = named["name"], named["subset"], named["split"]
     try:
         if Path(name, "state.json").exists():
+            if split is not None:
+                raise UserError(f"{name} is a data set without splits; set --input.{role} to it without @{split}")
             found = datasets.load_from_disk(name)
         elif Path(name, "dataset_dict.json").exists():
             splits = datasets.load_from_disk(name)

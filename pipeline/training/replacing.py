@@ -46,6 +46,7 @@ def replacing(output: Place, names: Sequence[str], overwrite: bool) -> Iterator[
         try:
             with _scratch_in(partial) as scratch:
                 yield partial, scratch
+            _require_free(output, names, overwrite)  # another job may have ended meanwhile
             if _names_in(output):
                 replaced.remove_folder()
                 _move(output, replaced, names[::-1])  # so that what is still there is not taken for a whole result

@@ -350,3 +350,13 @@ def test_nested_meetings_are_no_pairs_and_said_so(tmp_path: Path) -> None:
     columns = {"source_column": "meeting_transcripts", "target_column": "general_query_list"}
     with pytest.raises(UserError, match=f"no training pair is left of {path}: bad_type_source"):
         prepare(config(path, tmp_path / "out", input=columns))
+
+
+def test_what_is_written_is_never_read(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("source\ttarget\na\tb\n")
+    config = PrepareConfig.model_validate(
+        {"input": {"train": str(tmp_path), "format": "tsv"}, "output": {"path": str(tmp_path / "out")}}
+    )
+    with pytest.raises(UserError, match=r"--output\.path .*/out lies in --input\.train"):
+        prepare(config)
+    assert not (tmp_path / "out").exists()

@@ -7,19 +7,21 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import PairsInput
 from pipeline.errors import UserError
-from pipeline.training.readers import Fault, Row, read_rows, value_of
+from pipeline.training.readers import Fault, Row, _without_query, read_rows, value_of
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -362,3 +364,47 @@ def test_a_missing_file_in_an_archive_is_a_missing_file(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_one_clear_line() -> None:
     with pytest.raises(UserError, match=r"cannot read foo://a\.tsv: Protocol not known: foo"):
         rows("foo://a.tsv")
+
+
+def test_a_quotation_mark_within_a_csv_field_is_a_letter(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('source,target\n5" disk,x\n"two\nlines",y\nb,z\n')
+    assert [row for _, row in read(path)] == [
+        {"source": '5" disk', "target": "x"},
+        {"source": "two\nlines", "target": "y"},
+        {"source": "b", "target": "z"},
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pairs/shut").mkdir(parents=True)
+    written(tmp_path / "pairs/a.jsonl", jsonl(A))
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # as no folder is refused to root
+    with pytest.raises(UserError, match=r"cannot read .*: Permission denied"):
+        read(tmp_path / "pairs", format="jsonl")
+
+
+def test_links_that_go_round_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    written(tmp_path / "pairs/a.jsonl", jsonl(A))
+    (tmp_path / "pairs/loop").symlink_to(tmp_path / "pairs")
+    assert rows(tmp_path / "pairs", format="jsonl") == [A]
+
+
+def test_a_split_of_a_data_set_without_splits(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([A]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="is a data set without splits"):
+        read(f"{tmp_path}/saved@train", format="datasets")
+
+
+def test_what_is_asked_of_a_server_is_no_part_of_a_name() -> None:
+    assert _without_query("https://host/a.tsv.gz?download=1") == "https://host/a.tsv.gz"
+    assert _without_query("s3://bucket/part-?.jsonl") == "s3://bucket/part-?.jsonl"
+    assert _without_query("a?b=c.tsv") == "a?b=c.tsv"
