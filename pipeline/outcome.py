@@ -79,5 +79,5 @@ class Outcome:
             pushadd_to_gateway(
                 self.watch.pushgateway, f"nightshift_{self.job}", registry, {"name": self.watch.name}, timeout=_TIMEOUT_S
             )
-        except (OSError, HTTPException) as problem:
+        except (OSError, HTTPException, ValueError) as problem:  # ValueError: a name that no host can have
             _log.warning("cannot push to --watch.pushgateway %s: %s", self.watch.pushgateway, in_words(problem))

@@ -256,7 +256,7 @@ def holds_secrets(uri: str) -> bool:
 
 def names_secret(name: str) -> bool:
     """Whether a parameter or property of this name holds what nobody else is to read."""
-    return re.search("passw|secret|token|credential|key", name, re.IGNORECASE) is not None
+    return re.search("passw|secret|token|credential|key|authorization|connection.string", name, re.IGNORECASE) is not None
 
 
 class S3(fs.S3FileSystem):  # type: ignore[misc]

@@ -24,7 +24,9 @@ class WatchSection(Section):
     def _is_an_address(self) -> WatchSection:
         url = urlsplit(self.pushgateway or "http://none")
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"watch.pushgateway must be a URL such as http://pushgateway:9091, not {self.pushgateway!r}")
-        if url.username is not None or url.password is not None:
-            raise ValueError("watch.pushgateway must have no user or password: the configuration is kept with the output")
+            raise ValueError("watch.pushgateway must be a URL such as http://pushgateway:9091")
+        if url.username is not None or url.password is not None or url.query:
+            raise ValueError(
+                "watch.pushgateway must have no user, password or query: the configuration is kept with the output"
+            )
         return self

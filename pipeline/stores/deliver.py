@@ -38,7 +38,9 @@ def deliver(config: DeliverConfig) -> Delivered:
             what was delivered there before is of another output folder.
         Stopped: others kept changing the table meanwhile.
     """
-    runs = published(place(config.input.path, "--input.path"))
+    output = place(config.input.path, "--input.path")
+    folder = output.uri if "://" in output.uri else output.path  # a task may read it, which starts from elsewhere
+    runs = published(output)
     run = _asked_for(runs, config)
     for tries in range(_TRIES):
         with open_sink(config.output) as sink:
@@ -46,7 +48,7 @@ def deliver(config: DeliverConfig) -> Delivered:
             if sink.sequence >= run.sequence:
                 return Delivered(before or "", before, had_rows=False)
             after = 0 if sink.keeps_all else sink.sequence
-            summaries = Summaries(config.input.path, after, run.sequence, tuple(config.input.columns))
+            summaries = Summaries(folder, after, run.sequence, tuple(config.input.columns))
             if summaries.is_empty:  # the mark stays where it is: what comes later is brought with the next run
                 return Delivered(run.run_id, before, had_rows=False)
             if sink.deliver(summaries, Mark.of(run)):

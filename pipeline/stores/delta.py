@@ -32,10 +32,10 @@ def source(options: FetchInput) -> Iterator[RaySource]:
     version = table.version()
     try:
         files = table.to_pyarrow_dataset()
-    except Exception as error:  # of the protocol's features, some are not read: deletion vectors, mapped columns
+        rows = None if options.filter else files.count_rows()
+    except Exception as error:  # files were vacuumed, or have what is not read: deletion vectors, mapped columns
         raise UserError(f"cannot read the Delta table {options.table}: {in_words(error)}") from None
     schema = document_schema(files.schema, options)
-    rows = None if options.filter else files.count_rows()
     # Of a table that was removed and made anew, versions count from 0 again.
     name = f"{version} of {table.metadata().id}"
     yield RaySource(name, schema, rows, options.filter, lambda: ray.data.read_delta(uri, version=version))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 from ray.data import SaveMode
+from ray.data._internal.datasource.iceberg_datasink import IcebergDatasink
 
 from pipeline import cluster
 from pipeline.config import DeliverOutput, FetchInput, StoreSection
@@ -42,10 +43,14 @@ def source(options: FetchInput) -> Iterator[RaySource]:
         raise UserError(f"{options.table} has {which}; set --input.snapshot to one that it has, or write to it first")
     scan = table.scan(snapshot_id=found.snapshot_id)
     schema = document_schema(scan.projection().as_arrow(), options)
+    try:
+        rows = None if options.filter else scan.count()
+    except Exception as error:  # what its files' storage raises, or of what PyIceberg does not read: deletes by equality
+        raise UserError(f"cannot read the Iceberg table {options.table}: {in_words(error)}") from None
     yield RaySource(
         str(found.snapshot_id),
         schema,
-        None if options.filter else scan.count(),
+        rows,
         options.filter,
         lambda: ray.data.read_iceberg(
             table_identifier=options.table, snapshot_id=found.snapshot_id, catalog_kwargs=_catalog_options(options)
@@ -77,11 +82,12 @@ class IcebergSink(OneMark):
 
         table = self._table or _create(self._options, summaries.schema)
         schema = fitted(summaries.schema, table.schema().as_arrow(), self._options.table)
-        if table.current_snapshot() is None:  # a branch begins at a snapshot
-            table.append(table.schema().as_arrow().empty_table())
         start = _main(table)
         branch = f"{self._branches}{uuid.uuid4().hex[:12]}"
         try:
+            if table.current_snapshot() is None:  # a branch begins at a snapshot
+                table.append(table.schema().as_arrow().empty_table())
+                start = _main(table)
             table.manage_snapshots().create_branch(start, branch).commit()
             self._upsert(summaries, schema, branch, {self._key: mark.model_dump_json()})
             head = table.refresh().snapshot_by_name(branch)
@@ -110,12 +116,14 @@ class IcebergSink(OneMark):
             rows = ray.data.range(1, override_num_blocks=1).map_batches(
                 lambda _: (pa.Table.from_batches([batch]) for batch in summaries.batches(schema))
             )
-            rows.write_iceberg(
-                self._options.table,
-                catalog_kwargs=_catalog_options(self._options),
-                snapshot_properties=properties,
-                mode=SaveMode.UPSERT,
-                upsert_kwargs={"join_cols": [summaries.id_column], "branch": branch},
+            rows.write_datasink(
+                _BranchDatasink(
+                    self._options.table,
+                    catalog_kwargs=_catalog_options(self._options),
+                    snapshot_properties=properties,
+                    mode=SaveMode.UPSERT,
+                    upsert_kwargs={"join_cols": [summaries.id_column], "branch": branch},
+                )
             )
         except ray.exceptions.RayError as error:
             raise cluster.explained(error) from None
@@ -130,6 +138,21 @@ class IcebergSink(OneMark):
             transaction.set_properties({self._key: mark.model_dump_json()})
             for branch in [name for name in table.refs() if name.startswith(self._branches)]:
                 ManageSnapshots(transaction).remove_branch(branch).commit()
+
+
+class _BranchDatasink(IcebergDatasink):
+    """Ray Data's, which writes into a folder of the branch's own.
+
+    The rows of a file that stay it writes to a file whose name hangs on that one alone (as of 2.60): two deliveries at once
+    would write over each other's, and so over what one of them has published.
+    """
+
+    def _reload_table(self) -> None:
+        super()._reload_table()
+        metadata = self._table_metadata
+        data = metadata.properties.get("write.data.path") or f"{metadata.location.rstrip('/')}/data"
+        properties = {**metadata.properties, "write.data.path": f"{data.rstrip('/')}/{self._upsert_kwargs['branch']}"}
+        self._table_metadata = metadata.model_copy(update={"properties": properties})
 
 
 def _main(table: Table) -> int:

@@ -34,7 +34,7 @@ from pipeline.config import DeliverOutput, FetchInput
 from pipeline.errors import UserError
 from pipeline.inference.publication import SUCCESS
 from pipeline.storage import Place, StoredFile, in_words, place
-from pipeline.stores.columns import document_schema
+from pipeline.stores.columns import document_schema, values_of
 from pipeline.stores.reading import RaySource
 from pipeline.stores.store import Mark, OneMark, Summaries
 
@@ -44,7 +44,7 @@ _ENDINGS = tuple(
 _BLOCK_BYTES = 32 * 2**20
 """Parsed at a time; no line may be longer."""
 _HEADS, _HEAD_BYTES = 16, 2**20
-_ROWS_OF_A_FILE = 50_000
+_ROWS_OF_A_FILE, _CHARS_OF_A_FILE = 50_000, 32 * 2**20
 _KINDS: dict[type, pa.DataType] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
@@ -170,16 +170,18 @@ def _marks(folder: Place) -> Iterator[Mark]:
 
 def _files(summaries: Summaries) -> Iterator[bytes]:
     """The lines of each file."""
-    lines: list[str] = []
+    lines, chars = list[str](), 0
     for batch in summaries.batches(summaries.schema):
-        for row in batch.to_pylist():
+        for values in zip(*map(values_of, batch.columns), strict=True):
+            row = dict(zip(batch.schema.names, values, strict=True))
             try:
                 lines.append(_as_line(row))
             except ValueError:
                 lines.append(_as_line(_finite(row)))
-            if len(lines) == _ROWS_OF_A_FILE:
+            chars += len(lines[-1])
+            if len(lines) == _ROWS_OF_A_FILE or chars >= _CHARS_OF_A_FILE:
                 yield _joined(lines)
-                lines = []
+                lines, chars = [], 0
     if lines:
         yield _joined(lines)
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.config import DeliverOutput, FetchInput, StoreSection
 from pipeline.errors import UserError
 from pipeline.storage import Place
-from pipeline.stores.columns import chosen, document_schema, fitted, of_values
+from pipeline.stores.columns import chosen, document_schema, fitted, of_values, values_of
 from pipeline.stores.store import Mark, OneMark, Summaries, needed
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ _ROWS_AT_A_TIME = 256
 """Of a cursor: they are all in memory, however long their texts."""
 _BYTES_OF_A_GROUP, _ROWS_OF_A_FILE = 32 * 2**20, 100_000
 _MARKS = "nightshift_deliveries"
+_SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+"""Parameters of libpq."""
+_MOST_DIGITS = 38
+"""Of a decimal in Parquet as all read it."""
 _TEXTS = {"text", "varchar", "bpchar", "name", "uuid", "json", "jsonb"}
 """Read as text. An enumeration's name is its own: a view can cast it."""
 _KINDS = {
@@ -77,7 +81,8 @@ class PostgresSource:
 
         self._connection, self._options = connection, options
         connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
-        columns = _columns(connection, options.table)
+        with _explained("read", options.table):
+            columns = _columns(connection, options.table)
         if not columns:
             raise UserError(f"there is no table {options.table} that can be read; set --input.table")
         wanted = set(chosen(options))
@@ -87,7 +92,8 @@ class PostgresSource:
         )
         self._as_text = {name for name in wanted if columns[name] in _TEXTS}
         where = (connection.info.host, connection.info.port, connection.info.dbname)
-        [moment] = connection.execute("SELECT pg_current_snapshot()::text").fetchone() or [None]
+        with _explained("read", options.table):
+            [moment] = connection.execute("SELECT pg_current_snapshot()::text").fetchone() or [None]
         self.snapshot = hashlib.sha256(json.dumps([*where, moment]).encode()).hexdigest()[:16]
 
     def write(self, folder: Place) -> int | None:
@@ -151,12 +157,15 @@ class PostgresSink(OneMark):
 
         self._connection, self._options = connection, options
         self._table = _table(options.table)
-        schema, _, self._name = options.table.rpartition(".")
+        first, dot, rest = options.table.partition(".")
+        self._name, schema = (rest, first) if dot else (first, "")
         self._marks = sql.Identifier(*filter(None, [schema]), _MARKS)
         self._mark: Mark | None = None
         with _explained("write", options.table):
-            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{_MARKS} {options.table}"])
-            if _columns(connection, f"{schema}.{_MARKS}" if schema else _MARKS):
+            # By its own name alone: with its schema or without, it is the same table.
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{_MARKS} {self._name}"])
+            self._has_marks = bool(_columns(connection, f"{schema}.{_MARKS}" if schema else _MARKS))
+            if self._has_marks and _columns(connection, options.table):  # a mark outlives a table that is dropped
                 query = sql.SQL("SELECT run_id, sequence, manifest_sha256 FROM {} WHERE table_name = %s AND name = %s")
                 found = connection.execute(query.format(self._marks), [self._name, options.name]).fetchone()
                 self._mark = Mark(run_id=found[0], sequence=found[1], manifest_sha256=found[2]) if found else None
@@ -186,8 +195,8 @@ class PostgresSink(OneMark):
                 cursor.copy(sql.SQL("COPY nightshift_staged ({}) FROM STDIN").format(names)) as copy,
             ):
                 for batch in summaries.batches(schema):
-                    for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                        copy.write_row(row)
+                    for row in zip(*map(values_of, batch.columns), strict=True):
+                        self._copy(copy, row)
             changes = [
                 sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name))
                 for name in schema.names
@@ -203,6 +212,14 @@ class PostgresSink(OneMark):
             self._connection.commit()
         return True
 
+    def _copy(self, copy: psycopg.Copy, row: tuple[Any, ...]) -> None:
+        import psycopg
+
+        try:
+            copy.write_row(row)
+        except psycopg.DataError as error:  # a text with NUL, which PostgreSQL has none of
+            raise UserError(f"cannot write {self._options.table}: {_words(error)}, as {row[0]!r} has") from None
+
     def _check(self, schema: pa.Schema, there: dict[str, str]) -> None:
         kinds = {**_KINDS, **dict.fromkeys(_TEXTS, pa.string())}
         # What has no type here, an enumeration or a decimal, is taken by the server from its text.
@@ -216,12 +233,14 @@ class PostgresSink(OneMark):
     def _remember(self, mark: Mark) -> None:
         from psycopg import sql
 
-        self._connection.execute(
-            sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (table_name text, name text, run_id text NOT NULL, sequence bigint NOT NULL, "
-                "manifest_sha256 text, delivered_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (table_name, name))"
-            ).format(self._marks)
-        )
+        if not self._has_marks:  # to create what is there needs a right, too
+            self._connection.execute(
+                sql.SQL(
+                    "CREATE TABLE IF NOT EXISTS {} (table_name text, name text, run_id text NOT NULL, "
+                    "sequence bigint NOT NULL, manifest_sha256 text, delivered_at timestamptz NOT NULL DEFAULT now(), "
+                    "PRIMARY KEY (table_name, name))"
+                ).format(self._marks)
+            )
         self._connection.execute(
             sql.SQL(
                 "INSERT INTO {} (table_name, name, run_id, sequence, manifest_sha256) VALUES (%s, %s, %s, %s, %s) "
@@ -243,10 +262,10 @@ def _connected(options: StoreSection, option: str) -> Iterator[psycopg.Connectio
         said = psycopg.conninfo.conninfo_to_dict(options.connection)
     except psycopg.ProgrammingError:  # whose words have the string, and what may stand in it
         raise UserError(f"{option}.connection is no URI postgresql://… and not of the form 'host=… dbname=…'") from None
-    if "password" in said or "sslpassword" in said:
+    if _SECRETS & said.keys():
         raise UserError(
-            f"{option}.connection has a password in it; take it out, and set PGPASSWORD, .pgpass, a service or "
-            f"{option}.password_env"
+            f"{option}.connection has a password or another secret in it; take it out, and set PGPASSWORD, .pgpass, a service "
+            f"or {option}.password_env"
         )
     if options.password_env:
         if options.password_env not in os.environ:
@@ -300,7 +319,9 @@ def _kind(column: str, kind: str, options: FetchInput) -> pa.DataType:
     if kind in _TEXTS:
         return pa.string()
     if kind.startswith("numeric("):
-        return pa.decimal128(*(int(number) for number in kind[len("numeric(") : -1].split(",")))
+        digits, scale = (int(number) for number in kind[len("numeric(") : -1].split(","))
+        if digits <= _MOST_DIGITS and 0 <= scale <= digits:
+            return pa.decimal128(digits, scale)
     if kind not in _KINDS:
         raise UserError(
             f"column {column!r} of {options.table} is {kind}, of which Parquet has no equal; make a view that casts it, or "

@@ -14,6 +14,8 @@ from tables import FIRST, PASSWORD, SECOND, Store, delivery, finish_run, summari
 
 from pipeline.errors import UserError
 from pipeline.stores.deliver import deliver
+from pipeline.stores.iceberg import IcebergSink
+from pipeline.stores.store import Mark, Summaries
 
 
 def test_run_after_run_in_any_order(store: Store, output: Path) -> None:
@@ -96,6 +98,7 @@ def test_a_table_that_is_there_keeps_its_columns_and_types(store: Store, output:
     deliver(delivery(store, output, columns=["summary", "score"]))
     rows = {row["id"]: row for row in store.read("summaries")}
     assert (rows["d0"]["summary"], rows["mine"]["summary"], rows["mine"]["by"]) == ("first 0", "kept", "me")
+    assert rows["d0"]["by"] == (None if store.kind == "iceberg" else "me")
     assert rows["d20"] == {"id": "d20", "summary": "second 20", "score": -0.5, "by": None}
     store.write("texts", pa.table({"id": [1], "summary": ["x"]}))
     with pytest.raises(UserError, match=r"column 'id' is int64 in .*texts but string in the summaries"):
@@ -132,6 +135,39 @@ def test_an_iceberg_table_has_one_snapshot_a_delivery_that_names_its_run(store: 
     assert [('"run_id":"a"' in one, '"run_id":"b"' in one) for one in said] == [(True, False), (False, True)]
     assert set(table.refs()) == {"main"}
     assert len(table.schemas()) == 1, "Ray Data's sink makes a schema of its own where it finds another"
+
+
+@pytest.mark.parametrize("store", ["iceberg"], indirect=True)
+def test_a_delivery_that_comes_second_writes_over_no_file_of_the_first(store: Store, tmp_path: Path) -> None:
+    """Both rewrite the one file that there is, of which each leaves other rows."""
+    store.write("summaries", pa.table({"id": [*FIRST, "mine"], "summary": [*FIRST.values(), "kept"]}))
+    finish_run(tmp_path / "other", "a", {"d1": "another folder's", "d30": "another folder's"})
+    finish_run(tmp_path / "one", "a", {"d0": "one's", "d30": "one's"})
+    one, other = (delivery(store, tmp_path / name, columns=["summary"], output_name=name) for name in ("one", "other"))
+    late = IcebergSink(other.output)
+    deliver(one)
+    expected = FIRST | {"mine": "kept", "d0": "one's", "d30": "one's"}
+    assert not late.deliver(
+        Summaries(str(tmp_path / "other"), 0, 1, ("summary",)), Mark(run_id="a", sequence=1, manifest_sha256=None)
+    )
+    assert summaries(store.read("summaries")) == expected
+    deliver(other)
+    assert summaries(store.read("summaries")) == expected | {"d1": "another folder's", "d30": "another folder's"}
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_a_table_that_was_dropped_is_made_anew_with_all(store: Store, output: Path) -> None:
+    deliver(delivery(store, output))
+    store.sql(f"DROP TABLE {store.schema}.summaries")
+    deliver(delivery(store, output))
+    assert summaries(store.read("summaries")) == FIRST | SECOND
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_a_text_that_postgresql_has_none_of_is_told_by_its_id(store: Store, tmp_path: Path) -> None:
+    finish_run(tmp_path / "out", "a", {"x": "one", "y": "t\0wo"})
+    with pytest.raises(UserError, match=r"cannot write .*NUL.*, as 'y' has"):
+        deliver(delivery(store, tmp_path / "out"))
 
 
 # Passwords
