@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -114,7 +115,7 @@ def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
         if is_of_now and not isinstance(error, FileNotFoundError):  # a restart may mend it
             raise
         raise UserError(
-            f"the last checkpoint is broken, or of another network ({in_words(error).partition(';')[0][:200]}); delete "
+            f"the last checkpoint is broken, or of another network ({re.split('; |[.] ', in_words(error))[0][:200]}); delete "
             f"{CHECKPOINTS}/ in the folder of --output.path to begin anew"
         ) from None
     return position
