@@ -144,6 +144,11 @@ def test_null_unsets_what_the_file_set(file: Any) -> None:
     assert summarize("--config", file("resources: {actors: null}")).resources.actors is None
 
 
+def test_null_unsets_a_list_that_the_file_set(file: Any) -> None:
+    path = file("input: {train: pairs.tsv, columns: [source, target]}\noutput: {path: out}")
+    assert load_config(PrepareConfig, "prepare", ["--config", path, "--input.columns", "null"]).input.columns is None
+
+
 def test_a_value_may_hold_an_equals_sign_or_nothing() -> None:
     assert summarize("--output.path=a=b").output.path == "a=b"
     assert summarize("--input.path", "").input.path == ""
