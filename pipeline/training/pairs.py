@@ -28,8 +28,9 @@ from pipeline.errors import UserError
 from pipeline.storage import Place, place
 from pipeline.text.pair_store import SCHEMA
 from pipeline.text.tokenizer import Tokenizer, train_tokenizer, without_surrogates
+from pipeline.training.inputs import ROLES, STORES, Role
 from pipeline.training.mixing import Mixer
-from pipeline.training.readers import ROLES, STORES, Fault, Role, Row, read_rows, value_of
+from pipeline.training.readers import Fault, Row, read_rows, value_of
 from pipeline.training.replacing import replacing
 
 TOKENIZER, SUMMARY = "tokenizer.model", "prepare.json"

@@ -7,36 +7,27 @@ columnar file, whatever the input's size.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import io
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import fsspec
-import fsspec.compression
-import fsspec.utils
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import OpenFile
-from fsspec.implementations.arrow import ArrowFSWrapper
-from fsspec.implementations.local import LocalFileSystem
-from pyarrow import fs
 
 from pipeline.config import PairsInput
 from pipeline.errors import UserError
-from pipeline.storage import in_words, place, refuse_secrets
+from pipeline.storage import in_words, refuse_secrets
+from pipeline.training.inputs import FORMATS, READ_BYTES, Role, ending_of, files_of, reading
 
 Row = dict[str, Any]
-Role = Literal["train", "dev", "test"]
-"""What an input is for: the ``--input`` option that names it."""
-ROLES: tuple[Role, ...] = ("train", "dev", "test")
 
 
 class Fault(NamedTuple):
@@ -54,23 +45,10 @@ _Lines = Iterator[tuple[str, str | Fault]]
 _LONGEST_LINE_BYTES = 1 << 26
 _COLUMNS_WITHIN_ROWS = 1000
 _SHOWN_COLUMNS, _SHOWN_CHARS = 20, 40
-_FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tbz": "tar", ".txz": "tar"}
 _DATA_SET = re.compile(r"(?P<name>[^:@]+)(?::(?!:|//)(?P<subset>.+?))?(?:@(?P<split>\w[\w+.-]*))?")
 _BUILDERS = frozenset({"arrow", "csv", "json", "parquet", "text", "webdataset", "xml"})
 _ROLE_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-STORES = ("s3://", "gs://", "gcs://", "hdfs://")
-_READ_BYTES = 1 << 20
-"""At a time: in a store far away each is a request."""
-
-
-def _open_zstd(file: Any, **_: Any) -> io.BufferedReader:
-    return io.BufferedReader(cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")))
-
-
-# fsspec opens .zst only where a further package is installed, which then takes a file that breaks off for a whole one. Arrow
-# brings a decompressor along that does not.
-fsspec.compression.register_compression("zstd", _open_zstd, "zst", force=True)
 
 
 def read_rows(path: str, role: Role, options: PairsInput) -> Rows:
@@ -90,7 +68,7 @@ def read_rows(path: str, role: Role, options: PairsInput) -> Rows:
         rows = _parquet_rows(path, role, options)
     else:
         parse = _parser(kind, path, options)
-        files = _files(path, role, kind)
+        files = files_of(path, role, kind)
         rows = (row for name, file in files for row in parse(_lines(name, file, path, role)))
     return _with_columns(itertools.islice(rows, options.max_rows), path, options, is_table=kind in ("tsv", "csv"))
 
@@ -141,12 +119,12 @@ def _require_none(path: str, missing: dict[str, str], names: Iterable[str], is_t
         )
 
 
-# Which format, which files
+# Which format
 
 
 def _format_of(path: str, role: Role, options: PairsInput) -> str:
     """The format that is set, or else what the path looks like. UserError if that is not clear."""
-    ending = _ending(path.partition("::")[0].rstrip("*"))
+    ending = ending_of(path.partition("::")[0].rstrip("*"))
     data_set = _DATA_SET.fullmatch(path)
     if options.format != "datasets" and ending in _ARCHIVES and "::" not in path:
         _name_a_member(path, role, _ARCHIVES[ending])
@@ -156,8 +134,8 @@ def _format_of(path: str, role: Role, options: PairsInput) -> str:
         return "parquet" if path == data_set["name"] and any(Path(path).rglob("*.parquet")) else "datasets"
     if data_set and data_set["name"] in _BUILDERS:
         return "datasets"
-    if ending in _FORMATS:
-        return _FORMATS[ending]
+    if ending in FORMATS:
+        return FORMATS[ending]
     if options.pattern:
         return "lines"
     if options.columns:
@@ -170,21 +148,8 @@ def _format_of(path: str, role: Role, options: PairsInput) -> str:
     )
 
 
-def _ending(name: str) -> str:
-    """The last ending of a file's name that tells no compression, such as ``.tsv`` of ``a.tsv.xz``."""
-    name = _without_query(name).lower()
-    for compression in (".xz", ".gz", ".bz2", ".zst"):
-        name = name.removesuffix(compression)
-    return "." + name.rpartition(".")[2]
-
-
-def _without_query(uri: str) -> str:
-    """A URI without what is asked of its server, in which a ``?`` alone stands for a letter."""
-    return re.sub(r"\?[^?/]*=.*$", "", uri) if "://" in uri else uri
-
-
 def _name_a_member(path: str, role: Role, protocol: str) -> None:
-    with _reading(path, role):
+    with reading(path, role):
         members = fsspec.filesystem(protocol, fo=path).find("") or ["FILE"]
         raise UserError(
             f"{path} is an archive; set --input.{role} to a file in it, such as {protocol}://{members[-1]}::{path} "
@@ -192,81 +157,13 @@ def _name_a_member(path: str, role: Role, protocol: str) -> None:
         )
 
 
-def _files(path: str, role: Role, kind: str) -> list[tuple[str, OpenFile]]:
-    """The files at a path: one, those that a glob matches, or those of a folder whose names end as the format's do."""
-    with _reading(path, role):
-        if path.startswith(STORES) and "::" not in path:
-            at = place(path, f"--input.{role}")
-            filesystem, names = _Store(at.filesystem), [at.path]
-            names = filesystem.glob(at.path) or names
-        else:
-            filesystem, _, names = fsspec.get_fs_token_paths(path, expand=True)
-        if len(names) == 1 and filesystem.isdir(names[0]):
-            folder = names[0]
-            visible = [name for name in _below(filesystem, folder) if not re.search(r"/[._]", name[len(folder) :])]
-            names = [name for name in visible if _FORMATS.get(_ending(name), "lines") == kind]
-        if not names or not all(filesystem.exists(name) for name in names):
-            raise FileNotFoundError
-        return [
-            (path if len(names) == 1 else name, OpenFile(filesystem, name, compression=_compression(name)))
-            for name in sorted(names)
-        ]
-
-
-def _compression(name: str) -> str | None:
-    found: str | None = fsspec.utils.infer_compression(_without_query(name))
-    return found
-
-
-class _Store(ArrowFSWrapper):  # type: ignore[misc]
-    """A store of pyarrow's as fsspec has them, read in larger parts than decompressors ask for."""
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> io.BufferedReader:
-        return io.BufferedReader(super()._open(path, mode, **options), _READ_BYTES)
-
-
-def _below(filesystem: Any, folder: str) -> list[str]:
-    """The files of a folder. fsspec's own search leaves out folders that cannot be listed, and says nothing."""
-    if isinstance(filesystem, _Store):
-        found = filesystem.fs.get_file_info(fs.FileSelector(folder, recursive=True))
-        return [info.path for info in found if info.is_file]
-    if not isinstance(filesystem, LocalFileSystem):
-        names: list[str] = filesystem.find(folder)
-        return names
-    files, seen = list[str](), set[str]()
-    for at, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        if (real := os.path.realpath(at)) in seen:  # by a link, which may go round
-            folders.clear()
-            continue
-        seen.add(real)
-        files += [f"{at}/{name}" for name in names]
-    return files
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-@contextlib.contextmanager
-def _reading(path: str, role: Role) -> Iterator[None]:
-    """Turn what filesystems, decompressors and archives raise into a UserError that names the path and its option."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"no file at {path}; set --input.{role}") from None
-    except Exception as error:  # of all of fsspec's filesystems: no common base
-        raise UserError(f"cannot read {path}: {in_words(error)}; mend it or set --input.{role}") from None
-
-
 # Lines, and what is made of them
 
 
 def _lines(name: str, file: OpenFile, path: str, role: Role) -> _Lines:
     """Lines of UTF-8 text, without their ends. Bytes that are no UTF-8 become U+FFFD."""
-    with _reading(path, role), file as opened:
-        stream = io.BufferedReader(cast(io.RawIOBase, opened), _READ_BYTES)
+    with reading(path, role), file as opened:
+        stream = io.BufferedReader(cast(io.RawIOBase, opened), READ_BYTES)
         for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_LINE_BYTES), b""), 1):
             where = f"{name}:{number}"
             if len(line) == _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
@@ -374,8 +271,8 @@ def _table_rows(records: Iterable[tuple[str, list[str] | Fault]], columns: list[
 
 
 def _parquet_rows(path: str, role: Role, options: PairsInput) -> Rows:
-    for name, file in _files(path, role, "parquet"):
-        with _reading(path, role), file as opened, pq.ParquetFile(opened, buffer_size=1 << 20) as parquet:
+    for name, file in files_of(path, role, "parquet"):
+        with reading(path, role), file as opened, pq.ParquetFile(opened, buffer_size=1 << 20) as parquet:
             names = parquet.schema_arrow.names
             wanted = _wanted(options)
             read = {column: column if column in names else column.partition(".")[0] for column in wanted.values()}

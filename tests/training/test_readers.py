@@ -21,7 +21,8 @@ import pytest
 
 from pipeline.config import PairsInput
 from pipeline.errors import UserError
-from pipeline.training.readers import Fault, Row, _without_query, read_rows, value_of
+from pipeline.training.inputs import without_query
+from pipeline.training.readers import Fault, Row, read_rows, value_of
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -405,6 +406,6 @@ def test_a_split_of_a_data_set_without_splits(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_of_a_server_is_no_part_of_a_name() -> None:
-    assert _without_query("https://host/a.tsv.gz?download=1") == "https://host/a.tsv.gz"
-    assert _without_query("s3://bucket/part-?.jsonl") == "s3://bucket/part-?.jsonl"
-    assert _without_query("a?b=c.tsv") == "a?b=c.tsv"
+    assert without_query("https://host/a.tsv.gz?download=1") == "https://host/a.tsv.gz"
+    assert without_query("s3://bucket/part-?.jsonl") == "s3://bucket/part-?.jsonl"
+    assert without_query("a?b=c.tsv") == "a?b=c.tsv"
