@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import FetchInput
 from pipeline.errors import UserError
 from pipeline.storage import in_words
-from pipeline.text.documents import SHOWN_COLUMNS, check_columns, is_text, texts_of, without_views
+from pipeline.text.documents import SHOWN_COLUMNS, check_columns, is_text, without_views
 
 _SAME = [
     pa.types.is_boolean,
@@ -111,9 +110,3 @@ def of_values(values: Sequence[object], field: pa.Field) -> pa.Array:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
-
-
-def values_of(column: pa.Array) -> list[Any]:
-    """A column as Python values; bytes of a string that are no UTF-8 become U+FFFD."""
-    values: list[Any] = texts_of(pa.chunked_array([column])) if is_text(column.type) else column.to_pylist()
-    return values

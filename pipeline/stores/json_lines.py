@@ -34,9 +34,10 @@ from pipeline.config import DeliverOutput, FetchInput
 from pipeline.errors import UserError
 from pipeline.inference.publication import SUCCESS
 from pipeline.storage import Place, StoredFile, in_words, place
-from pipeline.stores.columns import document_schema, values_of
+from pipeline.stores.columns import document_schema
 from pipeline.stores.reading import RaySource
 from pipeline.stores.store import Mark, OneMark, Summaries
+from pipeline.text.documents import values_of
 
 _ENDINGS = tuple(
     f"{name}{compressed}" for name in (".jsonl", ".ndjson", ".json") for compressed in ("", ".gz", ".bz2", ".zst", ".lz4")

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from pipeline.config import DeliverOutput, FetchInput, StoreSection
 from pipeline.errors import UserError
 from pipeline.storage import Place
-from pipeline.stores.columns import chosen, document_schema, fitted, of_values, values_of
+from pipeline.stores.columns import chosen, document_schema, fitted, of_values
 from pipeline.stores.store import Mark, OneMark, Summaries, needed
+from pipeline.text.documents import values_of
 
 if TYPE_CHECKING:
     import psycopg

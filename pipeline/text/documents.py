@@ -219,6 +219,26 @@ def texts_of(column: pa.ChunkedArray) -> list[str | None]:
         return [None if text is None else text.decode("utf-8", "replace") for text in raw]
 
 
+def values_of(column: Any) -> list[Any]:
+    """An Arrow column as Python values; bytes of a string that are no UTF-8 become U+FFFD."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.ListScalar | pa.LargeListScalar):
+        return [_value(inner) for inner in scalar.values or ()]
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(scalar[name]) for name in scalar}
+    if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
+        return scalar.as_buffer().to_pybytes().decode(errors="replace")
+    return scalar.as_py()
+
+
 def rejection(has_id: bool, text: str | None, max_chars: int) -> tuple[str, str] | tuple[None, None]:
     """Why a row is no document to summarize: the reason's code and a detail, or None twice if it is one."""
     if not has_id:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import OpenFile
 
 from pipeline.config import PairsInput
 from pipeline.errors import UserError
 from pipeline.storage import in_words, refuse_secrets
+from pipeline.text.documents import values_of
 from pipeline.training.inputs import FORMATS, READ_BYTES, Role, ending_of, files_of, reading
 
 Row = dict[str, Any]
@@ -279,28 +279,8 @@ def _parquet_rows(path: str, role: Role, options: PairsInput) -> Rows:
             _require_none(name, {option: column for option, column in wanted.items() if read[column] not in names}, names)
             numbers = itertools.count()
             for batch in parquet.iter_batches(256, columns=sorted(set(read.values()))):
-                for values in zip(*map(_values, batch.columns), strict=True):
+                for values in zip(*map(values_of, batch.columns), strict=True):
                     yield f"{name} row {next(numbers)}", dict(zip(batch.schema.names, values, strict=True))
-
-
-def _values(column: Any) -> list[Any]:
-    """An Arrow column as Python values; bytes of a string that are no UTF-8 become U+FFFD."""
-    try:
-        return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return [_value(scalar) for scalar in column]
-
-
-def _value(scalar: Any) -> Any:
-    if not scalar.is_valid:
-        return None
-    if isinstance(scalar, pa.ListScalar | pa.LargeListScalar):
-        return [_value(inner) for inner in scalar.values or ()]
-    if isinstance(scalar, pa.StructScalar):
-        return {name: _value(scalar[name]) for name in scalar}
-    if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
-        return scalar.as_buffer().to_pybytes().decode(errors="replace")
-    return scalar.as_py()
 
 
 def _dataset_rows(path: str, role: Role) -> Rows:
