@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipeline.config import BOS, EOS, PAD, UNK, DecodingConfig
 from pipeline.model.batching import Ints, Rows, longest_first, within_budget
-from pipeline.model.seq2seq import Memory, Seq2Seq, State
+from pipeline.model.recurrence import State
+from pipeline.model.seq2seq import Memory, Seq2Seq
 
 _TEXTBOOK_BATCH = 32
 _LEAVING_SHARE = 1 / 8

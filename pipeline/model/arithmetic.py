@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pipeline.config import BOS, EOS, PAD, UNK
 from pipeline.model import kernels
-from pipeline.model.seq2seq import recurrence_dtype
+from pipeline.model.recurrence import recurrence_dtype
 
 Product = Callable[[Tensor], Tensor]
 """x[N, K] to x times a weight[M, K] transposed, plus a bias[M]."""

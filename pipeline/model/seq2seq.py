@@ -13,7 +13,6 @@ What a padded position holds otherwise is never read: the attention's weight the
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -25,21 +24,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import BOS, EOS, ModelConfig
-
-_HOLD = 1e4
-"""Added to a gate before its sigmoid: gives exactly 0 or 1, and fits in float16."""
-
-_CUDNN_BFLOAT16 = 91_300
-"""The first cuDNN whose recurrences torch gives bfloat16 to (pytorch/pytorch#164411); before it torch's own may know none."""
+from pipeline.model.recurrence import Dropout, State, hold_state_at_padding, initialize, recur
 
 _LOGITS_OF_A_PART = 1 << 24
 """That are computed at a time while learning: 64 MB in float32. Parts have one size, but for a batch's last: arrays as large as
 their batch find the holes that others left too small, and a training's memory grows for hours (benchmarks/README.md)."""
 _MOST_LOGITS = 1 << 26
 """That are kept for the way back, 256 MB in float32, whatever the batch and the vocabulary."""
-
-State = tuple[Tensor, ...]
-"""A decoder's recurrent state: (h,) of a GRU or (h, c) of an LSTM, each [layers, B, H]."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +60,6 @@ class Objective:
     coverage: float = 0.0
 
 
-class Dropout(nn.Module):
-    """Dropout of inputs[B, S or T, E or H]: of each unit at each step apart, or of a unit at all steps of a row alike.
-
-    The latter is variational dropout (Gal & Ghahramani 2016, section 4.1).
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.share, self.variational = config.dropout, config.variational_dropout
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The inputs, of which a share is 0 while learning."""
-        if not (self.variational and self.training and self.share):
-            return F.dropout(inputs, self.share, self.training)
-        return inputs * F.dropout(inputs.new_ones(len(inputs), 1, inputs.shape[-1]), self.share)
-
-
 class Encoder(nn.Module):
     """Reads a source.
 
@@ -113,8 +87,8 @@ class Encoder(nn.Module):
             if config.attention != "none":
                 self.memory_bridge = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         for layer in self.layers:
-            _initialize_recurrence(cast(nn.RNNBase, layer))
-            _hold_state_at_padding(cast(nn.RNNBase, layer))
+            initialize(cast(nn.RNNBase, layer))
+            hold_state_at_padding(cast(nn.RNNBase, layer))
 
     def forward(self, source: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, State]:
         """Encode source[B, S] with lengths[B] ≥ 1 and padding[B, S], True beyond them.
@@ -128,7 +102,7 @@ class Encoder(nn.Module):
         for layer in self.layers:
             outputs = self.dropout(outputs)
             inputs = torch.cat((outputs, padding.unsqueeze(-1).to(outputs.dtype)), -1)
-            outputs, held = _recur(cast(nn.RNNBase, layer), inputs, None, self.dropout, self.recurrent_dropout)
+            outputs, held = recur(cast(nn.RNNBase, layer), inputs, None, self.dropout, self.recurrent_dropout)
             finals.append(self._final_state(outputs, held, lengths))
         state = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
         if self.bridges is not None:
@@ -196,7 +170,7 @@ class Decoder(nn.Module):
             batch_first=True,
             dropout=config.dropout if config.layers > 1 else 0.0,
         )
-        _initialize_recurrence(self.recurrence)
+        initialize(self.recurrence)
         width = config.embedding_size if config.tied_embeddings else config.hidden_size
         self.attention: Attention | None = None
         self.readout: nn.Module
@@ -223,7 +197,7 @@ class Decoder(nn.Module):
             generating rather than copying [B, T] or None; state after the last token.
         """
         embedded = self.dropout(self.embedding(tokens))
-        outputs, after = _recur(self.recurrence, embedded, state, self.dropout, self.recurrent_dropout)
+        outputs, after = recur(self.recurrence, embedded, state, self.dropout, self.recurrent_dropout)
         weights = gate = None
         if self.attention is not None:
             context, weights = self.attention(outputs, memory)
@@ -319,93 +293,7 @@ def _at(positions: Tensor, values: Tensor) -> Tensor:
     return values.flatten(0, 1).index_select(0, positions)
 
 
-def recurrence_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What a device's recurrences compute in where all else computes in ``dtype``."""
-    if device.type == "cuda" and dtype == torch.bfloat16 and (torch.backends.cudnn.version() or 0) < _CUDNN_BFLOAT16:  # type: ignore[no-untyped-call]
-        return torch.float32
-    return dtype
-
-
-def _recur(
-    recurrence: nn.RNNBase, inputs: Tensor, before: State | None, dropout: Dropout, recurrent_dropout: float
-) -> tuple[Tensor, State]:
-    """Outputs and last state of ``recurrence``, whole sequences at a time, with what dropout it does not know itself.
-
-    before: the state to begin with; None for zeros. recurrent_dropout: share of the weights from step to step that are 0, the
-    same at all steps of a batch (DropConnect, as Merity et al. 2018, section 2, use it); costs a copy of the weights.
-    """
-    is_lstm, layers = isinstance(recurrence, nn.LSTM), recurrence.num_layers
-    if before is None:
-        directions = 2 if recurrence.bidirectional else 1
-        zeros = inputs.new_zeros(directions * layers, len(inputs), recurrence.hidden_size)
-        before = (zeros, zeros) if is_lstm else (zeros,)
-    is_plain = not recurrence.training or not (recurrent_dropout or (dropout.variational and layers > 1))
-    dtype = _dtype_beside_autocast(inputs.device)
-    if is_plain and dtype is None:
-        outputs, after = recurrence(inputs, before if is_lstm else before[0])
-        return outputs, after if is_lstm else (after,)
-    with contextlib.nullcontext() if dtype is None else torch.autocast(inputs.device.type, enabled=False):
-        inputs, before = inputs.to(dtype=dtype), tuple(part.to(dtype=dtype) for part in before)
-        states: list[State] = []
-        step = layers if is_plain else 1
-        for layer in range(0, layers, step):
-            rows = slice(layer * len(before[0]) // layers, (layer + step) * len(before[0]) // layers)
-            # Of each layer and direction: from input, from step to step, and two biases.
-            weights = [
-                part.to(dtype=dtype)
-                for from_input, from_state, *biases in recurrence.all_weights[rows]
-                for part in (from_input, F.dropout(from_state, recurrent_dropout, not is_plain), *biases)
-            ]
-            first = tuple(part[rows].contiguous() for part in before)
-            between = recurrence.dropout if is_plain else 0.0
-            shape = (weights, True, step, between, recurrence.training, recurrence.bidirectional, True)
-            dropped = dropout(inputs) if layer else inputs
-            inputs, *after = torch.lstm(dropped, first, *shape) if is_lstm else torch.gru(dropped, first[0], *shape)
-            states.append(tuple(after))
-    return inputs, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
-
-
-def _dtype_beside_autocast(device: torch.device) -> torch.dtype | None:
-    """What a recurrence is to compute in where autocast would choose another type; None where it would not.
-
-    On GPUs it takes float16 for cuDNN's, whatever its own type (ATen/cudnn/AutocastRNN.cpp): the gradients of a training in
-    bfloat16, which nobody scales, would be too small for that.
-    """
-    if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or torch.get_autocast_dtype("cuda") != torch.bfloat16:
-        return None
-    return recurrence_dtype(torch.bfloat16, device)
-
-
 def _embedding(vocabulary_size: int, size: int) -> nn.Embedding:
     embedding = nn.Embedding(vocabulary_size, size)
     nn.init.normal_(embedding.weight, std=size**-0.5)
     return embedding
-
-
-def _initialize_recurrence(recurrence: nn.RNNBase) -> None:
-    """Orthogonal recurrent weights (Saxe et al. 2014); an LSTM's forget gate starts open (Jozefowicz et al. 2015)."""
-    hidden = recurrence.hidden_size
-    for name, weight in recurrence.named_parameters():
-        if name.startswith("weight_hh"):
-            for gate in torch.split(weight.data, hidden):
-                nn.init.orthogonal_(gate)
-        elif name.startswith("weight_ih"):
-            nn.init.xavier_uniform_(weight)
-        else:
-            nn.init.zeros_(weight)
-            if isinstance(recurrence, nn.LSTM) and name.startswith("bias_ih"):
-                weight.data[hidden : 2 * hidden] = 1.0
-
-
-def _hold_state_at_padding(recurrence: nn.RNNBase) -> None:
-    """Set the last input column's weights so that a 1 there keeps the state as it is (see the module's docstring)."""
-    hidden = recurrence.hidden_size
-    for name, weight in recurrence.named_parameters():
-        if name.startswith("weight_ih"):
-            column = weight.data[:, -1]
-            column.zero_()
-            if isinstance(recurrence, nn.LSTM):
-                column[:hidden] = -_HOLD  # input gate
-                column[hidden : 2 * hidden] = _HOLD  # forget gate
-            else:
-                column[hidden : 2 * hidden] = _HOLD  # update gate: h' = (1 - z) n + z h

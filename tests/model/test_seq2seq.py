@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from jobs.loops import next_probabilities
 from pipeline.config import BOS, EOS, ModelConfig
-from pipeline.model import seq2seq
+from pipeline.model import recurrence, seq2seq
 from pipeline.model.batching import PairBatch
-from pipeline.model.seq2seq import Dropout, Objective, Seq2Seq
+from pipeline.model.recurrence import Dropout
+from pipeline.model.seq2seq import Objective, Seq2Seq
 
 VOCABULARY = 80
 LAST_COLUMNS = [f"weight_ih_l0{direction}" for direction in ("", "_reverse")]
@@ -303,7 +304,7 @@ def test_recurrences_learn_the_same_where_autocast_is_kept_out_of_them(
         return loss, list(torch.autograd.grad(loss, list(model.parameters())))
 
     loss, gradients = learn()
-    monkeypatch.setattr(seq2seq, "_dtype_beside_autocast", lambda _: torch.float32)
+    monkeypatch.setattr(recurrence, "_dtype_beside_autocast", lambda _: torch.float32)
     beside, gradients_beside = learn()
     torch.testing.assert_close(beside, loss)
     for one, other in zip(gradients_beside, gradients, strict=True):
