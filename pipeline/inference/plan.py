@@ -281,7 +281,8 @@ def _cut_off(output: Place, pinned: Pinned, runs: Sequence[Published]) -> str | 
         before = _pinned_of(output, run_id) if run_id not in finished else None
         if before is None or before.differs(pinned):
             continue
-        since = [run.run_id for run in runs if run.sequence > max(before.after, before.ledger)]
+        began_after = max(before.after, before.ledger)  # the plans of earlier versions have no ``after``
+        since = [run.run_id for run in runs if run.sequence > began_after]
         if not any(later.replaces(before) for later in map(partial(_pinned_of, output), since) if later):
             found.append((before.started_at, run_id))
     return max(found)[1] if found else None

@@ -68,22 +68,18 @@ def upload_checkpoint(fence: Fence, local: ray.train.Checkpoint, name: str) -> r
 
     Ray Train itself would do it by ``pyarrow.fs.copy_files``, which says nothing of an object that could not be written.
 
+    The local one stays where that fails, for Ray Train tries some failures again: workers that start anew remove it.
+
     Raises:
         OSError: a file could not; a restart may mend it.
         UserError: another run was started meanwhile; this checkpoint is not to count.
     """
     folder = fence.folder.child(CHECKPOINTS).child(name)
-    if not (Path(local.path) / _STATE).is_file():  # Ray Train tries some failures again, of which the first has removed it
-        raise OSError(f"{name} is gone from this machine: it could not be uploaded")
-    try:
-        for path in sorted(Path(local.path).rglob("*")):
-            if path.is_file():
-                with pa.memory_map(str(path)) as file, _mended_by_a_restart():
-                    folder.child(path.relative_to(local.path).as_posix()).write_patiently(file.read_buffer())
-        fence.check()
-    except BaseException:
-        shutil.rmtree(local.path, ignore_errors=True)  # Ray Train does it after those alone that were uploaded
-        raise
+    for path in sorted(Path(local.path).rglob("*")):
+        if path.is_file():
+            with pa.memory_map(str(path)) as file, _mended_by_a_restart():
+                folder.child(path.relative_to(local.path).as_posix()).write_patiently(file.read_buffer())
+    fence.check()
     return ray.train.Checkpoint(folder.path, folder.filesystem)
 
 
@@ -159,7 +155,11 @@ class Fence:
         return tempfile.mkdtemp(prefix=self._local_prefix)
 
     def clear_local(self) -> None:
-        """Remove what killed workers left here of such folders, before this run has any. Raises what ``check`` does."""
+        """Remove what workers that are no more left here of such folders, before there is a new one.
+
+        Raises:
+            UserError, OSError: as ``check`` does.
+        """
         self.check()
         for left in Path(tempfile.gettempdir()).glob(f"{self._local_prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
