@@ -3,8 +3,8 @@
 All names are here, with their units and tags: docs/watching.md says the same for people, deploy/grafana shows them. Ray puts
 ``ray_`` before each, and the node and process it came from beside the tags. What is told before Ray is joined is lost.
 
-The driver alone tells, from the records that reach it: of a window once it is committed, of what sorting leaves out of all
-windows once that is done, of a training as its workers report.
+The driver alone tells, from the records that reach it: of a window once it is committed, of a
+training as its workers report.
 A task that was killed and done again leaves one record, and so counts once.
 """
 

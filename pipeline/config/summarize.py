@@ -67,10 +67,6 @@ class Resources(EvaluateResources):
     window_tokens: Positive | None = Field(
         None, description="also end a window before its sources have more subwords than this together; unset: no bound"
     )
-    sort: Literal["window", "global"] = Field(
-        "window",
-        description="sort by length within each window, or first all of the run, which copies and shuffles the texts",
-    )
     token_budget: Positive | Literal["auto"] = Field(
         "auto", description="padded source tokens of a decode batch; auto: what the free memory has room for"
     )

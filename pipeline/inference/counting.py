@@ -35,18 +35,14 @@ class RunMetrics(Standing):
         self.set(watching.RUN_SEEN, 0)
         self.set(watching.RUN_ACTORS, 0)
 
-    def add_documents(self, counts: Counts) -> None:
-        """Of documents that have been dealt with since, by a window or, where sorting left them out, by none."""
-        for outcome, documents in counts.outcomes.items():
-            count(watching.DOCUMENTS, documents, outcome=outcome)
-
     def go_on(self, at: Progress) -> None:
         """Where the run stands before this command's first window."""
         self.set(watching.RUN_SEEN, at.seen)
 
     def add(self, window: WindowRecord, at: Progress) -> None:
         """One more window is committed. at: where the run stands with it."""
-        self.add_documents(Counts().with_window(window))
+        for outcome, documents in Counts().with_window(window).outcomes.items():
+            count(watching.DOCUMENTS, documents, outcome=outcome)
         for reason, documents in window.rejected.items():
             count(watching.REJECTS, documents, reason=reason)
         count(watching.SOURCE_TOKENS, window.source_tokens)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,6 @@ from pipeline.inference.ledger import compacted_until
 from pipeline.inference.manifest import InputFile, Manifest
 from pipeline.inference.passport import PRIVATE
 from pipeline.inference.publication import SUCCESS, Published, published, run_folder, run_ids
-from pipeline.inference.sorting import sorted_before
 from pipeline.inference.summaries import RUN
 from pipeline.inference.writing import REJECT_COLUMNS, SUMMARY_COLUMNS
 from pipeline.storage import Place, StoredFile, in_words, place
@@ -54,7 +53,7 @@ class Pinned(BaseModel):
     full: bool
     window_rows: PositiveInt
     window_tokens: PositiveInt | None
-    sort: Literal["window", "global"] = "window"
+    sort: str = "window"
     precision: str = "float32"
     after: NonNegativeInt = 0
     ledger: NonNegativeInt
@@ -205,7 +204,6 @@ def plan_run(config: SummarizeConfig) -> Plan:
         full=config.full,
         window_rows=config.resources.window_rows,
         window_tokens=config.resources.window_tokens,
-        sort=config.resources.sort,
         precision=config.resources.precision,
         after=_last_sequence(runs),
         ledger=0 if config.full else _last_sequence(runs),
@@ -230,7 +228,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
     waiting = len(found.keys() - {file.file.path for file in files} - before.unread.keys())
     unread_files = [StoredFile(path, *written) for path, written in before.unread_files.items()]
     store = DocumentStore(root, files, before.unread, unread_files)
-    as_it_began = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "sort", "precision")}
+    as_it_began = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "precision")}
     config = config.model_copy(update={"resources": config.resources.model_copy(update=as_it_began)})
     return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
 
@@ -261,8 +259,8 @@ def _why_anew(
         return f"{len(others)} of the files that it could not read have changed or are gone since, {others[0]} among them"
     if compacted_until(output) > before.ledger > 0:
         return "the ledger that it began with was compacted since"
-    if before.sort == "global" and sorted_before(folder) is None:
-        return "its documents were not all sorted"
+    if before.sort != "window":
+        return "it sorted all of its documents first, which this version does not do"
     if config.input.on_bad_file == "fail" and (before.unread or folder.child(UNREAD).exists()):
         return "it left files out that could not be read, and --input.on_bad_file is fail now"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -33,8 +33,8 @@ from pipeline.inference.passport import (
     Passport,
     windows_row,
 )
-from pipeline.inference.screening import SCREENED, Screen
-from pipeline.inference.windows import POSITION, Unit, Unreadable, regrouped, rows_of, unit_of_row
+from pipeline.inference.screening import Screen
+from pipeline.inference.windows import POSITION, Unit, regrouped, rows_of, unit_of_row
 from pipeline.text.columns import encode_column, flat_rows
 from pipeline.text.documents import NO_TOKEN, texts_of
 from pipeline.text.tokenizer import cached_tokenizer
@@ -51,7 +51,7 @@ class ReadWindows:
     tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document. salt: of
     content keys. bad_files: of the run. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and
     none. sample: documents of a window whose openings go along, at most (digest.Sample). attempts: of the run; None: are not
-    counted. copy: what to remove if it is broken, where the store is the one that sorting.py made, of which all is to be done.
+    counted.
     """
 
     filesystem: fs.FileSystem
@@ -66,7 +66,6 @@ class ReadWindows:
     repeated: Repeated | None = None
     sample: int = RUN.sample
     attempts: Attempts | None = None
-    copy: str | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -117,11 +116,7 @@ class ReadWindows:
         """
         screen = self.screen()
         bad = self.bad_files.of(unit, is_first)
-        if self.copy is None:
-            rows = rows_of(bad.readable, self.filesystem, self.columns, self.window_rows, bad.note)
-            left: Iterable[pa.Table] = map(screen.left, rows)
-        else:
-            left = rows_of(unit, self.filesystem, [*self.columns, *SCREENED], self.window_rows, self._note_broken_copy)
+        left = map(screen.left, rows_of(bad.readable, self.filesystem, self.columns, self.window_rows, bad.note))
         number, held = 0, None
         # Texts go before a window is whole: it holds what the model reads of them, and no more, however long they are.
         for table in regrouped(map(self._encode, left), self.window_rows):
@@ -133,12 +128,6 @@ class ReadWindows:
         if held is None:
             [held] = self._windows(self._encode(screen.left(self.nothing())))
         yield held, Passport(unit.number, number, True, dict(screen.skipped), bad.unread)
-
-    def _note_broken_copy(self, file: Unreadable) -> None:
-        raise UserError(
-            f"cannot read {file.path}, of the sorted copy that this run reads: {file.error}; "
-            f"remove {self.copy}, and the same command sorts anew"
-        )
 
     def _windows(self, window: pa.Table) -> Iterator[pa.Table]:
         parts = cut_by_tokens(window, self.window_tokens) if self.window_tokens and len(window) else [window]

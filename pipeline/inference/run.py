@@ -1,10 +1,9 @@
 """One run: every document of a store that is new to a summary or a reject, once.
 
     plan ── census ── read and tokenize, a window at a time ── summarize (actors) ── write ── manifest, _SUCCESS
-                  └─ (sort) ─┘
 
-What makes a window stands in windows.py, what the stages do with it in reading.py, summarizer.py and writing.py; sorting.py is
-for those who ask for it. The driver sees a record per window, never a document.
+What makes a window stands in windows.py, what the stages do with it in reading.py, summarizer.py and writing.py.
+The driver sees a record per window, never a document.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,11 +35,9 @@ from pipeline.inference.manifest import Gone, Manifest, UnreadRows, WindowRecord
 from pipeline.inference.plan import CONFIG, MANIFEST, Plan, as_json
 from pipeline.inference.pool import LIGHT_CPUS, Actors, place_actors
 from pipeline.inference.progress import PROGRESS, Journal, Progress
-from pipeline.inference.publication import KINDS, SUCCESS, publish, published, run_folder
+from pipeline.inference.publication import KINDS, SUCCESS, publish
 from pipeline.inference.reading import ReadWindows
 from pipeline.inference.reporting.report import REPORT, write_report
-from pipeline.inference.sorting import DONE as SORTED
-from pipeline.inference.sorting import remove_sorted, sort_documents, sorted_before
 from pipeline.inference.summarizer import SummarizeWindow
 from pipeline.inference.taking_over import AGAIN, check_input, clear_cut_off, keep_recorded, nothing_is_done, take_over
 from pipeline.inference.tally import Tally
@@ -76,8 +73,6 @@ def execute(plan: Plan, on_progress: Callable[[Progress], None]) -> Finished:
             raise UserError(f"run {plan.run_id} was finished by another driver just now")
         plan = plan.as_of_now()
         clear_cut_off(plan.folder)
-        for before in published(plan.output)[-1:]:
-            remove_sorted(run_folder(plan.output, before.run_id))
         with Journal(plan.folder.child(PROGRESS), plan.run_id, plan.store.rows) as journal, RunMetrics() as metrics:
             return _execute(plan, held, journal, metrics, on_progress)
 
@@ -103,8 +98,6 @@ def _execute(
         census = take_census(units, plan.store.root.filesystem, id_column, done, bad_files, is_first)
         attempts = Attempts(uuid.uuid4().hex)
         read = replace(reader(plan, done, census.repeated), bad_files=bad_files, attempts=attempts)
-        if plan.pinned.sort == "global":
-            units, read = _sorted(plan, units, read, tally, held, metrics)
         left = take_over(plan, units, tally)
         metrics.go_on(journal.take_over(tally.counts, tally.taken_over))
         # Closed at once if this fails, or its tasks would write on when the lease is another's.
@@ -139,8 +132,6 @@ def _execute(
     if is_sound:
         held.look()
         publish(plan.output, plan.run_id, content)
-        with suppress(UserError):  # the next run removes it
-            remove_sorted(plan.folder)
     return Finished(manifest, tally.digest.sample.documents[:_EXAMPLES], is_sound)
 
 
@@ -151,23 +142,7 @@ def _begin(plan: Plan) -> None:
     for name in (MANIFEST, REPORT, GONE):
         plan.folder.child(name).remove()
     plan.folder.child(UNREAD).remove_folder()
-    remove_sorted(plan.folder)
     plan.write()
-
-
-def _sorted(
-    plan: Plan, units: Sequence[Unit], read: ReadWindows, tally: Tally, held: lease.Lease, metrics: RunMetrics
-) -> tuple[list[Unit], ReadWindows]:
-    """The units of the store that has all documents of these in order, and the stage that reads it."""
-    before = sorted_before(plan.folder)
-    copy = before or sort_documents(units, read, plan.folder, held.look)
-    for seen in copy.seen:
-        tally.leave_out(seen.skipped, seen.unread)
-    if before is None:
-        metrics.add_documents(tally.counts)
-    files = units_of(copy.files, plan.pinned.window_rows)
-    own = replace(read, filesystem=plan.output.filesystem, bad_files=BadFiles("fail"), ledger=None, repeated=None)
-    return list(files), replace(own, copy=plan.folder.child(SORTED).uri)
 
 
 def reader(plan: Plan, done: Ledger | None = None, repeated: Repeated | None = None) -> ReadWindows:

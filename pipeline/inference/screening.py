@@ -18,9 +18,6 @@ from pipeline.inference.windows import POSITION
 from pipeline.text.documents import ROW_BITS, rejection, texts_of
 from pipeline.text.keys import content_keys, id_keys
 
-SCREENED = (ID_KEY, CONTENT_KEY, REASON, DETAIL)
-"""Columns that rows have once they were screened: their keys, and why they are rejected."""
-
 
 class Screen:
     """Looks at the rows of one unit, and counts those that it leaves out.
@@ -37,7 +34,7 @@ class Screen:
         self.skipped: Counter[str] = Counter()
 
     def left(self, rows: pa.Table) -> pa.Table:
-        """Of rows with a ``POSITION`` those that are to be done, with the columns ``SCREENED``."""
+        """Of rows with a ``POSITION`` those that are to be done, with their keys and why they are rejected."""
         texts, ids = texts_of(rows[self._input.text_column]), rows[self._input.id_column]
         rejections = [
             rejection(valid, text, self._input.max_chars) for valid, text in zip(ids.is_valid().to_pylist(), texts, strict=True)

@@ -10,7 +10,6 @@ from pipeline.inference import ledger
 from pipeline.inference.manifest import OutputFile
 from pipeline.inference.plan import Plan
 from pipeline.inference.publication import KINDS
-from pipeline.inference.sorting import sorted_before
 from pipeline.inference.tally import Tally
 from pipeline.inference.windows import Unit
 from pipeline.storage import PART, Place, StoredFile
@@ -38,8 +37,8 @@ def take_over(plan: Plan, units: Sequence[Unit], tally: Tally) -> Sequence[Unit]
 
 
 def nothing_is_done(plan: Plan) -> bool:
-    """Whether no window of the run is written yet, nor its documents sorted: it may still be cut otherwise."""
-    return not ledger.has_records(plan.output, plan.run_id) and sorted_before(plan.folder) is None
+    """Whether no window of the run is written yet: it may still be cut otherwise."""
+    return not ledger.has_records(plan.output, plan.run_id)
 
 
 def check_input(plan: Plan, tally: Tally) -> None:

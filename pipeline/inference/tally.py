@@ -39,11 +39,6 @@ class Tally:
         self._count(window)
         self.taken_over += window.documents
 
-    def leave_out(self, skipped: Mapping[str, int], unread: Mapping[str, UnreadRows]) -> None:
-        """What no window tells of: documents that an earlier run did, and rows that could not be read."""
-        self.counts = self.counts.leaving_out(skipped, unread)
-        self._note(unread)
-
     def _note(self, unread: Mapping[str, UnreadRows]) -> None:
         for path, rows in unread.items():
             before = self.unread.get(path)

@@ -68,16 +68,12 @@ def actor(folder: Path) -> psutil.Process:
 
 @dataclass(frozen=True)
 class Watched:
-    """A run, whose actor was killed midway, a training, and a sorted run over more documents. start, end: when they were.
-
-    nightly, sorted: the folders of the runs, in runs/.
-    """
+    """A run whose actor was killed, and a training. start, end: when they were. nightly: the run's folder."""
 
     prometheus: str
     start: float
     end: float
     nightly: Path
-    sorted: Path
 
 
 @pytest.fixture(scope="module")
@@ -134,19 +130,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory, abstracts: list[str], comm
             output__path=folder / "trained",
         )
         assert train.wait(180) == 0
-        more = pa.table({"id": range(len(texts), len(texts) + 50), "text": pa.array(texts[:50], pa.string())})
-        pq.write_table(pa.concat_tables([pq.read_table(folder / "in.parquet"), more]), folder / "more.parquet")
-        again = job(
-            "summarize",
-            watch__name="sorted",
-            input__path=folder / "more.parquet",
-            output__path=folder / "out",
-            resources__actors=1,
-            resources__sort="global",
-        )
-        assert again.wait(180) == 0
         time.sleep(3)  # three scrapes
-        yield Watched(url, start, time.time(), *sorted((folder / "out/runs").iterdir()))
+        yield Watched(url, start, time.time(), *(folder / "out/runs").iterdir())
 
 
 @pytest.mark.faults
@@ -182,18 +167,6 @@ def test_a_window_that_was_done_twice_is_counted_once(watched: Watched) -> None:
     assert counted("read_tokens_total", "kind").get("padding", 0) == manifest["effort"]["padding"]
     decoding = counted("stage_seconds_total", "stage")["decoding"]
     assert decoding == pytest.approx(manifest["effort"]["decode_s"])
-
-
-@pytest.mark.faults
-def test_what_sorting_leaves_out_is_counted(watched: Watched) -> None:
-    counted = ask(watched.prometheus, 'sum by (outcome) (ray_nightshift_documents_total{name="sorted"})')
-    counts = json.loads((watched.sorted / "manifest.json").read_text())["counts"]
-    assert {one["metric"]["outcome"]: float(one["value"][1]) for one in counted} == {
-        "skipped": sum(counts["skipped"].values()),
-        "summarized": counts["summarized"],
-        "rejected": sum(counts["rejected"].values()),
-    }
-    assert sum(counts["skipped"].values()) == 2000
 
 
 @pytest.mark.faults

@@ -27,14 +27,6 @@ POINTS = [
 ]
 
 
-SORTED = [
-    pytest.param(part, when, whom, marks=pytest.mark.faults)
-    for part, whoms in (("sorted/part", ("driver", "worker")), ("sorted.json", ("driver",)), ("summaries/run=", ("driver",)))
-    for when in ("before", "amid", "after")
-    for whom in whoms
-]
-
-
 @pytest.mark.parametrize(("part", "when", "whom"), POINTS)
 def test_killed_at_a_step_of_the_commit(
     store: Path, options: list[str], undisturbed: Path, tmp_path: Path, part: str, when: str, whom: str
@@ -52,31 +44,6 @@ def test_killed_at_a_step_of_the_commit(
     assert written_again(before) == 0
     assert not list(output.glob("lease/*")) or published, "who finds the lease of a process that is gone removes it"
     assert not list(output.glob("*/run=*/*.part")), "nothing is left of what was being written"
-
-
-@pytest.fixture(scope="module")
-def undisturbed_in_order(store: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed_in_order") / "out"
-    Command(store, output, [*options, "--resources.sort=global"]).finish()
-    return output
-
-
-@pytest.mark.parametrize(("part", "when", "whom"), SORTED)
-def test_killed_where_all_documents_are_sorted(
-    store: Path, options: list[str], undisturbed_in_order: Path, tmp_path: Path, part: str, when: str, whom: str
-) -> None:
-    output = tmp_path / "out"
-    command = Command(store, output, [*options, "--resources.sort=global"])
-    command.die_at(part, when, whom, tmp_path / "killed")
-    before = commits(output)
-    if not list(output.glob("runs/*/_SUCCESS")):
-        assert whom == "driver"
-        told = command.finish()
-        is_sorted = part == "summaries/run=" or (part, when) == ("sorted.json", "after")
-        assert ("goes on from there" if is_sorted else "begins anew: its documents were not all sorted") in told
-    assert difference(output, undisturbed_in_order).is_none
-    assert written_again(before) == 0
-    assert not list(output.glob("runs/*/sorted*"))
 
 
 @pytest.mark.faults

@@ -18,7 +18,6 @@ from pipeline.inference.bad_files import BadFiles
 from pipeline.inference.manifest import Manifest, WindowRecord
 from pipeline.inference.progress import PROGRESS
 from pipeline.inference.publication import SUCCESS, end_of
-from pipeline.inference.sorting import DONE, sorted_before
 from pipeline.inference.status import status_of
 from pipeline.inference.windows import Span, Unit
 from pipeline.storage import Place, place
@@ -79,9 +78,6 @@ def target(data: bytes) -> None:
             _put("notes/unit-000001.json", content)
             bad = BadFiles("skip", output.child("notes")).of(_UNIT, True)
             assert bad.readable.rows <= _UNIT.rows
-        elif kind == b"4":
-            _put(f"runs/t/{DONE}", content)
-            sorted_before(output.child("runs/t"))
         else:
             with contextlib.suppress(ValidationError):
                 _look_at(content)
