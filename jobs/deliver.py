@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from jobs.screen import new_console, progress
-from pipeline.config import DeliverConfig
+from jobs.console import new_console, progress
+from pipeline.config.loader import load_config
+from pipeline.config.tables import DeliverConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.options import load_config
-from pipeline.stores.deliver import deliver
+from pipeline.tables.deliver import deliver
 
 
 def main() -> int:

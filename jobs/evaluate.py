@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.outputs import appearing
-from jobs.screen import new_console, progress
-from pipeline.config import EvaluateConfig
+from jobs.console import new_console, progress
+from pipeline.bundles import read_bundle
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.loader import load_config
+from pipeline.data.arrow import to_texts
+from pipeline.data.pairs import drop_incomplete, open_pairs
 from pipeline.errors import UserError, exit_on_user_error
-from pipeline.evaluation.evaluate import Decoded, Evaluation, Figures
-from pipeline.evaluation.metrics import Estimate, tokenizer_warnings
-from pipeline.inference.bundles import read_bundle
-from pipeline.options import load_config
-from pipeline.storage import from_here
-from pipeline.text.documents import texts_of
-from pipeline.text.pair_store import open_pairs, whole_pairs
-from pipeline.versions import versions
+from pipeline.evaluation.evaluate import DecodedBatch, EvaluationScores, Evaluator
+from pipeline.evaluation.metrics import ScoreInterval, tokenizer_warnings
+from pipeline.io.atomic import atomic_file
+from pipeline.io.location import relative_to_cwd
+from pipeline.version import versions
 
 _WINDOW_ROWS = 512
 _SHOWN = {
@@ -51,17 +51,17 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, bundle = read_bundle(config.model.path, device)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
-    evaluation = Evaluation(bundle, decoding, config.metrics, config.resources.precision)
+    evaluation = Evaluator(bundle, decoding, config.metrics, config.resources.precision)
     console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
     with contextlib.ExitStack() as outputs:
-        report = outputs.enter_context(appearing(config.output.path, "--output.path"))
+        report = outputs.enter_context(atomic_file(config.output.path, "--output.path"))
         write = outputs.enter_context(_hypotheses(config.output.hypotheses)) if config.output.hypotheses else None
         skipped = _evaluate(console, config, evaluation, rows, windows, write)
         if skipped == rows:
             raise UserError(f"each row of {config.input.path} has a null source or target; set --input.path to pairs")
         figures = evaluation.figures()
         content = {
-            "model": {"path": from_here(config.model.path), "fingerprint": bundle.fingerprint},
+            "model": {"path": relative_to_cwd(config.model.path), "fingerprint": bundle.fingerprint},
             "input": {"path": config.input.path, "rows": rows, "skipped_null_rows": skipped},
             "decoding": decoding.model_dump(),
             "metrics": config.metrics.model_dump(),
@@ -78,21 +78,21 @@ def main() -> int:
 def _evaluate(
     console: Console,
     config: EvaluateConfig,
-    evaluation: Evaluation,
+    evaluation: Evaluator,
     rows: int,
     windows: Iterator[pa.Table],
-    write: Callable[[pa.Table, Decoded], None] | None,
+    write: Callable[[pa.Table, DecodedBatch], None] | None,
 ) -> int:
     """Feed the windows to the evaluation; how many rows were skipped."""
     seen = skipped = 0
     with progress(console, "decoding", rows) as show:
         for window in windows:
-            pairs = whole_pairs(window)
-            references = [str(text) for text in texts_of(pairs["target"])]
+            pairs = drop_incomplete(window)
+            references = [str(text) for text in to_texts(pairs["target"])]
             if not seen:
                 for warning in tokenizer_warnings(references, config.metrics.rouge_tokenizer, config.metrics.bleu_tokenizer):
                     console.print(f"warning: {warning}", style="yellow")
-            decoded = evaluation.add([str(text) for text in texts_of(pairs["source"])], references)
+            decoded = evaluation.add([str(text) for text in to_texts(pairs["source"])], references)
             if write:
                 write(pairs, decoded)
             seen += len(window)
@@ -102,12 +102,12 @@ def _evaluate(
 
 
 @contextlib.contextmanager
-def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, Decoded], None]]:
+def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, DecodedBatch], None]]:
     """A function that adds a window's pairs and hypotheses to a Parquet file."""
-    with appearing(uri, "--output.hypotheses") as file, contextlib.ExitStack() as closing:
+    with atomic_file(uri, "--output.hypotheses") as file, contextlib.ExitStack() as closing:
         writer: pq.ParquetWriter | None = None
 
-        def write(pairs: pa.Table, decoded: Decoded) -> None:
+        def write(pairs: pa.Table, decoded: DecodedBatch) -> None:
             nonlocal writer
             columns: dict[str, Any] = {
                 "id": pairs["id"],
@@ -125,7 +125,7 @@ def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, Decoded], None]]:
         yield write
 
 
-def _show(console: Console, config: EvaluateConfig, figures: Figures, skipped: int) -> None:
+def _show(console: Console, config: EvaluateConfig, figures: EvaluationScores, skipped: int) -> None:
     intervals = ", with 95 % intervals" if config.metrics.bootstrap_samples else ""
     table = Table("", *figures.systems, title=f"{figures.rows:,} pairs{intervals}")
     for name, shown in _SHOWN.items():
@@ -142,7 +142,7 @@ def _show(console: Console, config: EvaluateConfig, figures: Figures, skipped: i
         console.print(f"hypotheses: {config.output.hypotheses}")
 
 
-def _cell(estimate: Estimate) -> Text:
+def _cell(estimate: ScoreInterval) -> Text:
     interval = "" if estimate.low is None else f" {estimate.low:.1f} to {estimate.high:.1f}"
     return Text.assemble(f"{estimate.value:.1f}", (interval, "dim"))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from jobs.screen import new_console, progress
-from pipeline.config import FetchConfig
+from jobs.console import new_console, progress
+from pipeline.config.loader import load_config
+from pipeline.config.tables import FetchConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.options import load_config
-from pipeline.stores.fetch import fetch
+from pipeline.tables.fetch import fetch
 
 
 def main() -> int:

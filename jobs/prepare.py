@@ -8,12 +8,12 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from jobs.screen import new_console, progress
-from pipeline.config import PairsInput, PrepareConfig
+from jobs.console import new_console, progress
+from pipeline.config.loader import load_config
+from pipeline.config.prepare import PairsInput, PrepareConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.options import load_config
-from pipeline.storage import place
-from pipeline.training.pairs import TOKENIZER, Prepared, Progress, SplitReport, prepare
+from pipeline.io.location import open_location
+from pipeline.prepare.prepare import TOKENIZER, PrepareProgress, PrepareResult, SplitReport, prepare
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     for role, report in prepared.splits.items():
         _print_notes(console, role, report)
     console.print(_lengths_table(prepared))
-    output = place(config.output.path, "--output.path")
+    output = open_location(config.output.path, "--output.path")
     shards = output.child(f"{{{','.join(prepared.splits)}}}/*.parquet").uri
     train, dev, tokenizer = (output.child(name).uri for name in ("train", "dev", TOKENIZER))
     console.print(
@@ -40,11 +40,11 @@ def main() -> int:
     return 0
 
 
-def _standing(at: Progress) -> str:
+def _standing(at: PrepareProgress) -> str:
     return f"{at.rows:,} rows, {at.pairs:,} pairs kept, {at.doing}" if at.rows else at.doing
 
 
-def _pairs_table(prepared: Prepared, inputs: PairsInput) -> Table:
+def _pairs_table(prepared: PrepareResult, inputs: PairsInput) -> Table:
     table = Table("split", "rows read", "pairs kept", "dropped", "why", title="Pairs")
     for role, report in prepared.splits.items():
         why = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.most_common())
@@ -66,7 +66,7 @@ def _print_notes(console: Console, role: str, report: SplitReport) -> None:
         console.print(f"{role}: {report.held_out:,} pairs have a source that is in dev or test too (--filter.drop_held_out)")
 
 
-def _lengths_table(prepared: Prepared) -> Table:
+def _lengths_table(prepared: PrepareResult) -> Table:
     title = f"Length in subwords, percentiles of {prepared.measured_pairs:,} training pairs"
     table = Table("", *(f"{share} %" for share in prepared.source_subwords), title=title)
     table.add_row("source", *(f"{length:,}" for length in prepared.source_subwords.values()))

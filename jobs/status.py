@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from jobs.screen import new_console, standing
-from pipeline.config import StatusConfig
+from jobs.console import new_console, progress_line
+from pipeline.config.loader import load_config
+from pipeline.config.runs import StatusConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.inference.status import status_of
-from pipeline.options import load_config
-from pipeline.storage import place
+from pipeline.io.location import open_location
+from pipeline.runs.status import run_status
 
 
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(StatusConfig, "status", sys.argv[1:])
     console = new_console()
-    status = status_of(place(config.output.path, "--output.path"), config.output.run_id)
+    status = run_status(open_location(config.output.path, "--output.path"), config.output.run_id)
     run, at = f"run {status.run_id}", status.progress
-    console.print(standing(run, at.seen, at.documents, at.details()) if at else run)
+    console.print(progress_line(run, at.seen, at.documents, at.details()) if at else run)
     console.print(status.state)
     return 0
 

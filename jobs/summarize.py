@@ -8,19 +8,20 @@ from datetime import timedelta
 from rich.console import Console
 from rich.text import Text
 
-from jobs.screen import new_console, progress
-from pipeline.config import SummarizeConfig, WatchSection
+from jobs.console import new_console, progress
+from pipeline.config.loader import load_config
+from pipeline.config.monitoring import MonitoringSection
+from pipeline.config.summarize import SummarizeConfig
 from pipeline.errors import EXIT_TOO_MANY_REJECTS, exit_on_user_error, printable
-from pipeline.inference.digest import Example
-from pipeline.inference.manifest import Manifest
+from pipeline.inference.actor_pool import wait_for_actors
+from pipeline.inference.estimate import estimate_run
 from pipeline.inference.plan import Plan, plan_run
-from pipeline.inference.pool import place_actors
-from pipeline.inference.rehearsal import rehearse
-from pipeline.inference.reporting.report import REPORT
-from pipeline.inference.run import Finished, execute
-from pipeline.options import load_config
-from pipeline.outcome import Outcome
-from pipeline.storage import from_here
+from pipeline.inference.run import RunResult, execute
+from pipeline.io.location import relative_to_cwd
+from pipeline.monitoring.pushgateway import JobOutcome
+from pipeline.runs.layout import REJECTS, REPORT, SUMMARIES, parts_path
+from pipeline.runs.manifest import Manifest
+from pipeline.runs.stats import ExampleDocument
 
 _OPENING_CHARS = 220
 _SHOWN_FILES = 5
@@ -31,19 +32,19 @@ _LINE_EVERY_S = 30.0
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(SummarizeConfig, "summarize", sys.argv[1:])
-    with Outcome("summarize", WatchSection() if config.dry_run else config.watch) as outcome:
+    with JobOutcome("summarize", MonitoringSection() if config.dry_run else config.watch) as outcome:
         outcome.status = _summarize(config, outcome)
     return outcome.status
 
 
-def _summarize(config: SummarizeConfig, outcome: Outcome) -> int:
+def _summarize(config: SummarizeConfig, outcome: JobOutcome) -> int:
     """Plan, run and report; the exit status. outcome: learns of a run that comes to its end."""
     console = new_console(job="summarize", name=config.watch.name)
     plan = plan_run(config)
     console.tags["run"] = plan.run_id
     console.print(
         f"run {plan.run_id}: {plan.store.rows:,} documents in {len(plan.store.files):,} files "
-        f"({plan.store.bytes / 1e6:,.1f} MB) of {from_here(config.input.path)}, with model {plan.model_fingerprint[:12]}"
+        f"({plan.store.bytes / 1e6:,.1f} MB) of {relative_to_cwd(config.input.path)}, with model {plan.model_fingerprint[:12]}"
     )
     if plan.anew:
         console.print(f"the run was cut off and begins anew: {plan.anew}")
@@ -68,8 +69,8 @@ def _summarize(config: SummarizeConfig, outcome: Outcome) -> int:
 def _show_plan(console: Console, plan: Plan) -> None:
     """The actors that the cluster has room for, and what the run will take."""
     with progress(console, "decoding a few documents to see how long the run takes"):
-        actors = place_actors(plan.config.resources)
-        estimate = rehearse(plan, actors)
+        actors = wait_for_actors(plan.config.resources)
+        estimate = estimate_run(plan, actors)
     number = f"{actors.fewest} to {actors.number}" if actors.fewest < actors.number else f"{actors.number}"
     console.print(
         f"actors:    {number}, each with {actors.gpus:g} GPU, {actors.cpus:g} CPU and {actors.threads} threads\n"
@@ -80,7 +81,7 @@ def _show_plan(console: Console, plan: Plan) -> None:
     )
 
 
-def _execute(console: Console, plan: Plan) -> Finished:
+def _execute(console: Console, plan: Plan) -> RunResult:
     """Run the plan and show where it stands."""
     run = f"run {plan.run_id}"
     doing = f"{run}: starting Ray and loading the model"
@@ -88,7 +89,7 @@ def _execute(console: Console, plan: Plan) -> Finished:
         return execute(plan, lambda at: show(run, at.seen, at.details()))
 
 
-def _report(console: Console, plan: Plan, finished: Finished) -> None:
+def _report(console: Console, plan: Plan, finished: RunResult) -> None:
     for example in finished.examples:
         _show(console, example)
     manifest = finished.manifest
@@ -96,9 +97,9 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
     console.print(manifest.limits)
     for path, unread in list(manifest.unread.items())[:_SHOWN_FILES]:
         console.print(f"unread: {'all' if unread.rows is None else f'{unread.rows:,}'} rows of {path}: {unread.error}")
-    kinds = ("summaries", "rejects") if manifest.counts.rejected else ("summaries",)
+    kinds = (SUMMARIES, REJECTS) if manifest.counts.rejected else (SUMMARIES,)
     for kind in kinds:
-        console.print(f"{kind + ':':<11}{plan.output.child(kind).child(f'run={plan.run_id}').uri}/*.parquet")
+        console.print(f"{kind + ':':<11}{plan.output.child(parts_path(kind, plan.run_id)).uri}/*.parquet")
     console.print(f"manifest:  {plan.folder.uri}/manifest.json")
     console.print(f"report:    {plan.folder.uri}/{REPORT}")
     if not finished.published:
@@ -110,7 +111,7 @@ def _report(console: Console, plan: Plan, finished: Finished) -> None:
         )
 
 
-def _show(console: Console, example: Example) -> None:
+def _show(console: Console, example: ExampleDocument) -> None:
     opening = " ".join(example.opening.split())
     shown = opening if len(opening) <= _OPENING_CHARS else opening[:_OPENING_CHARS] + " …"
     console.print(Text.assemble("\n", (printable(example.id), "bold"), "  ", (printable(shown), "dim")))
@@ -129,14 +130,14 @@ def _counts(manifest: Manifest) -> str:
         f"{counts.truncated:,} sources were cut to what the model reads, "
         f"{counts.reached_length_limit:,} summaries reached the length limit",
     ]
-    if manifest.taken_over:
-        lines.append(f"{manifest.taken_over:,} of them were done before the run was cut off")
+    if manifest.resumed:
+        lines.append(f"{manifest.resumed:,} of them were done before the run was cut off")
     if counts.skipped:
         kinds = " and ".join(f"{rows:,} {kind}" for kind, rows in sorted(counts.skipped.items(), reverse=True))
         lines.append(f"skipped {sum(counts.skipped.values()):,} that are as an earlier run found them ({kinds} then)")
-    if manifest.gone.documents:
-        some = ", ".join(manifest.gone.ids[:3])
-        lines.append(f"{manifest.gone.documents:,} that an earlier run did are not in the input any more: {some} …")
+    if manifest.removed.documents:
+        some = ", ".join(manifest.removed.ids[:3])
+        lines.append(f"{manifest.removed.documents:,} that an earlier run did are not in the input any more: {some} …")
     return "\n".join(lines)
 
 

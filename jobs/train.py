@@ -6,25 +6,25 @@ import shlex
 import sys
 from typing import Any
 
-from jobs.screen import new_console
-from pipeline.config import TrainConfig
+from jobs.console import new_console
+from pipeline.config.loader import load_config
+from pipeline.config.train import TrainConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.options import load_config
-from pipeline.outcome import Outcome
-from pipeline.training.distributed import Trained, train
-from pipeline.training.reporting.counting import TrainingMetrics
-from pipeline.training.reporting.log import TrainingLog
+from pipeline.monitoring.pushgateway import JobOutcome
+from pipeline.training.distributed import TrainingResult, train
+from pipeline.training.report.log import TrainingLog
+from pipeline.training.report.metrics import TrainingMetrics
 
 
 def main() -> int:
     """Run the job; the exit status."""
     config = load_config(TrainConfig, "train", sys.argv[1:])
-    with Outcome("train", config.watch) as outcome:
+    with JobOutcome("train", config.watch) as outcome:
         outcome.succeeded = not _train(config).was_finished
     return 0
 
 
-def _train(config: TrainConfig) -> Trained:
+def _train(config: TrainConfig) -> TrainingResult:
     """Train, and say how it goes."""
     console = new_console(job="train", name=config.watch.name)
     log, metrics = TrainingLog(config), TrainingMetrics(config.watch.name)

@@ -7,13 +7,13 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from jobs.screen import new_console, progress
-from pipeline.config import VerifyConfig
+from jobs.console import new_console, progress
+from pipeline.config.loader import load_config
+from pipeline.config.runs import VerifyConfig
 from pipeline.errors import EXIT_STOPPED, exit_on_user_error
-from pipeline.inference.verification.verdict import Verdict
-from pipeline.inference.verification.verify import verify
-from pipeline.options import load_config
-from pipeline.storage import place
+from pipeline.io.location import open_location
+from pipeline.verify.findings import VerificationReport
+from pipeline.verify.verify import verify
 
 _SHOWN = 12
 
@@ -23,12 +23,12 @@ def main() -> int:
     config = load_config(VerifyConfig, "verify", sys.argv[1:])
     console = new_console()
     with progress(console, "reading the output and the ids of the input"):
-        verdict = verify(place(config.output.path, "--output.path"), config.output.run_id)
+        verdict = verify(open_location(config.output.path, "--output.path"), config.output.run_id)
     _show(console, verdict)
     return EXIT_STOPPED if verdict.findings else 0
 
 
-def _show(console: Console, verdict: Verdict) -> None:
+def _show(console: Console, verdict: VerificationReport) -> None:
     for finding in verdict.findings[:_SHOWN]:
         console.print(str(finding))
     if len(verdict.findings) > _SHOWN:

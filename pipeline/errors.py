@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -26,7 +27,7 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def status_of(error: BaseException) -> int:
+def exit_status(error: BaseException) -> int:
     """What a job exits with that ends by an error; of our own faults it is Python's, 1."""
     if isinstance(error, UserError):
         return EXIT_USER_ERROR
@@ -53,5 +54,24 @@ def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
         else:
             raise
         print(printable(f"{job}: {told}"), file=sys.stderr)
-        status = status_of(error)
+        status = exit_status(error)
     sys.exit(status)
+
+
+_S3_ERRORS = {
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|"
+    "REQUEST_EXPIRED|MISSING_AUTHENTICATION_TOKEN": "the server does not grant this to the credentials that it was shown, "
+    "those of the environment, of a profile or of the machine's role",
+    "NETWORK_CONNECTION": "the server does not answer",
+}
+
+
+def describe_error(error: Exception) -> str:
+    """An error's own words on one line; for the system's errors just what went wrong."""
+    if isinstance(error, OSError) and error.errno and error.errno > 0:  # name resolution counts its own below 0
+        return os.strerror(error.errno)
+    told = " ".join(str(error).split()) or type(error).__name__
+    said = re.search(r"AWS Error ([A-Z_]+)", told)
+    known = next((words for codes, words in _S3_ERRORS.items() if said and said[1] in codes.split("|")), None)
+    return f"{known} ({told})" if known else told

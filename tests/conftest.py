@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.config import SAMPLE, DecodingConfig, ModelConfig, TokenizerConfig
+from pipeline.config.model import DecodingConfig, ModelConfig
+from pipeline.config.prepare import TokenizerConfig
+from pipeline.config.types import SAMPLE
+from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.model.bundle import save_bundle
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.text.tokenizer import Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")

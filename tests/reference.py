@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config import BOS, EOS, PAD, UNK, DecodingConfig
+from pipeline.config.model import DecodingConfig
+from pipeline.data.special_tokens import BOS, EOS, PAD, UNK
 from pipeline.model.seq2seq import Seq2Seq
 
 Cells = list[tuple[Tensor, Tensor]]

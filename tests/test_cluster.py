@@ -37,14 +37,14 @@ RAISED = "ray::MapBatches()\n  File 'stages.py', line 7\n{}\n\nThe above excepti
     ],
 )
 def test_the_error_of_a_task_is_told_as_what_began_it(text: str, kind: type[Exception], message: str) -> None:
-    error = cluster.explained(RayError(text))
+    error = cluster.to_user_error(RayError(text))
     assert type(error) is kind
     assert str(error).strip() == message
 
 
 def test_room_that_the_cluster_has_not_got_is_named() -> None:
     cluster.connect()
-    cluster.wait_for_room({"CPU": 0.5}, 2, 0.25, 0)
+    cluster.wait_for_capacity({"CPU": 0.5}, 2, 0.25, 0)
     for each, number, told in (
         ({"CPU": 1.0, "quantum": 3.0}, 2, "2 actors of 1 CPU and 3 quantum each, .* for 0 of them, .* --resources.actors"),
         ({"CPU": 0.5}, 7000, r"7000 actors of 0.5 CPU each, .* for \d+ of them"),
@@ -52,16 +52,16 @@ def test_room_that_the_cluster_has_not_got_is_named() -> None:
     ):
         started = time.monotonic()
         with pytest.raises(UserError, match=told):
-            cluster.wait_for_room(each, number, 0.25, 1)
+            cluster.wait_for_capacity(each, number, 0.25, 1)
         assert 1 <= time.monotonic() - started < 5
 
 
 def test_as_many_find_room_as_the_scarcest_resource_allows() -> None:
     node = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
-    assert cluster.places(node, {"CPU": 0.5, "GPU": 0.25}) == 4
-    assert cluster.places(node, {"CPU": 3.0}) == 1
-    assert cluster.places(node, {"GPU": 0.3, "accelerator_type:T4": 0.001}) == 3
-    assert cluster.places(node, {"CPU": 0.5, "quantum": 1.0}) == 0
+    assert cluster.capacity(node, {"CPU": 0.5, "GPU": 0.25}) == 4
+    assert cluster.capacity(node, {"CPU": 3.0}) == 1
+    assert cluster.capacity(node, {"GPU": 0.3, "accelerator_type:T4": 0.001}) == 3
+    assert cluster.capacity(node, {"CPU": 0.5, "quantum": 1.0}) == 0
 
 
 @pytest.mark.faults

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.config.base import JobConfig, Section
 from pipeline.config.model import DecodingOverrides, ModelPath
-from pipeline.config.values import DecodePrecision, Positive
-from pipeline.sections import JobConfig, Section
+from pipeline.config.types import DecodingPrecision, Positive
 
 
 class EvaluateInput(Section):
@@ -35,7 +35,7 @@ class MetricsOptions(Section):
 class EvaluateResources(Section):
     """What the evaluation computes with."""
 
-    precision: DecodePrecision = Field(
+    precision: DecodingPrecision = Field(
         "float32",
         description="float32 is the reference; bfloat16, int8 (CPUs) and float16 (GPUs) are faster, and some summaries differ; "
         "auto is bfloat16 where the device computes in it",

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.config.values import SAMPLE, Depth, Hypotheses, Positive, Subwords, Width
+from pipeline.config.base import Section, describe_validation_error
+from pipeline.config.types import SAMPLE, BeamSize, Depth, Positive, TokenCount, Width
 from pipeline.errors import UserError
-from pipeline.sections import Section, explained
 
 
 class ModelConfig(Section):
@@ -47,8 +47,8 @@ class ModelConfig(Section):
 class DecodingConfig(Section):
     """How a summary is searched for. Saved in the bundle as its defaults."""
 
-    max_source_tokens: Subwords = Field(128, description="longer sources are cut to this many subwords and marked so")
-    max_target_tokens: Subwords = Field(48, description="a summary that has not ended by then is cut")
+    max_source_tokens: TokenCount = Field(128, description="longer sources are cut to this many subwords and marked so")
+    max_target_tokens: TokenCount = Field(48, description="a summary that has not ended by then is cut")
     min_target_tokens: Annotated[int, Field(ge=0)] = Field(1, description="no </s> before this many subwords")
     max_target_ratio: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         None, description="also cut a summary at this many subwords for each one of its source, and max_target_extra more"
@@ -59,7 +59,7 @@ class DecodingConfig(Section):
     no_repeat_ngram: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         3, description="never write the same n subwords twice in a summary; 0 turns this off"
     )
-    beam_size: Hypotheses = Field(1, description="hypotheses followed at a time; 1 is greedy search")
+    beam_size: BeamSize = Field(1, description="hypotheses followed at a time; 1 is greedy search")
     length_penalty: Annotated[float, Field(ge=0, le=100)] = Field(
         0.6, description="beam search: how much longer hypotheses are favoured (alpha in Wu et al. 2016, eq. 14)"
     )
@@ -100,7 +100,9 @@ class DecodingOverrides(Section):
         try:
             options = DecodingConfig.model_validate(defaults.model_dump() | self.model_dump(exclude_none=True))
         except ValidationError as error:
-            raise UserError(f"the options of --decoding do not go with the model's own: {explained(error)}") from None
+            raise UserError(
+                f"the options of --decoding do not go with the model's own: {describe_validation_error(error)}"
+            ) from None
         if self.coverage_penalty and model.attention == "none":
             raise UserError("--decoding.coverage_penalty goes by attention, of which this model has none; leave it out")
         return options

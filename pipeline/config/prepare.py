@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.values import Positive, Share
-from pipeline.sections import JobConfig, Section
+from pipeline.config.base import JobConfig, Section
+from pipeline.config.types import Positive, Share
 
 
 class PairsInput(Section):

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import CliImplicitFlag
 
+from pipeline.config.base import JobConfig, Section
 from pipeline.config.evaluate import EvaluateResources
 from pipeline.config.model import DecodingOverrides, ModelPath
-from pipeline.config.values import SAMPLE, Positive, RunId, Share
-from pipeline.config.watch import WatchSection
-from pipeline.sections import JobConfig, Section
+from pipeline.config.monitoring import MonitoringSection
+from pipeline.config.types import SAMPLE, Positive, RunId, Share
 
 
 class DocumentsInput(Section):
@@ -80,7 +80,7 @@ class SummarizeConfig(JobConfig):
     model: ModelPath = ModelPath()
     decoding: DecodingOverrides = DecodingOverrides()
     resources: Resources = Resources()
-    watch: WatchSection = WatchSection()
+    watch: MonitoringSection = MonitoringSection()
     full: CliImplicitFlag[bool] = Field(False, description="do documents again that an earlier run did and that are unchanged")
     dry_run: CliImplicitFlag[bool] = Field(
         False, alias="dry-run", description="print the plan and what it will take, and stop there"

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.base import JobConfig, Section
 from pipeline.config.model import DecodingConfig, ModelConfig
-from pipeline.config.values import Positive, Precision, Share
-from pipeline.config.watch import WatchSection
-from pipeline.sections import JobConfig, Section
+from pipeline.config.monitoring import MonitoringSection
+from pipeline.config.types import Positive, Precision, Share
 
 
 class TrainData(Section):
@@ -128,7 +128,7 @@ class TrainConfig(JobConfig):
     decoding: DecodingConfig = DecodingConfig()
     scaling: ScalingSection = ScalingSection()
     output: TrainOutput = TrainOutput()
-    watch: WatchSection = WatchSection()
+    watch: MonitoringSection = MonitoringSection()
 
     @model_validator(mode="after")
     def _coverage_needs_attention(self) -> TrainConfig:

@@ -14,18 +14,19 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel
 
-from pipeline.config import DecodingConfig, MetricsOptions
+from pipeline.config.evaluate import MetricsOptions
+from pipeline.config.model import DecodingConfig
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.decoding.backends import backend_for
+from pipeline.decoding.batch_budget import BatchBudget
+from pipeline.decoding.decode import decode_window
+from pipeline.decoding.engine import Engine
 from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, lead_words
 from pipeline.model.bundle import Bundle
-from pipeline.model.decoding import decode_window
-from pipeline.model.engine import Engine
-from pipeline.model.memory import Budget
-from pipeline.model.precision import arithmetic_for
-from pipeline.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedBatch:
     """Hypotheses of N sources: texts; scores[N], mean log-probability of a token (nat); finished[N], whether ``</s>`` came."""
 
     texts: list[str]
@@ -33,7 +34,7 @@ class Decoded:
     finished: npt.NDArray[np.bool_]
 
 
-class Figures(BaseModel):
+class EvaluationScores(BaseModel):
     """What an evaluation found.
 
     systems: the model under ``model``, and the baselines by what they are. length_limit_percent: hypotheses that the
@@ -48,7 +49,7 @@ class Figures(BaseModel):
     bleu_signature: str
 
 
-class Evaluation:
+class Evaluator:
     """Scores a bundle's model, window by window.
 
     Raises:
@@ -57,9 +58,9 @@ class Evaluation:
 
     def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions, precision: str = "float32") -> None:
         device = next(bundle.model.parameters()).device
-        self._engine = Engine(bundle.model, arithmetic_for(precision, device))
+        self._engine = Engine(bundle.model, backend_for(precision, device))
         self._threads = torch.get_num_threads()
-        self._budget = Budget.by_memory(self._engine, decoding, share=1.0, threads=self._threads)
+        self._budget = BatchBudget.by_memory(self._engine, decoding, share=1.0, threads=self._threads)
         self._decoding, self._options = decoding, options
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
         self._lead = f"first {options.lead_words} words"
@@ -69,7 +70,7 @@ class Evaluation:
         self._rows = self._cut = 0
         self._decode_s = 0.0
 
-    def add(self, sources: Sequence[str], references: Sequence[str]) -> Decoded:
+    def add(self, sources: Sequence[str], references: Sequence[str]) -> DecodedBatch:
         """Decode and score N pairs."""
         started = time.perf_counter()
         ids = self._tokenizer.encode(sources)
@@ -81,12 +82,12 @@ class Evaluation:
         self._scorers["model"].add(texts, references)
         self._scorers[self._lead].add([lead_words(source, self._options.lead_words) for source in sources], references)
         self._scorers["first sentence"].add([first_sentence(source) for source in sources], references)
-        return Decoded(texts, found.scores, found.finished)
+        return DecodedBatch(texts, found.scores, found.finished)
 
-    def figures(self) -> Figures:
+    def figures(self) -> EvaluationScores:
         """The figures over all rows added, of which there must be one."""
         samples, seed = self._options.bootstrap_samples, self._options.seed
-        return Figures(
+        return EvaluationScores(
             rows=self._rows,
             systems={name: scorer.scores(samples, seed) for name, scorer in self._scorers.items()},
             length_limit_percent=100 * self._cut / self._rows,

@@ -39,7 +39,7 @@ _MEANS, _BLEU_ORDER = 7, 4
 """A row's figures: 7 that are averaged, then BLEU's counts of right and of all n-grams, n to 4, and the two lengths."""
 
 
-class Estimate(BaseModel):
+class ScoreInterval(BaseModel):
     """A figure and its 95 % interval, which is unset where no resamples were asked for."""
 
     value: float
@@ -50,14 +50,14 @@ class Estimate(BaseModel):
 class SystemScores(BaseModel):
     """One system's figures: percentages, and the mean number of words of a hypothesis."""
 
-    rouge1: Estimate
-    rouge2: Estimate
-    rougeL: Estimate
-    exact_match: Estimate
-    empty_percent: Estimate
-    loop_percent: Estimate
-    mean_words: Estimate
-    bleu: Estimate
+    rouge1: ScoreInterval
+    rouge2: ScoreInterval
+    rougeL: ScoreInterval
+    exact_match: ScoreInterval
+    empty_percent: ScoreInterval
+    loop_percent: ScoreInterval
+    mean_words: ScoreInterval
+    bleu: ScoreInterval
 
 
 class Scorer:
@@ -109,12 +109,14 @@ class Scorer:
         Scorers that were given the same number of rows and the same seed draw the same rows.
         """
         statistics = np.concatenate(self._windows)
-        values = _figures(statistics.sum(0, keepdims=True), len(statistics))[0].tolist()
-        estimates = [Estimate(value=value) for value in values]
+        values = _corpus_scores(statistics.sum(0, keepdims=True), len(statistics))[0].tolist()
+        estimates = [ScoreInterval(value=value) for value in values]
         if bootstrap_samples:
-            resampled = _figures(resampled_sums(statistics, bootstrap_samples, seed), len(statistics))
+            resampled = _corpus_scores(resampled_sums(statistics, bootstrap_samples, seed), len(statistics))
             bounds = np.percentile(resampled, [2.5, 97.5], axis=0).T.tolist()
-            estimates = [Estimate(value=value, low=low, high=high) for value, (low, high) in zip(values, bounds, strict=True)]
+            estimates = [
+                ScoreInterval(value=value, low=low, high=high) for value, (low, high) in zip(values, bounds, strict=True)
+            ]
         return SystemScores(**dict(zip(SystemScores.model_fields, estimates, strict=True)))
 
     @property
@@ -125,7 +127,7 @@ class Scorer:
         return str(signature)
 
 
-def _figures(sums: Floats, rows: int) -> Floats:
+def _corpus_scores(sums: Floats, rows: int) -> Floats:
     """Sums over rows [R, 17] to figures [R, 8] in the order of SystemScores: means, and BLEU from the sums of its counts."""
     means, correct, total, lengths = np.split(sums, [_MEANS, _MEANS + _BLEU_ORDER, _MEANS + 2 * _BLEU_ORDER], axis=1)
     bleu = [

@@ -15,69 +15,21 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import AwareDatetime, BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import ValidationError
 
-from pipeline.config import DecodingConfig, SummarizeConfig
+from pipeline.bundles import read_bundle
+from pipeline.config.model import DecodingConfig
+from pipeline.config.summarize import SummarizeConfig
+from pipeline.data.documents import DocumentFile, DocumentSet, list_files, open_documents
 from pipeline.errors import UserError
-from pipeline.inference.bad_files import FOLDER as UNREAD
-from pipeline.inference.bundles import read_bundle
-from pipeline.inference.ledger import compacted_until
-from pipeline.inference.manifest import InputFile, Manifest
-from pipeline.inference.passport import PRIVATE
-from pipeline.inference.publication import SUCCESS, Published, published, run_folder, run_ids
-from pipeline.inference.summaries import RUN
-from pipeline.inference.writing import REJECT_COLUMNS, SUMMARY_COLUMNS
-from pipeline.storage import Place, StoredFile, in_words, place
-from pipeline.text.documents import DocumentFile, DocumentStore, open_store, stored_files
-
-PLAN, MANIFEST, CONFIG = "plan.parquet", "manifest.json", "config.yaml"
-_OPTIONS = b"nightshift.plan"
-_ROWS_OF_A_GROUP = 100_000
-_PINNED_OF_INPUT = {"path", "id_column", "text_column", "keep_columns", "max_chars"}
-
-
-class Pinned(BaseModel):
-    """The options of a run that whoever goes on with it must share, or takes over from it.
-
-    after: sequence number of the last run that was published when it began; ledger: the same, or 0 to do all documents. unread:
-    what is wrong with files that are no Parquet or have other columns, by path, where the run goes on without them;
-    unread_files: bytes of each and when it was written, as it was then.
-    """
-
-    started_at: AwareDatetime
-    input: dict[str, Any]
-    model_fingerprint: str
-    decoding: dict[str, Any]
-    full: bool
-    window_rows: PositiveInt
-    window_tokens: PositiveInt | None
-    sort: str = "window"
-    precision: str = "float32"
-    after: NonNegativeInt = 0
-    ledger: NonNegativeInt
-    unread: dict[str, str]
-    unread_files: dict[str, tuple[NonNegativeInt, AwareDatetime | None]] = {}
-
-    @property
-    def unread_bytes(self) -> int:
-        """Of those files."""
-        return sum(size for size, _ in self.unread_files.values())
-
-    def differs(self, other: Pinned) -> list[str]:
-        """What another run would compute otherwise."""
-        names = {
-            "another input": self.input != other.input,
-            "another model": self.model_fingerprint != other.model_fingerprint,
-            "other decoding options": self.decoding != other.decoding,
-            "--full" if self.full else "without --full": self.full != other.full,
-        }
-        return [name for name, differs in names.items() if differs]
-
-    def replaces(self, before: Pinned) -> bool:
-        """Whether a run that was published since ``before`` began has done what that one was to do."""
-        return set(self.differs(before)) <= {"--full"}
+from pipeline.inference.run_spec import INPUT_OPTIONS, RunSpec, read_plan, read_spec, write_plan
+from pipeline.inference.stages.window import PRIVATE_PREFIX
+from pipeline.io.location import Location, StoredFile, open_location
+from pipeline.runs.layout import MANIFEST, PLAN, REJECT_COLUMNS, SUCCESS, SUMMARY_COLUMNS, UNREADABLE, run_folder, run_ids
+from pipeline.runs.ledger import compacted_sequence
+from pipeline.runs.manifest import InputFile, Manifest
+from pipeline.runs.publish import FinishedRun, finished_runs
+from pipeline.runs.summaries import RUN
 
 
 @dataclass(frozen=True)
@@ -90,29 +42,29 @@ class Plan:
 
     config: SummarizeConfig
     run_id: str
-    store: DocumentStore
-    output: Place
+    store: DocumentSet
+    output: Location
     bundle_files: Mapping[str, bytes]
     decoding: DecodingConfig
-    pinned: Pinned
+    spec: RunSpec
     begun: bool = False
     anew: str | None = None
     waiting: int = 0
 
     @property
-    def folder(self) -> Place:
+    def folder(self) -> Location:
         """``runs/<run_id>``, with the plan, the manifest and _SUCCESS."""
         return run_folder(self.output, self.run_id)
 
     @property
     def model_fingerprint(self) -> str:
         """Of the bundle."""
-        return self.pinned.model_fingerprint
+        return self.spec.model_fingerprint
 
     @property
     def salt(self) -> bytes:
         """Of content keys: all that a summary follows from beside its text."""
-        options = json.dumps([self.pinned.model_fingerprint, self.pinned.decoding], sort_keys=True)
+        options = json.dumps([self.spec.model_fingerprint, self.spec.decoding], sort_keys=True)
         return hashlib.sha256(options.encode()).digest()
 
     @property
@@ -127,9 +79,9 @@ class Plan:
         """If it is to begin, after all runs that are published by now: while the lease is held there will be no others."""
         if self.begun and not self.anew:
             return self
-        after = _last_sequence(published(self.output))
-        pinned = self.pinned.model_copy(update={"after": after, "ledger": 0 if self.pinned.full else after})
-        return replace(self, pinned=pinned)
+        after = _last_sequence(finished_runs(self.output))
+        spec = self.spec.model_copy(update={"after": after, "ledger": 0 if self.spec.full else after})
+        return replace(self, spec=spec)
 
     def is_finished(self) -> bool:
         """Whether this run ended with _SUCCESS before.
@@ -149,9 +101,7 @@ class Plan:
             "another input": before.input_files != self.input_files,
             "another model": before.model_fingerprint != self.model_fingerprint,
             "other decoding options": before.decoding != self.decoding.model_dump(),
-            "other input options": any(
-                before.config["input"].get(name) != self.pinned.input[name] for name in _PINNED_OF_INPUT
-            ),
+            "other input options": any(before.config["input"].get(name) != self.spec.input[name] for name in INPUT_OPTIONS),
         }
         if any(changed.values()):
             how = " and ".join(what for what, differs in changed.items() if differs)
@@ -159,25 +109,8 @@ class Plan:
         return True
 
     def write(self) -> None:
-        """Leave it for whoever goes on. Raises UserError if it cannot be written."""
-        files = [
-            {"path": f.file.path, "size": f.file.size, "modified": f.file.modified, "row_groups": list(f.row_groups)}
-            for f in self.store.files
-        ]
-        table = pa.Table.from_pylist(files, _FILES).replace_schema_metadata({_OPTIONS: self.pinned.model_dump_json()})
-        file = pa.BufferOutputStream()
-        pq.write_table(table, file, compression="zstd", row_group_size=_ROWS_OF_A_GROUP)
-        self.folder.child(PLAN).write(file.getvalue())
-
-
-_FILES = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size", pa.int64()),
-        ("modified", pa.timestamp("us", "UTC")),
-        ("row_groups", pa.list_(pa.int64())),
-    ]
-)
+        """Write it for whoever resumes the run. Raises UserError if it cannot be written."""
+        write_plan(self.folder.child(PLAN), self.store.files, self.spec)
 
 
 def plan_run(config: SummarizeConfig) -> Plan:
@@ -189,16 +122,16 @@ def plan_run(config: SummarizeConfig) -> Plan:
         UserError: one of them is not usable, or the run of this id was cut off and asked for something else.
     """
     _check_names(config)
-    root, output = place(config.input.path, "--input.path"), place(config.output.path, "--output.path")
+    root, output = open_location(config.input.path, "--input.path"), open_location(config.output.path, "--output.path")
     if output.contains(root) or root.contains(output):
         raise UserError(f"--output.path {output.uri} and --input.path {root.uri} lie in each other; set another output")
     run_id = config.output.run_id
     bundle_files, bundle = read_bundle(config.model.path)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
-    now, runs = datetime.now(UTC), published(output)
-    pinned = Pinned(
+    now, runs = datetime.now(UTC), finished_runs(output)
+    spec = RunSpec(
         started_at=now,
-        input=config.input.model_dump(include=_PINNED_OF_INPUT),
+        input=config.input.model_dump(include=INPUT_OPTIONS),
         model_fingerprint=bundle.fingerprint,
         decoding=decoding.model_dump(),
         full=config.full,
@@ -209,45 +142,45 @@ def plan_run(config: SummarizeConfig) -> Plan:
         ledger=0 if config.full else _last_sequence(runs),
         unread={},
     )
-    run_id = run_id or _cut_off(output, pinned, runs) or _new_id(output, now)
+    run_id = run_id or _find_cut_off_run(output, spec, runs) or _new_id(output, now)
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
-        store = open_store(config.input)
-        return Plan(config, run_id, store, output, bundle_files, decoding, _noting_unread(pinned, store))
-    files, before = _read_plan(folder.child(PLAN))
-    if differs := before.differs(pinned):
+        store = open_documents(config.input)
+        return Plan(config, run_id, store, output, bundle_files, decoding, _with_unread(spec, store))
+    files, before = read_plan(folder.child(PLAN))
+    if differs := before.differs(spec):
         raise UserError(
             f"run {run_id} was cut off, and asked for something else than this command: {' and '.join(differs)}; "
             f"ask for the same, or set another --output.run_id"
         )
-    found = {file.path: file for file in stored_files(root)}
-    if why := _why_anew(files, found, before, output, folder, config):
-        store = open_store(config.input)
-        pinned = _noting_unread(pinned, store)
-        return Plan(config, run_id, store, output, bundle_files, decoding, pinned, begun=True, anew=why)
+    found = {file.path: file for file in list_files(root)}
+    if why := _restart_reason(files, found, before, output, folder, config):
+        store = open_documents(config.input)
+        spec = _with_unread(spec, store)
+        return Plan(config, run_id, store, output, bundle_files, decoding, spec, begun=True, anew=why)
     waiting = len(found.keys() - {file.file.path for file in files} - before.unread.keys())
     unread_files = [StoredFile(path, *written) for path, written in before.unread_files.items()]
-    store = DocumentStore(root, files, before.unread, unread_files)
+    store = DocumentSet(root, files, before.unread, unread_files)
     as_it_began = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "precision")}
     config = config.model_copy(update={"resources": config.resources.model_copy(update=as_it_began)})
     return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
 
 
-def _noting_unread(pinned: Pinned, store: DocumentStore) -> Pinned:
+def _with_unread(spec: RunSpec, store: DocumentSet) -> RunSpec:
     files = {file.path: (file.size, file.modified) for file in store.unread_files}
-    return pinned.model_copy(update={"unread": dict(store.unread), "unread_files": files})
+    return spec.model_copy(update={"unread": dict(store.unread), "unread_files": files})
 
 
-def _last_sequence(runs: Sequence[Published]) -> int:
+def _last_sequence(runs: Sequence[FinishedRun]) -> int:
     return max((run.sequence for run in runs), default=0)
 
 
-def _why_anew(
+def _restart_reason(
     files: list[DocumentFile],
     found: Mapping[str, StoredFile],
-    before: Pinned,
-    output: Place,
-    folder: Place,
+    before: RunSpec,
+    output: Location,
+    folder: Location,
     config: SummarizeConfig,
 ) -> str | None:
     """Why what a run that was cut off has written cannot be used, if so."""
@@ -257,50 +190,33 @@ def _why_anew(
     others = [path for path, written in before.unread_files.items() if found.get(path) != StoredFile(path, *written)]
     if was_refused and others:
         return f"{len(others)} of the files that it could not read have changed or are gone since, {others[0]} among them"
-    if compacted_until(output) > before.ledger > 0:
+    if compacted_sequence(output) > before.ledger > 0:
         return "the ledger that it began with was compacted since"
     if before.sort != "window":
         return "it sorted all of its documents first, which this version does not do"
-    if config.input.on_bad_file == "fail" and (before.unread or folder.child(UNREAD).exists()):
+    if config.input.on_bad_file == "fail" and (before.unread or folder.child(UNREADABLE).exists()):
         return "it left files out that could not be read, and --input.on_bad_file is fail now"
     return None
 
 
-def _new_id(output: Place, now: datetime) -> str:
+def _new_id(output: Location, now: datetime) -> str:
     """The time, with a number more where a clock that was set back gives it again."""
     taken, run_id = set(run_ids(output)), now.strftime("%Y%m%dT%H%M%SZ")
     return next(name for number in itertools.count(1) if (name := run_id if number == 1 else f"{run_id}-{number}") not in taken)
 
 
-def _cut_off(output: Place, pinned: Pinned, runs: Sequence[Published]) -> str | None:
+def _find_cut_off_run(output: Location, spec: RunSpec, runs: Sequence[FinishedRun]) -> str | None:
     """The last run without _SUCCESS that asked for the same, if there is one that no other has replaced since."""
     found, finished = [], {run.run_id for run in runs}
     for run_id in run_ids(output):
-        before = _pinned_of(output, run_id) if run_id not in finished else None
-        if before is None or before.differs(pinned):
+        before = read_spec(output, run_id) if run_id not in finished else None
+        if before is None or before.differs(spec):
             continue
         began_after = max(before.after, before.ledger)  # the plans of earlier versions have no ``after``
         since = [run.run_id for run in runs if run.sequence > began_after]
-        if not any(later.replaces(before) for later in map(partial(_pinned_of, output), since) if later):
+        if not any(later.replaces(before) for later in map(partial(read_spec, output), since) if later):
             found.append((before.started_at, run_id))
     return max(found)[1] if found else None
-
-
-def _pinned_of(output: Place, run_id: str) -> Pinned | None:
-    """What a run began with; None where it has left no plan."""
-    file = run_folder(output, run_id).child(PLAN)
-    return _read_plan(file)[1] if file.exists() else None
-
-
-def _read_plan(file: Place) -> tuple[list[DocumentFile], Pinned]:
-    try:
-        table = pq.read_table(pa.BufferReader(file.read()))
-        pinned = Pinned.model_validate_json(table.schema.metadata[_OPTIONS])
-        rows = table.cast(_FILES).to_pylist()
-        files = [DocumentFile(StoredFile(r["path"], r["size"], r["modified"]), tuple(r["row_groups"])) for r in rows]
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UserError(f"{file.uri} is broken: {in_words(error)}; set another --output.run_id, or remove it") from None
-    return files, pinned
 
 
 def _check_names(config: SummarizeConfig) -> None:
@@ -310,11 +226,11 @@ def _check_names(config: SummarizeConfig) -> None:
         raise UserError(f"--input.keep_columns {repeated[0]!r} comes twice, or is the id column, which is kept anyway")
     own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS, RUN}
     for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
-        if column in own or column.startswith(PRIVATE):
+        if column in own or column.startswith(PRIVATE_PREFIX):
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")
 
 
-def as_json(config: SummarizeConfig) -> dict[str, Any]:
+def config_as_json(config: SummarizeConfig) -> dict[str, Any]:
     """A configuration as it is written down."""
     values: dict[str, Any] = json.loads(config.model_dump_json(by_alias=True))
     return values

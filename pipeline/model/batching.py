@@ -48,7 +48,7 @@ class Rows:
         return torch.from_numpy(ids), torch.from_numpy(lengths)
 
 
-def within_budget(lengths: Sequence[Ints], order: Ints, token_budget: int) -> Iterator[Ints]:
+def budget_batches(lengths: Sequence[Ints], order: Ints, token_budget: int) -> Iterator[Ints]:
     """Cut ``order`` into runs of rows whose padded rectangles hold at most ``token_budget`` tokens together.
 
     Args:
@@ -117,7 +117,7 @@ def pair_batches(
     tie = rng.random(len(sources)) if rng else np.arange(len(sources))
     order = np.lexsort((tie, -target_lengths, -(source_lengths // 8)))
     order = order[source_lengths[order] > 0]
-    batches = list(within_budget((source_lengths, target_lengths), order, token_budget))
+    batches = list(budget_batches((source_lengths, target_lengths), order, token_budget))
     if rng:
         rng.shuffle(batches)
     for rows in batches:

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from pipeline.config import DecodingConfig, ModelConfig
+from pipeline.config.base import Section, describe_validation_error
+from pipeline.config.model import DecodingConfig, ModelConfig
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.sections import Section, explained
-from pipeline.text.tokenizer import Tokenizer
 
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.json"
 FILES = (WEIGHTS, TOKENIZER, CONFIG)
@@ -162,7 +162,7 @@ def _read_config(content: bytes, name: str) -> _Config:
     try:
         return _Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{name} is not a model's configuration: {explained(error)}") from None
+        raise UserError(f"{name} is not a model's configuration: {describe_validation_error(error)}") from None
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -23,18 +23,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config import BOS, EOS, ModelConfig
-from pipeline.model.recurrence import Dropout, State, hold_state_at_padding, initialize, recur
+from pipeline.config.model import ModelConfig
+from pipeline.data.special_tokens import BOS, EOS
+from pipeline.model.rnn import Dropout, State, hold_state_at_padding, initialize, run_rnn
 
-_LOGITS_OF_A_PART = 1 << 24
+_PART_LOGITS = 1 << 24
 """That are computed at a time while learning: 64 MB in float32. Parts have one size, but for a batch's last: arrays as large as
 their batch find the holes that others left too small, and a training's memory grows for hours (benchmarks/README.md)."""
-_MOST_LOGITS = 1 << 26
+_MAX_LOGITS = 1 << 26
 """That are kept for the way back, 256 MB in float32, whatever the batch and the vocabulary."""
 
 
 @dataclass(frozen=True)
-class Memory:
+class EncoderOutput:
     """What the decoder may look at of B sources.
 
     source[B, S]: ids. padding[B, S]: True beyond a row's end. states[B, S, H] and keys[B, S, H]: encoder outputs, and
@@ -48,7 +49,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Objective:
+class LossConfig:
     """What learning minimises beside the negative log-likelihood.
 
     label_smoothing: share of a target token's probability that goes to the whole vocabulary alike (Szegedy et al. 2016, section
@@ -102,7 +103,7 @@ class Encoder(nn.Module):
         for layer in self.layers:
             outputs = self.dropout(outputs)
             inputs = torch.cat((outputs, padding.unsqueeze(-1).to(outputs.dtype)), -1)
-            outputs, held = recur(cast(nn.RNNBase, layer), inputs, None, self.dropout, self.recurrent_dropout)
+            outputs, held = run_rnn(cast(nn.RNNBase, layer), inputs, None, self.dropout, self.recurrent_dropout)
             finals.append(self._final_state(outputs, held, lengths))
         state = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
         if self.bridges is not None:
@@ -134,7 +135,7 @@ class Attention(nn.Module):
             self.to_query = nn.Linear(hidden_size, hidden_size)
             self.to_score = nn.Linear(hidden_size, 1, bias=False)
 
-    def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, memory: EncoderOutput) -> tuple[Tensor, Tensor]:
         """Attend from query[B, T, H].
 
         Returns:
@@ -189,7 +190,9 @@ class Decoder(nn.Module):
         if config.tied_embeddings:
             self.output.weight = embedding.weight
 
-    def forward(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
+    def forward(
+        self, tokens: Tensor, state: State, memory: EncoderOutput
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
         """Read tokens[B, T], each the one before that to be predicted.
 
         Returns:
@@ -197,7 +200,7 @@ class Decoder(nn.Module):
             generating rather than copying [B, T] or None; state after the last token.
         """
         embedded = self.dropout(self.embedding(tokens))
-        outputs, after = recur(self.recurrence, embedded, state, self.dropout, self.recurrent_dropout)
+        outputs, after = run_rnn(self.recurrence, embedded, state, self.dropout, self.recurrent_dropout)
         weights = gate = None
         if self.attention is not None:
             context, weights = self.attention(outputs, memory)
@@ -223,13 +226,13 @@ class Seq2Seq(nn.Module):
         self.encoder = Encoder(config, source_embedding)
         self.decoder = Decoder(config, target_embedding)
 
-    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[EncoderOutput, State]:
         """Read source[B, S] with lengths[B] ≥ 1: the decoder's memory and first state."""
         padding = torch.arange(source.shape[1], device=source.device) >= lengths[:, None]
         states, state = self.encoder(source, lengths, padding)
         if self.decoder.attention is None:
-            return Memory(source, padding, None, None), state
-        return Memory(source, padding, states, self.decoder.attention.to_keys(states)), state
+            return EncoderOutput(source, padding, None, None), state
+        return EncoderOutput(source, padding, states, self.decoder.attention.to_keys(states)), state
 
     def forward(
         self,
@@ -237,7 +240,7 @@ class Seq2Seq(nn.Module):
         source_lengths: Tensor,
         target: Tensor,
         target_lengths: Tensor,
-        objective: Objective = Objective(),
+        objective: LossConfig = LossConfig(),
     ) -> Tensor:
         """Teacher forcing: negative log-likelihood (nat) of target[B, T] with ``</s>`` after it, summed over real tokens.
 
@@ -275,10 +278,10 @@ class Seq2Seq(nn.Module):
 
         In parts, whose logits are computed again on the way back if they are more than memory is to hold.
         """
-        rows = max(1, _LOGITS_OF_A_PART // self.vocabulary_size)
+        rows = max(1, _PART_LOGITS // self.vocabulary_size)
         parts = zip(torch.split(features, rows), torch.split(gold, rows), strict=True)
         of_a_part = self._of_a_part
-        if torch.is_grad_enabled() and len(gold) * self.vocabulary_size > _MOST_LOGITS:
+        if torch.is_grad_enabled() and len(gold) * self.vocabulary_size > _MAX_LOGITS:
             of_a_part = partial(checkpoint, of_a_part, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([of_a_part(*part, spread) for part in parts])
 

@@ -34,12 +34,12 @@ import ray.train
 import torch
 import yaml
 
-from pipeline.config import TrainConfig
-from pipeline.errors import UserError
+from pipeline.config.train import TrainConfig
+from pipeline.errors import UserError, describe_error
+from pipeline.io.location import Location, open_location
 from pipeline.model.bundle import FILES, bundle_from_files, load_bundle, save_bundle
-from pipeline.storage import Place, in_words, place
-from pipeline.training.card import model_card
-from pipeline.training.loop import Learner
+from pipeline.training.learner import Learner
+from pipeline.training.model_card import model_card
 
 CHECKPOINTS = "checkpoints"
 _RECORD, _RECORD_COPY = "checkpoint_manager_snapshot.json", "checkpoints.json"
@@ -63,7 +63,7 @@ def save_checkpoint(
     torch.save({"learner": learner.state_dict(), "position": position}, Path(folder) / _STATE)
 
 
-def upload_checkpoint(fence: Fence, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+def upload_checkpoint(fence: WriterFence, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
     """Copy a local checkpoint to its place in the output folder; the one that is there.
 
     Ray Train itself would do it by ``pyarrow.fs.copy_files``, which says nothing of an object that could not be written.
@@ -78,7 +78,7 @@ def upload_checkpoint(fence: Fence, local: ray.train.Checkpoint, name: str) -> r
     for path in sorted(Path(local.path).rglob("*")):
         if path.is_file():
             with pa.memory_map(str(path)) as file, _mended_by_a_restart():
-                folder.child(path.relative_to(local.path).as_posix()).write_patiently(file.read_buffer())
+                folder.child(path.relative_to(local.path).as_posix()).write_with_retry(file.read_buffer())
     fence.check()
     return ray.train.Checkpoint(folder.path, folder.filesystem)
 
@@ -111,14 +111,14 @@ def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
         if is_of_now and not isinstance(error, FileNotFoundError):  # a restart may mend it
             raise
         raise UserError(
-            f"the last checkpoint is broken, or of another network ({re.split('; |[.] ', in_words(error))[0][:200]}); delete "
-            f"{CHECKPOINTS}/ in the folder of --output.path to begin anew"
+            f"the last checkpoint is broken, or of another network ({re.split('; |[.] ', describe_error(error))[0][:200]}); "
+            f"delete {CHECKPOINTS}/ in the folder of --output.path to start over"
         ) from None
     return position
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptCheckpoints:
     """The checkpoints of a training. names: of their folders. *_metrics: what the validation of one found."""
 
     names: frozenset[str]
@@ -128,18 +128,18 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Fence:
+class WriterFence:
     """Keeps a run from writing checkpoints once another run has been started.
 
     The workers of a driver that was killed live on for seconds. They must not write beside those of the next run. folder: the
     output folder, as the driver found it: where paths are relative, workers may start from elsewhere.
     """
 
-    folder: Place
+    folder: Location
     run_id: str
 
     @property
-    def file(self) -> Place:
+    def file(self) -> Location:
         """Holds the id of the run that was started last."""
         return self.folder.child("run_id")
 
@@ -179,7 +179,7 @@ class TrainingFolder:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self.root: Place = place(config.output.path, "--output.path")
+        self.root: Location = open_location(config.output.path, "--output.path")
         self.bundle = self.root.child("bundle")
 
     def claim(self, tokenizer_file: bytes, dev: dict[str, list[str]]) -> None:
@@ -208,12 +208,12 @@ class TrainingFolder:
                 f"{self.root.uri} holds a training with another {', '.join(others)}; set what it was, or another --output.path"
             )
 
-    def take_over(self, kept: Kept | None) -> Fence:
+    def take_over(self, kept: KeptCheckpoints | None) -> WriterFence:
         """Begin a run, and note its configuration; one that still writes here ends at its next checkpoint.
 
         What killed uploads left behind goes, if it is older than a checkpoint that counts: what is newer may yet count.
         """
-        fence = Fence(self.root, uuid.uuid4().hex)
+        fence = WriterFence(self.root, uuid.uuid4().hex)
         fence.file.write(fence.run_id.encode())
         self.root.child("config.yaml").write(config_yaml(self._config).encode())
         if kept is not None:
@@ -226,7 +226,7 @@ class TrainingFolder:
                         checkpoints.child(name).remove_folder()
         return fence
 
-    def kept(self) -> Kept | None:
+    def kept(self) -> KeptCheckpoints | None:
         """The checkpoints so far; None if there is none yet.
 
         Raises:
@@ -238,18 +238,20 @@ class TrainingFolder:
         except RuntimeError:  # how Ray Train says that there is no record
             return None
         except OSError as error:
-            raise UserError(f"cannot read {checkpoints.uri}: {in_words(error)}; set --output.path") from None
+            raise UserError(f"cannot read {checkpoints.uri}: {describe_error(error)}; set --output.path") from None
         except Exception as error:  # what it raises for a broken one is no part of its interface
             if self._restore_record():
                 return self.kept()
-            raise UserError(f"{checkpoints.uri} cannot be gone on from ({in_words(error)}); delete it to begin anew") from None
+            raise UserError(
+                f"{checkpoints.uri} cannot be gone on from ({describe_error(error)}); delete it to begin anew"
+            ) from None
         found = result.best_checkpoints or []
         if result.metrics is None or not found:
             return None
         by = self._config.training.best_by
         best, metrics = max(found, key=lambda each: each[1][by] * (-1 if by == "dev_loss" else 1))
         names = frozenset(checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in found)
-        return Kept(names, best, metrics, result.metrics)
+        return KeptCheckpoints(names, best, metrics, result.metrics)
 
     def _restore_record(self) -> bool:
         """Put the copy of Ray Train's record in its place; whether there was one that is another."""
@@ -262,7 +264,7 @@ class TrainingFolder:
             record.write(copy.read())
         return True
 
-    def write_bundle(self, kept: Kept, pairs: int) -> None:
+    def write_bundle(self, kept: KeptCheckpoints, pairs: int) -> None:
         """Write the best checkpoint's model, with a model card, unless this very bundle is there whole already.
 
         Args:
@@ -283,7 +285,7 @@ class TrainingFolder:
             file.write(content)
 
 
-def copy_record(root: Place) -> None:
+def copy_record(root: Location) -> None:
     """Copy Ray Train's record of checkpoints, once it is whole, beside their folder.
 
     While the next is written, the checkpoints of this one are still there: Ray Train removes old ones after it.

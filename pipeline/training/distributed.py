@@ -27,15 +27,15 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import cluster
-from pipeline.config import ScalingSection, TrainConfig
+from pipeline.config.train import ScalingSection, TrainConfig
+from pipeline.data.pairs import PairSet, open_pairs, pair_texts
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import Stopped, UserError
-from pipeline.model.memory import KEEP_FREED_MEMORY
-from pipeline.storage import Place, place
-from pipeline.text.pair_store import PairStore, open_pairs, pair_texts
-from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import CHECKPOINTS, Fence, TrainingFolder, copy_record
-from pipeline.training.loop import share_done
-from pipeline.training.windows import TRAIN, InTurn, layout_of, windows_of
+from pipeline.io.location import Location, open_location
+from pipeline.model.malloc import KEEP_FREED_MEMORY
+from pipeline.training.checkpoints import CHECKPOINTS, TrainingFolder, WriterFence, copy_record
+from pipeline.training.dataset import TRAIN, RoundRobinSplit, plan_windows, training_windows
+from pipeline.training.learner import progress_fraction
 from pipeline.training.worker import WorkerJob, train_worker
 
 _DATA_CPUS = 1.0
@@ -46,7 +46,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A training that has reached its end. last: record of its last validation. was_finished: it had been there before.
 
     ran_out: of patience, not of what else bounds it.
@@ -58,7 +58,7 @@ class Trained:
     ran_out: bool
 
 
-def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
+def train(config: TrainConfig, on_record: Callable[[Record], None]) -> TrainingResult:
     """Train until the configured end, going on from the last checkpoint if there is one, and write the bundle.
 
     Args:
@@ -84,7 +84,7 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> Trained:
         kept = folder.kept()
     assert kept is not None, "workers end with a checkpoint"
     folder.write_bundle(kept, data.pairs)
-    return Trained(folder.bundle.uri, kept.last_metrics, was_finished, _ran_out(config, kept.last_metrics))
+    return TrainingResult(folder.bundle.uri, kept.last_metrics, was_finished, _ran_out(config, kept.last_metrics))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Data:
     """
 
     tokenizer_file: bytes
-    train: PairStore
+    train: PairSet
     pairs: int
     dev: dict[str, list[str]]
     skipped: dict[str, int]
@@ -103,7 +103,7 @@ class _Data:
 
 def _read_data(config: TrainConfig) -> _Data:
     data, dev_rows = config.data, config.training.validate_rows
-    tokenizer_file = place(data.tokenizer, "--data.tokenizer").read()
+    tokenizer_file = open_location(data.tokenizer, "--data.tokenizer").read()
     Tokenizer(tokenizer_file, data.tokenizer)
     store = open_pairs(data.train, "--data.train")
     pairs = store.count_pairs()
@@ -116,7 +116,7 @@ def _read_data(config: TrainConfig) -> _Data:
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
-    return _ran_out(config, last) or share_done(config.training, last["epoch"], last["minutes"], last["step"]) >= 1.0
+    return _ran_out(config, last) or progress_fraction(config.training, last["epoch"], last["minutes"], last["step"]) >= 1.0
 
 
 def _ran_out(config: TrainConfig, last: Record) -> bool:
@@ -128,14 +128,14 @@ def _run_workers(
     config: TrainConfig,
     data: _Data,
     folder: TrainingFolder,
-    fence: Fence,
+    fence: WriterFence,
     on_record: Callable[[Record], None],
     layout_before: dict[str, int] | None,
 ) -> None:
     """From the first step, or the last checkpoint, to the end."""
     scaling = config.scaling
     resources, threads = _resources(scaling)
-    layout = layout_of(config, data.train.rows, data.pairs, layout_before)
+    layout = plan_windows(config, data.train.rows, data.pairs, layout_before)
     # On the driver's own node: wherever else a queue is, it can be lost while the driver and the workers live on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     records = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -161,11 +161,11 @@ def _run_workers(
                     placement_strategy=scaling.placement,
                 ),
                 run_config=_run_config(config, folder, records, use_gpu="GPU" in resources),
-                datasets={TRAIN: windows_of(config, data.train, layout, data.tokenizer_file)},
-                dataset_config=InTurn(),
+                datasets={TRAIN: training_windows(config, data.train, layout, data.tokenizer_file)},
+                dataset_config=RoundRobinSplit(),
             ).fit()
         except (ray.train.TrainingFailedError, RayError) as error:
-            raise _explained(error) from None
+            raise _to_user_error(error) from None
         except SystemExit as ended:
             if ended.code == signal.SIGTERM:
                 raise
@@ -179,7 +179,7 @@ def _run_workers(
 class _Listener(ray.train.UserCallback):
     """Beside Ray Train's controller: tells of checkpoints once they are kept, and ends a training that the user must mend."""
 
-    def __init__(self, records: Queue, root: Place) -> None:
+    def __init__(self, records: Queue, root: Location) -> None:
         self._records, self._root = records, root
 
     def after_report(self, run_context: Any, metrics: list[Record], checkpoint: Any) -> None:  # noqa: ARG002
@@ -218,7 +218,7 @@ def _resources(scaling: ScalingSection) -> tuple[dict[str, float], int]:
     Raises:
         UserError: this machine has not so much. A cluster may yet grow: there, the workers wait.
     """
-    workers, cpus, gpus = scaling.num_workers, cluster.total("CPU"), int(cluster.total("GPU"))
+    workers, cpus, gpus = scaling.num_workers, cluster.total_resource("CPU"), int(cluster.total_resource("GPU"))
     alone = (os.environ.get("RAY_ADDRESS") or "local") == "local"
     use_gpu = gpus > 0 if scaling.use_gpu is None else scaling.use_gpu
     fewest = scaling.min_workers or workers
@@ -246,7 +246,7 @@ def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
             record = records.get(timeout=_WAITING_EVERY_S)
         except Empty:
             if not started:
-                on_record({"kind": "waiting", "cpus": cluster.total("CPU"), "gpus": cluster.total("GPU")})
+                on_record({"kind": "waiting", "cpus": cluster.total_resource("CPU"), "gpus": cluster.total_resource("GPU")})
             continue
         if record is None:
             return
@@ -254,7 +254,7 @@ def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
         on_record(record)
 
 
-def _explained(error: Exception) -> Exception:
+def _to_user_error(error: Exception) -> Exception:
     """A worker's UserError as it was raised there; anything else as Stopped."""
     if isinstance(error, ray.train.ControllerError) and isinstance(error.controller_failure, UserError):
         return error.controller_failure

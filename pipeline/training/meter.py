@@ -11,13 +11,13 @@ from typing import TypedDict
 
 import torch
 
-from pipeline.training.loop import Learner, Step, Totals
+from pipeline.training.learner import BatchTotals, Learner, StepResult
 
-_STRETCH = 100
+_WINDOW_STEPS = 100
 """Steps over which a loss is averaged before it is compared with that of other stretches."""
 
 
-class Progress(TypedDict):
+class ProgressRecord(TypedDict):
     """loss: of all workers, the mean (nat a target token). tokens_per_s: source and target, of all workers.
 
     wait_share: of the time, in which the first worker waited for data. gradient_norm: of the last step, before clipping; None
@@ -64,7 +64,7 @@ class Meter:
         self._begin_stretch()
         self._since = self._nothing()
 
-    def add(self, step: Step, totals: Totals, waited_s: float) -> None:
+    def add(self, step: StepResult, totals: BatchTotals, waited_s: float) -> None:
         """Count a step, before which this worker waited so long for its batches."""
         self._since.loss += step.loss
         self._since.target_tokens += totals.target_tokens
@@ -72,7 +72,7 @@ class Meter:
         self._since.steps += 1
         self._since.waited_s += waited_s
 
-    def record(self, step: Step, minutes: float, progress: float) -> Progress:
+    def record(self, step: StepResult, minutes: float, progress: float) -> ProgressRecord:
         """What the steps since the last record came to, of which ``step`` is the last. All workers must ask together."""
         since, passed, gained = self._since, minutes - self.minutes, progress - self.progress
         nll = float(self.learner.sum_over_workers(since.loss.double().cpu()))
@@ -81,7 +81,7 @@ class Meter:
         self._stretch_steps += since.steps
         self.skip_to(minutes, progress)
         norm = float(step.gradient_norm)
-        return Progress(
+        return ProgressRecord(
             loss=nll / since.target_tokens,
             tokens_per_s=since.tokens / max(60 * passed, 1e-9),
             wait_share=min(1.0, since.waited_s / max(60 * passed, 1e-9)),
@@ -102,7 +102,7 @@ class Meter:
         if not math.isfinite(self._stretch_nll):  # as it is in the step after one whose gradient was no number
             self._begin_stretch()
             return "the loss is not a number"
-        if self._stretch_steps < _STRETCH:
+        if self._stretch_steps < _WINDOW_STEPS:
             return None
         mean = self._stretch_nll / self._stretch_tokens
         self._begin_stretch()

@@ -12,15 +12,15 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from pipeline.config import TrainConfig
+from pipeline.config.train import TrainConfig
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.decoding.backends import backend_for
+from pipeline.decoding.batch_budget import BatchBudget
+from pipeline.decoding.decode import decode_window
+from pipeline.decoding.engine import Engine
 from pipeline.evaluation.metrics import exact_match, rouge_f1
 from pipeline.model.batching import Rows, pair_batches
-from pipeline.model.decoding import decode_window
-from pipeline.model.engine import Engine
-from pipeline.model.memory import Budget
-from pipeline.model.precision import arithmetic_for
-from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.loop import Learner
+from pipeline.training.learner import Learner
 
 _SAMPLES, _SAMPLE_CHARS = 4, 600
 
@@ -69,9 +69,9 @@ class DevSet:
         nll, tokens = learner.sum_over_workers(losses).tolist()
         if not math.isfinite(nll):
             return None
-        engine = Engine(learner.average, arithmetic_for(self._config.training.precision, learner.device), graphs=False)
+        engine = Engine(learner.average, backend_for(self._config.training.precision, learner.device), graphs=False)
         decoding, threads = self._config.decoding, torch.get_num_threads()
-        room = Budget.by_memory(engine, decoding, self._memory_share, threads)
+        room = BatchBudget.by_memory(engine, decoding, self._memory_share, threads)
         found = decode_window(engine, self._sources.values, self._sources.offsets, decoding, room, threads)
         hypotheses = self._tokenizer.decode(found.values, found.offsets)
         rouge = rouge_f1(hypotheses, [[reference] for reference in self._references], "unicode").sum(0)

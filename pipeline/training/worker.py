@@ -22,18 +22,18 @@ import ray.train.torch
 import torch
 from ray.util.queue import Queue
 
-from pipeline.config import TrainConfig
+from pipeline.config.train import TrainConfig
+from pipeline.data.token_columns import flatten_column
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.model.batching import Rows
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.text.columns import flat_rows
-from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import Fence, load_checkpoint, save_checkpoint, upload_checkpoint
-from pipeline.training.loop import Learner, share_done
+from pipeline.training.checkpoints import WriterFence, load_checkpoint, save_checkpoint, upload_checkpoint
+from pipeline.training.dataloader import PairDataLoader
+from pipeline.training.dataset import TRAIN, TokenizePairs, WindowLayout
+from pipeline.training.learner import Learner, progress_fraction
 from pipeline.training.meter import Meter
-from pipeline.training.stream import PairStream
 from pipeline.training.validation import DevSet
-from pipeline.training.windows import TRAIN, Layout, TokenizePairs
 
 _MOST_ROLLBACKS = 3
 """In a row, before a training gives up."""
@@ -48,10 +48,10 @@ class WorkerJob(TypedDict):
 
     config: str
     tokenizer_file: bytes
-    layout: Layout
+    layout: WindowLayout
     dev: dict[str, list[str]]
     threads: int
-    fence: Fence
+    fence: WriterFence
     records: Queue
 
 
@@ -75,7 +75,7 @@ class Worker:
         model = Seq2Seq(config.model, tokenizer.vocabulary_size).to(device)
         self._fence.clear_local()  # no worker gets past the learner's first collective, and writes, before all were here
         self.learner = Learner(model, config.training, device, self.workers > 1, config.scaling.compress_gradients)
-        self.stream = PairStream(ray.train.get_dataset_shard(TRAIN), config, job["layout"], self.rank, self.workers)
+        self.stream = PairDataLoader(ray.train.get_dataset_shard(TRAIN), config, job["layout"], self.rank, self.workers)
         self._started: float | None = None
         self._minutes_before, self._best, self._since_best = 0.0, -math.inf, 0
         if checkpoint := ray.train.get_checkpoint():
@@ -142,7 +142,7 @@ class Worker:
     @property
     def progress(self) -> float:
         """Share of the training that is done, the same in all workers."""
-        return share_done(self.config.training, self.stream.epochs, self.minutes, self.learner.steps)
+        return progress_fraction(self.config.training, self.stream.epochs, self.minutes, self.learner.steps)
 
     @property
     def _is_done(self) -> bool:
@@ -248,5 +248,5 @@ class Worker:
         data, decoding = self.config.data, self.config.decoding
         longest_source = max(data.max_source_tokens, decoding.max_source_tokens)
         ids = TokenizePairs(self._tokenizer_file, longest_source, data.max_target_tokens)(table)
-        sources, targets = Rows(*flat_rows(ids["source"])), Rows(*flat_rows(ids["target"]))
+        sources, targets = Rows(*flatten_column(ids["source"])), Rows(*flatten_column(ids["target"]))
         return DevSet(sources, targets, share["source"], share["target"], tokenizer, self.config, memory_share)

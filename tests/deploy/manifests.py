@@ -20,9 +20,11 @@ import ray
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
-from pipeline.config import SummarizeConfig, TrainConfig
+from pipeline.config.base import JobConfig
+from pipeline.config.loader import load_config
+from pipeline.config.summarize import SummarizeConfig
+from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError
-from pipeline.options import JobConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"

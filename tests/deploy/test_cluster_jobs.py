@@ -22,7 +22,7 @@ from ray.util import get_node_ip_address
 from safetensors.torch import load_file
 from stage import Command, commits, difference, rows_of, write_store
 
-from pipeline.config import TrainConfig
+from pipeline.config.train import TrainConfig
 from pipeline.training.distributed import train
 
 TEXTS = [f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(400)]

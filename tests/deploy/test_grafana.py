@@ -14,8 +14,8 @@ import pytest
 import yaml
 from prometheus_server import DEPLOY, program
 
-from pipeline.outcome import OUTCOME
-from pipeline.watching import METRICS
+from pipeline.monitoring.metrics import METRICS
+from pipeline.monitoring.pushgateway import OUTCOME_METRICS
 
 DOCS = (DEPLOY.parents[1] / "docs" / "watching.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "nightshift.json").read_text())
@@ -60,7 +60,7 @@ def test_every_expression_of_the_dashboard_is_promql(tmp_path: Path) -> None:
 
 
 def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() -> None:
-    there = {f"ray_{metric.info['name']}" for metric in METRICS} | set(OUTCOME)
+    there = {f"ray_{metric.info['name']}" for metric in METRICS} | set(OUTCOME_METRICS)
     asked = {
         name.removesuffix("_bucket")
         for expression in [*EXPRESSIONS, *(rule["expr"] for rule in RULES)]
@@ -76,14 +76,14 @@ def test_metrics_are_named_as_prometheus_wants() -> None:
         name, kind = f"ray_{metric.info['name']}", type(metric).__name__.lower()
         lines += [f"# HELP {name} {metric.info['description']}", f"# TYPE {name} {kind}"]
         lines += [f"{name} 1"] if kind != "histogram" else [f'{name}_bucket{{le="+Inf"}} 1', f"{name}_sum 1", f"{name}_count 1"]
-    for name, meaning in OUTCOME.items():
+    for name, meaning in OUTCOME_METRICS.items():
         lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge", f"{name} 1"]
     promtool("check", "metrics", given="\n".join(lines) + "\n")
 
 
 def test_the_documentation_has_each_metric_with_its_tags() -> None:
     rows = dict(re.findall(r"^\| `(nightshift_\w+)` \| (.+)$", DOCS, re.MULTILINE))
-    assert rows.keys() == {metric.info["name"] for metric in METRICS} | set(OUTCOME)
+    assert rows.keys() == {metric.info["name"] for metric in METRICS} | set(OUTCOME_METRICS)
     for metric in METRICS:
         kind, tags = (cell.strip() for cell in rows[metric.info["name"]].split("|")[:2])
         assert kind == type(metric).__name__.lower()

@@ -32,7 +32,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from nodes import Cluster, three_nodes  # noqa: E402
 from stage import Command, commits, difference, write_store, written_again  # noqa: E402
 
-from pipeline.config import SAMPLE  # noqa: E402
+from pipeline.config.types import SAMPLE  # noqa: E402
 
 _TIMEOUT_S = 300
 

@@ -36,7 +36,7 @@ from gateway import Gateway, gateway  # noqa: E402
 from proxy import Chance, proxy  # noqa: E402
 from stage import Command, difference, write_store  # noqa: E402
 
-from pipeline.config import SAMPLE  # noqa: E402
+from pipeline.config.types import SAMPLE  # noqa: E402
 from pipeline.errors import EXIT_STOPPED  # noqa: E402
 
 _VICTIMS = ("driver", "ReadWindows", "SummarizeWindow", "WriteWindow")

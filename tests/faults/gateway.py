@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from pipeline.storage import S3
+from pipeline.io.s3 import S3
 
 PACKAGES = "radosgw ceph-mon ceph-osd"
 _START_S = 60.0

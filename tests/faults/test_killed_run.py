@@ -13,9 +13,10 @@ import pytest
 from processes import processes_titled
 from stage import Command, commits, difference, written_again
 
-from pipeline.config import SummarizeConfig
+from pipeline.config.summarize import SummarizeConfig
 from pipeline.inference.plan import plan_run
-from pipeline.inference.run import Progress, execute
+from pipeline.inference.run import execute
+from pipeline.runs.progress import RunProgress
 
 FILES = ("config.yaml", "plan.parquet", "rejects/run=", "summaries/run=", "ledger/run=", "manifest.json", "_SUCCESS")
 DAILY = ("summaries/run=", "amid", "driver")
@@ -55,7 +56,7 @@ def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:
     killed: list[int] = []
     later: set[int] = set()
 
-    def kill_once(_: Progress) -> None:
+    def kill_once(_: RunProgress) -> None:
         pids = [pid for pid in processes_titled("SummarizeWindow") if pid not in others]
         if killed:
             later.update(pids)

@@ -19,7 +19,7 @@ from nodes import three_nodes
 from processes import processes_titled
 from safetensors.torch import load_file
 
-from pipeline.config import TrainConfig
+from pipeline.config.train import TrainConfig
 from pipeline.errors import Stopped
 from pipeline.training.distributed import train
 

@@ -24,10 +24,11 @@ from test_killed_training import config as training_config
 from test_killed_training import kill_the_driver
 
 from jobs import summarize
-from pipeline import storage
 from pipeline.errors import UserError, exit_on_user_error
-from pipeline.storage import place
-from pipeline.training.checkpoints import Fence, upload_checkpoint
+from pipeline.io import retry
+from pipeline.io import s3 as s3_filesystem
+from pipeline.io.location import open_location
+from pipeline.training.checkpoints import WriterFence, upload_checkpoint
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_run_over_a_network_that_fails(
 )
 def test_what_befalls_a_file_is_not_seen(network: Proxy, bucket: str, fault: Fault) -> None:
     """Each kind of request suffers it in turn, of a file that is sent in one request and of one that is sent in parts."""
-    folder = place(f"s3://{bucket}/folder", "--x")
+    folder = open_location(f"s3://{bucket}/folder", "--x")
     seen = set[tuple[str, str]]()
 
     def first_of_a_kind(method: str, path: str) -> Fault | None:
@@ -121,19 +122,19 @@ def test_what_befalls_a_file_is_not_seen(network: Proxy, bucket: str, fault: Fau
 
 @pytest.mark.faults
 def test_what_tasks_are_sent_tries_as_often(network: Proxy, bucket: str) -> None:
-    file = place(f"s3://{bucket}/a", "--x")
+    file = open_location(f"s3://{bucket}/a", "--x")
     file.write(b"content")
     sent = pickle.loads(pickle.dumps(file))
     assert sent.filesystem.equals(file.filesystem)
     at = network.requests.total()
-    network.choose = lambda *_: "slow down" if network.requests.total() < at + storage.S3_TRIES else None
+    network.choose = lambda *_: "slow down" if network.requests.total() < at + s3_filesystem.S3_ATTEMPTS else None
     assert sent.read() == b"content"
-    assert network.faults["slow down", "HEAD"] == storage.S3_TRIES - 1
+    assert network.faults["slow down", "HEAD"] == s3_filesystem.S3_ATTEMPTS - 1
 
 
 def test_a_file_leaves_nothing_but_itself(s3: Gateway, network: Proxy, bucket: str) -> None:
     """No objects that stand for folders, each of which is a request more."""
-    place(f"s3://{bucket}/a/b/c", "--x").write(b"content")
+    open_location(f"s3://{bucket}/a/b/c", "--x").write(b"content")
     assert network.requests == {"PUT": 1}
     found = s3.filesystem().get_file_info(fs.FileSelector(f"{bucket}/a/b", recursive=True))
     assert [info.path for info in found] == [f"{bucket}/a/b/c"]
@@ -152,7 +153,7 @@ def test_errors_in_words(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(storage, "S3_TRIES", 2)  # each pause is twice as long as the one before it
+    monkeypatch.setattr(s3_filesystem, "S3_TRIES", 2)  # each pause is twice as long as the one before it
     upload(store, s3, bucket, "in")
     input, output, said = f"s3://{bucket}/in", f"s3://{bucket}/out", "the server does not grant this to the credentials"
     named = f"{output}/runs; set --output.path"
@@ -188,7 +189,7 @@ def test_a_server_in_the_uri_and_credentials_of_a_profile(
     (tmp_path / "credentials").write_text("[night]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items()))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "night")
-    folder = place(f"s3://{bucket}/folder?scheme=http&endpoint_override=127.0.0.1:{s3.port}", "--x")
+    folder = open_location(f"s3://{bucket}/folder?scheme=http&endpoint_override=127.0.0.1:{s3.port}", "--x")
     folder.child("a").write(b"content")
     assert folder.names() == ["a"]
     assert folder.child("a").read() == b"content"
@@ -206,7 +207,7 @@ def test_a_server_in_the_uri_and_credentials_of_a_profile(
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(UserError, match=r"--input\.path holds credentials, which do not belong in a URI") as caught:
-        place(uri, "--input.path")
+        open_location(uri, "--input.path")
     assert not any(part in str(caught.value) for part in ("hidden", "hid/", "AKIA"))
 
 
@@ -220,7 +221,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(s3: Gateway, monkeyp
         uri = f"s3://bucket/a?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(UserError, match="the server does not answer"):
-            place(uri, "--x").exists()
+            open_location(uri, "--x").exists()
         seconds = time.monotonic() - started
     print(f"given up after {seconds:.0f} s")
     assert seconds < 90
@@ -283,9 +284,9 @@ def test_a_checkpoint_that_cannot_be_written_whole_is_an_error(
     network: Proxy, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where pyarrow.fs.copy_files, by which Ray Train would upload it, says nothing."""
-    monkeypatch.setattr(storage, "S3_TRIES", 1)
-    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
-    trained = Fence(place(f"s3://{bucket}/trained", "--output.path"), "this")
+    monkeypatch.setattr(s3_filesystem, "S3_TRIES", 1)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    trained = WriterFence(open_location(f"s3://{bucket}/trained", "--output.path"), "this")
     trained.file.write(b"this")
 
     def local(name: str) -> Checkpoint:
@@ -325,20 +326,20 @@ def test_training_from_pairs_to_a_bundle(
     evaluation = f"s3://{bucket}/results/evaluation.json"
     bundle = ["--model.path", f"s3://{bucket}/trained/bundle", "--input.path", f"s3://{bucket}/pairs/dev"]
     ran("jobs.evaluate", *bundle, "--output.path", evaluation)
-    assert json.loads(place(evaluation, "--x").read())
-    assert place(f"s3://{bucket}/results", "--x").names() == ["evaluation.json"]
+    assert json.loads(open_location(evaluation, "--x").read())
+    assert open_location(f"s3://{bucket}/results", "--x").names() == ["evaluation.json"]
     assert network.faults.total() > 0
 
 
 @pytest.mark.faults
 def test_prepared_pairs_are_replaced(network: Proxy, bucket: str) -> None:
     pairs = "".join(json.dumps({"source": f"say {n} twice", "target": f"{n} {n}"}) + "\n" for n in range(400))
-    place(f"s3://{bucket}/pairs.jsonl", "--x").write(pairs.encode())
+    open_location(f"s3://{bucket}/pairs.jsonl", "--x").write(pairs.encode())
     network.choose = Chance(0.02, seed=4)
     command = ["jobs.prepare", "--input.train", f"s3://{bucket}/pairs.jsonl", "--input.dev_share", "0.1"]
     command += ["--tokenizer.vocabulary_size", "300", "--output.path", f"s3://{bucket}/prepared"]
     ran(*command)
-    before = place(f"s3://{bucket}/prepared", "--x").names()
+    before = open_location(f"s3://{bucket}/prepared", "--x").names()
     ran(*command, "--output.overwrite", "true")
-    assert place(f"s3://{bucket}/prepared", "--x").names() == before
-    assert set(place(f"s3://{bucket}", "--x").names()) == {"pairs.jsonl", "prepared"}
+    assert open_location(f"s3://{bucket}/prepared", "--x").names() == before
+    assert set(open_location(f"s3://{bucket}", "--x").names()) == {"pairs.jsonl", "prepared"}

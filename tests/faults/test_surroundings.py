@@ -17,11 +17,12 @@ import pytest
 from processes import processes_titled
 from stage import Command, difference, rows_of, write_store
 
-from pipeline.config import SummarizeConfig
+from pipeline.config.summarize import SummarizeConfig
 from pipeline.errors import UserError
 from pipeline.inference.plan import plan_run
-from pipeline.inference.run import Progress, execute
-from pipeline.inference.summaries import read_summaries
+from pipeline.inference.run import execute
+from pipeline.runs.progress import RunProgress
+from pipeline.runs.summaries import read_summaries
 
 pytestmark = pytest.mark.faults
 
@@ -150,7 +151,7 @@ def test_an_actor_that_the_kernel_kills_for_want_of_memory(tmp_path: Path, abstr
     pq.write_table(pa.table({"id": list(range(len(abstracts))), "text": abstracts}), tmp_path / "docs.parquet")
     bound: list[int] = []
 
-    def bind(_: Progress) -> None:
+    def bind(_: RunProgress) -> None:
         if not bound:
             bound.extend(processes_titled("SummarizeWindow"))
             (group / "memory.limit_in_bytes").write_text("0")  # beyond what it has

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import SummarizeConfig
+from pipeline.config.summarize import SummarizeConfig
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
 

@@ -12,10 +12,11 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import SummarizeConfig
+from pipeline.config.summarize import SummarizeConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.inference.plan import plan_run
-from pipeline.inference.run import Finished, Progress, execute
+from pipeline.inference.run import RunResult, execute
+from pipeline.runs.progress import RunProgress
 
 TEXTS = [
     "We study the spectral gap of random graphs.",
@@ -29,7 +30,7 @@ TEXTS = [
 ]
 
 
-def run(config: dict[str, Any], on_progress: Callable[[Progress], None] = lambda _: None) -> Finished:
+def run(config: dict[str, Any], on_progress: Callable[[RunProgress], None] = lambda _: None) -> RunResult:
     return execute(plan_run(SummarizeConfig.model_validate(config)), on_progress)
 
 
@@ -173,7 +174,7 @@ def test_a_file_that_no_record_names_is_removed_before_the_end(tmp_path: Path, t
 def test_a_written_file_that_is_gone_stops_the_run(tmp_path: Path, tiny_bundle: Path) -> None:
     store = write_store(tmp_path / "in", pa.table({"id": ["a"], "text": [TEXTS[0]]}))
 
-    def lose(_: Progress) -> None:
+    def lose(_: RunProgress) -> None:
         for file in (tmp_path / "out/summaries/run=r").iterdir():
             file.unlink()
 

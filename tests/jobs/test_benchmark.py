@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.benchmark import main
+from jobs.benchmark.__main__ import main
 from pipeline.errors import UserError
 
 

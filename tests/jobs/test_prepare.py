@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from jobs.prepare import main
-from pipeline.config import PrepareConfig
+from pipeline.config.loader import load_config
+from pipeline.config.prepare import PrepareConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.options import load_config
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ("--tokenizer.vocabulary_size", "360", "--tokenizer.algorithm", "bpe")

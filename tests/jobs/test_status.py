@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from jobs.screen import new_console, progress
+from jobs.console import new_console, progress
 from pipeline.errors import UserError
-from pipeline.inference.status import status_of
-from pipeline.storage import place
+from pipeline.io.location import open_location
+from pipeline.runs.status import run_status
 
 
 def state(output: Path, run_id: str | None = None) -> str:
-    return status_of(place(str(output), "--output.path"), run_id).state
+    return run_status(open_location(str(output), "--output.path"), run_id).state
 
 
 def job(name: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.train import main
-from pipeline.config import TrainConfig
+from pipeline.config.loader import load_config
+from pipeline.config.train import TrainConfig
 from pipeline.errors import exit_on_user_error
-from pipeline.options import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 Train = Callable[..., tuple[int, str, str]]

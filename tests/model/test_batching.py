@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_models import rows_of
 
-from pipeline.model.batching import PairBatch, Rows, longest_first, pair_batches, within_budget
+from pipeline.model.batching import PairBatch, Rows, budget_batches, longest_first, pair_batches
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 
@@ -23,7 +23,7 @@ def padded_tokens(lengths: np.ndarray, rows: np.ndarray) -> int:
 def test_batches_hold_each_row_once_in_order_and_as_many_as_fit(lengths: list[int], token_budget: int) -> None:
     sizes = np.array(lengths, np.int64)
     order = longest_first(sizes)
-    batches = list(within_budget((sizes,), order, token_budget))
+    batches = list(budget_batches((sizes,), order, token_budget))
     assert [row for rows in batches for row in rows] == order.tolist()
     assert all(padded_tokens(sizes, rows) <= token_budget for rows in batches if len(rows) > 1)
     for rows, after in pairwise(batches):

@@ -15,10 +15,11 @@ import torch
 from random_models import random_model
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import DecodingConfig, TokenizerConfig
+from pipeline.config.model import DecodingConfig
+from pipeline.config.prepare import TokenizerConfig
+from pipeline.data.tokenizer import train_tokenizer
 from pipeline.errors import UserError
 from pipeline.model.bundle import load_bundle, save_bundle
-from pipeline.text.tokenizer import train_tokenizer
 
 SHAPE = {"cell": "lstm", "attention": "additive", "bidirectional": True, "copy": True}
 DECODING = DecodingConfig(max_source_tokens=30, max_target_tokens=7, min_target_tokens=2, no_repeat_ngram=4)

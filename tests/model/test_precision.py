@@ -8,9 +8,9 @@ import pytest
 import torch
 from random_models import needs_bytes
 
+from pipeline.decoding.backends import CpuBackend, backend_for, supported_precisions
 from pipeline.errors import UserError
-from pipeline.model.arithmetic import Compiled
-from pipeline.model.precision import arithmetic_for, compute_dtype, precisions_of
+from pipeline.model.precision import compute_dtype
 
 CPU = torch.device("cpu")
 
@@ -57,8 +57,8 @@ def test_int8_where_the_cpu_multiplies_bytes(
     names: list[str], free: torch.dtype, levels: int, built_for: Callable[..., None]
 ) -> None:
     built_for(*names)
-    arithmetic = arithmetic_for("int8", CPU)
-    assert isinstance(arithmetic, Compiled)
+    arithmetic = backend_for("int8", CPU)
+    assert isinstance(arithmetic, CpuBackend)
     assert (arithmetic.dtype, arithmetic.weight_levels) == (free, levels)
     assert arithmetic.zeros(1).dtype == torch.uint8
 
@@ -66,28 +66,28 @@ def test_int8_where_the_cpu_multiplies_bytes(
 def test_int8_where_it_does_not(built_for: Callable[..., None]) -> None:
     built_for("sse4_2")
     with pytest.raises(UserError, match="int8 computes on CPUs with AVX2 alone"):
-        arithmetic_for("int8", CPU)
+        backend_for("int8", CPU)
     with pytest.raises(UserError, match="int8 computes on CPUs"):
-        arithmetic_for("int8", torch.device("cuda"))
-    assert precisions_of(CPU) == ["float32"]
+        backend_for("int8", torch.device("cuda"))
+    assert supported_precisions(CPU) == ["float32"]
 
 
 def test_this_machine_decodes_in_what_it_says(built_for: Callable[..., None]) -> None:
-    assert precisions_of(CPU)[0] == "float32"
+    assert supported_precisions(CPU)[0] == "float32"
     built_for("avx2", "avx512_bf16")
-    assert precisions_of(CPU) == ["float32", "bfloat16", "int8"]
+    assert supported_precisions(CPU) == ["float32", "bfloat16", "int8"]
 
 
 @needs_bytes
 @pytest.mark.parametrize("columns", [64, 256, 1000])
 @pytest.mark.parametrize("byte", [1, 255])
 def test_sums_of_bytes_are_exact_at_their_largest(columns: int, byte: int) -> None:
-    arithmetic = arithmetic_for("int8", CPU)
+    arithmetic = backend_for("int8", CPU)
     weight = torch.randn(48, columns)
     weight[:16] = 3.0  # each product is the largest there is, and so are the sums of neighbours
     weight[16:32] = -3.0
     bytes_ = torch.full((5, columns), byte, dtype=torch.uint8)
-    assert isinstance(arithmetic, Compiled)
+    assert isinstance(arithmetic, CpuBackend)
     scale = weight.abs().amax(1, keepdim=True) / arithmetic.weight_levels
     exact = (bytes_.double() - 128) / 127 @ ((weight / scale).round() * scale).double().t()
     torch.testing.assert_close(arithmetic.product(weight, None)(bytes_).double(), exact, rtol=1e-5, atol=1e-4)

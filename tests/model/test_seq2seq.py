@@ -13,12 +13,13 @@ from reference import Reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.loops import next_probabilities
-from pipeline.config import BOS, EOS, ModelConfig
-from pipeline.model import recurrence, seq2seq
+from jobs.benchmark.common.baseline_decoders import next_probabilities
+from pipeline.config.model import ModelConfig
+from pipeline.data.special_tokens import BOS, EOS
+from pipeline.model import rnn, seq2seq
 from pipeline.model.batching import PairBatch
-from pipeline.model.recurrence import Dropout
-from pipeline.model.seq2seq import Objective, Seq2Seq
+from pipeline.model.rnn import Dropout
+from pipeline.model.seq2seq import LossConfig, Seq2Seq
 
 VOCABULARY = 80
 LAST_COLUMNS = [f"weight_ih_l0{direction}" for direction in ("", "_reverse")]
@@ -170,7 +171,7 @@ def test_a_gold_token_that_nothing_predicts_has_a_finite_loss_and_gradient() -> 
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
 
 
-def loss_and_gradients(model: Seq2Seq, batch: PairBatch, objective: Objective) -> tuple[float, list[Tensor]]:
+def loss_and_gradients(model: Seq2Seq, batch: PairBatch, objective: LossConfig) -> tuple[float, list[Tensor]]:
     model.zero_grad()
     loss = model(batch.source, batch.source_lengths, batch.target, batch.target_lengths, objective)
     loss.backward()
@@ -180,7 +181,7 @@ def loss_and_gradients(model: Seq2Seq, batch: PairBatch, objective: Objective) -
 @pytest.mark.parametrize("most", [1, 1 << 26], ids=["computed again", "kept"])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[-1]], ids=name_of)
 def test_logits_in_parts_give_the_same(shape: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch, objective = random_model(shape, VOCABULARY), batch_of(*pairs()), Objective(label_smoothing=0.1)
+    model, batch, objective = random_model(shape, VOCABULARY), batch_of(*pairs()), LossConfig(label_smoothing=0.1)
     loss, gradients = loss_and_gradients(model, batch, objective)
     monkeypatch.setattr(seq2seq, "_LOGITS_OF_A_PART", VOCABULARY * 3)  # three tokens
     monkeypatch.setattr(seq2seq, "_MOST_LOGITS", most)
@@ -213,14 +214,14 @@ def test_label_smoothing_is_a_share_of_all_tokens_alike() -> None:
         for before, gold in zip([BOS, *target], [*target, EOS], strict=True):
             probs, state = next_probabilities(model, torch.tensor([before]), state, memory)
             expected += float(F.cross_entropy(probs.detach().log(), torch.tensor([gold]), label_smoothing=0.2))
-    loss, _ = loss_and_gradients(model, batch, Objective(label_smoothing=0.2))
+    loss, _ = loss_and_gradients(model, batch, LossConfig(label_smoothing=0.2))
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_coverage_is_what_attention_gives_again() -> None:
     shape = {"cell": "gru", "attention": "general", "bidirectional": True, "copy": True}
     model, batch = random_model(shape, VOCABULARY), batch_of(*pairs())
-    plain, _ = loss_and_gradients(model, batch, Objective())
+    plain, _ = loss_and_gradients(model, batch, LossConfig())
     memory, state = model.encode(batch.source, batch.source_lengths)
     _, weights, _, _ = model.decoder(F.pad(batch.target, (1, 0), value=BOS), state, memory)
     assert weights is not None
@@ -229,7 +230,7 @@ def test_coverage_is_what_attention_gives_again() -> None:
         for row in range(len(batch.target))
         for step in range(int(batch.target_lengths[row]) + 1)
     )
-    loss, _ = loss_and_gradients(model, batch, Objective(coverage=0.5))
+    loss, _ = loss_and_gradients(model, batch, LossConfig(coverage=0.5))
     assert loss == pytest.approx(plain + 0.5 * again, rel=1e-5)
 
 
@@ -265,7 +266,7 @@ def test_recurrent_dropout_is_that_of_the_weights_from_step_to_step(cell: str) -
     with torch.no_grad():
         for recurrence in (*model.encoder.layers, model.decoder.recurrence):
             assert isinstance(recurrence, nn.RNNBase)
-            for weights in recurrence.all_weights:
+            for weights in rnn.all_weights:
                 weights[1].copy_(F.dropout(weights[1], 0.5))
         whole.load_state_dict(model.state_dict())
     assert loss.item() == pytest.approx(nll(whole, batch).item(), rel=1e-5)
@@ -304,7 +305,7 @@ def test_recurrences_learn_the_same_where_autocast_is_kept_out_of_them(
         return loss, list(torch.autograd.grad(loss, list(model.parameters())))
 
     loss, gradients = learn()
-    monkeypatch.setattr(recurrence, "_dtype_beside_autocast", lambda _: torch.float32)
+    monkeypatch.setattr(rnn, "_dtype_beside_autocast", lambda _: torch.float32)
     beside, gradients_beside = learn()
     torch.testing.assert_close(beside, loss)
     for one, other in zip(gradients_beside, gradients, strict=True):

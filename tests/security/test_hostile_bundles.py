@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import DecodingConfig, ModelConfig, TrainConfig, TrainingConfig
+from pipeline.config.model import DecodingConfig, ModelConfig
+from pipeline.config.train import TrainConfig, TrainingConfig
 from pipeline.errors import UserError
 from pipeline.model.bundle import load_bundle
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.training.loop import Learner
+from pipeline.training.learner import Learner
 
 
 @pytest.fixture

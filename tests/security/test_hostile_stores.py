@@ -16,21 +16,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.screen import new_console
-from pipeline.config import SAMPLE, DocumentsInput, StatusConfig, SummarizeConfig, VerifyConfig
+from jobs.console import new_console
+from pipeline.config.loader import load_config
+from pipeline.config.runs import StatusConfig, VerifyConfig
+from pipeline.config.summarize import DocumentsInput, SummarizeConfig
+from pipeline.config.types import SAMPLE
+from pipeline.data import split_reader, splits
+from pipeline.data.documents import open_documents
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import _SENTENCE, _WORD
-from pipeline.inference import containment, lease, windows
-from pipeline.inference.bad_files import BadFiles
-from pipeline.inference.manifest import OutputFile
-from pipeline.inference.plan import _FILES, _OPTIONS, _read_plan
-from pipeline.inference.publication import end_of
-from pipeline.inference.reading import ReadWindows
-from pipeline.inference.status import status_of
-from pipeline.options import load_config
+from pipeline.inference.run_spec import _FILES, _OPTIONS, read_plan
+from pipeline.inference.stages.read import ReadWindows
+from pipeline.io import memory_limit
+from pipeline.io.location import open_location
 from pipeline.pages.page import _readable
-from pipeline.storage import place
-from pipeline.text.documents import open_store
+from pipeline.runs import lease
+from pipeline.runs.manifest import OutputFile
+from pipeline.runs.publish import read_success
+from pipeline.runs.status import run_status
+from pipeline.runs.unreadable_files import UnreadableFiles
 
 TOKENIZER = (SAMPLE / "model/tokenizer.model").read_bytes()
 MB = 2**20
@@ -39,10 +43,10 @@ MB = 2**20
 def read(store: Path, **options: Any) -> list[pa.Table]:
     """A store's windows, as a task reads them."""
     config = DocumentsInput(path=str(store), **options)
-    opened = open_store(config)
-    stage = ReadWindows(opened.root.filesystem, 512, None, TOKENIZER, config, 16, b"", BadFiles("fail"))
+    opened = open_documents(config)
+    stage = ReadWindows(opened.root.filesystem, 512, None, TOKENIZER, config, 16, b"", UnreadableFiles("fail"))
     found = []
-    for unit in windows.units_of(opened.files, 512):
+    for unit in splits.cut_splits(opened.files, 512):
         with stage.attempt(unit, "read"):
             found += [window for window, _ in stage.read(unit)]
     return found
@@ -50,7 +54,7 @@ def read(store: Path, **options: Any) -> list[pa.Table]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps no process to a bound on its data")
 def test_a_file_of_kilobytes_that_unpacks_to_gigabytes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containment, "MOST_BYTES", 512 * MB)
+    monkeypatch.setattr(memory_limit, "MOST_BYTES", 512 * MB)
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 512, pa.int32()), pa.array(["x " * (2 * MB)]))
     path = tmp_path / "bomb.parquet"
     table = pa.table({"id": pa.array(range(512)), "text": text})
@@ -73,9 +77,9 @@ def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "large.parquet"
     rows = [os.urandom(4 * MB).hex() for _ in range(20)]
     pq.write_table(pa.table({"id": pa.array(range(20)), "text": rows}), path, use_dictionary=False)
-    store = open_store(DocumentsInput(path=str(path)))
-    [unit] = windows.units_of(store.files, 512)
-    tables = list(windows.rows_of(unit, store.root.filesystem, ["id", "text"], 512))
+    store = open_documents(DocumentsInput(path=str(path)))
+    [unit] = splits.cut_splits(store.files, 512)
+    tables = list(split_reader.read_split(unit, store.root.filesystem, ["id", "text"], 512))
     assert max(table.nbytes for table in tables) < 80 * MB
     assert sum(len(table) for table in tables) == 20
 
@@ -103,39 +107,39 @@ def test_a_manifest_names_no_file_outside_its_output(path: str) -> None:
 
 
 def test_what_a_bucket_holds_in_a_runs_place_is_refused_in_words(tmp_path: Path) -> None:
-    output = place(str(tmp_path), "--output.path")
+    output = open_location(str(tmp_path), "--output.path")
     folder = tmp_path / "runs/r"
     folder.mkdir(parents=True)
     for said in ('{"sequence": 1e999}', '{"sequence": -1}', "[" * 100_000, '{"sequence": 99999999999}', "[]"):
         (folder / "_SUCCESS").write_text(said)
         with pytest.raises(UserError, match="does not say which run"):
-            end_of(output, "r")
+            read_success(output, "r")
     (folder / "_SUCCESS").unlink()
     (folder / "progress.json").write_text('{"run_id": "r", "at": "2026-01-01T00:00:00", "phase": "running", "documents": 1}')
-    assert status_of(output, None).progress is None  # a time of no zone cannot be compared
+    assert run_status(output, None).progress is None  # a time of no zone cannot be compared
     (tmp_path / "lease").mkdir()
     for claim in ("[1]", "{}", "[" * 100_000, json.dumps({"run_id": "r", "machine": 3, "pid": "x", "born": 0, "renewals": 0})):
         (tmp_path / "lease/claim.json").write_text(claim)
-        assert lease.holder_of(output) is None
+        assert lease.current_holder(output) is None
 
 
 @pytest.mark.parametrize("broken", [{"window_rows": 0}, {"window_rows": -5}, {"started_at": "2026-01-01T00:00:00"}])
 def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
-    pinned = {
+    spec = {
         "started_at": datetime.now(UTC).isoformat(), "input": {}, "model_fingerprint": "", "decoding": {}, "full": False,
         "window_rows": 10, "window_tokens": None, "ledger": 0, "unread": {},
     }  # fmt: skip
     path = tmp_path / "plan.parquet"
-    for values, is_sound in ((pinned, True), (pinned | broken, False)):
+    for values, is_sound in ((spec, True), (spec | broken, False)):
         pq.write_table(_FILES.empty_table().replace_schema_metadata({_OPTIONS: json.dumps(values)}), path)
         if is_sound:
-            assert _read_plan(place(str(path), "--output.path"))[0] == []
+            assert read_plan(open_location(str(path), "--output.path"))[0] == []
         else:
             with pytest.raises(UserError, match="is broken"):
-                _read_plan(place(str(path), "--output.path"))
+                read_plan(open_location(str(path), "--output.path"))
     path.write_bytes(path.read_bytes()[:-20] + b"x" * 20)
     with pytest.raises(UserError, match="is broken"):
-        _read_plan(place(str(path), "--output.path"))
+        read_plan(open_location(str(path), "--output.path"))
 
 
 def test_texts_do_not_steer_the_terminal() -> None:

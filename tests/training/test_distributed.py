@@ -12,19 +12,19 @@ import pytest
 import torch
 from ray.train import Checkpoint
 
-from pipeline.config import TrainConfig
+from pipeline.config.train import TrainConfig
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.decoding.backends import backend_for
+from pipeline.decoding.batch_budget import BatchBudget
+from pipeline.decoding.decode import decode_window
+from pipeline.decoding.engine import Engine
 from pipeline.errors import UserError
+from pipeline.io.location import open_location
 from pipeline.model.batching import Rows
 from pipeline.model.bundle import load_bundle
-from pipeline.model.decoding import decode_window
-from pipeline.model.engine import Engine
-from pipeline.model.memory import Budget
-from pipeline.model.precision import arithmetic_for
-from pipeline.storage import place
-from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.checkpoints import Fence, upload_checkpoint
-from pipeline.training.distributed import Trained, train
-from pipeline.training.loop import Learner
+from pipeline.training.checkpoints import WriterFence, upload_checkpoint
+from pipeline.training.distributed import TrainingResult, train
+from pipeline.training.learner import Learner
 from pipeline.training.validation import DevSet
 
 PAIRS, DEV_PAIRS, EPOCHS = 600, 18, 4
@@ -52,7 +52,7 @@ def config(pairs: Path, folder: Path, **sections: dict[str, Any]) -> TrainConfig
     return TrainConfig.model_validate(values)
 
 
-def run(config: TrainConfig) -> tuple[Trained, list[dict[str, Any]]]:
+def run(config: TrainConfig) -> tuple[TrainingResult, list[dict[str, Any]]]:
     records: list[dict[str, Any]] = []
     trained = train(config, records.append)
     return trained, [record for record in records if record["kind"] != "waiting"]  # as it does on a busy machine
@@ -80,8 +80,8 @@ def test_the_loss_falls_and_the_bundle_decodes(finished: tuple[TrainConfig, list
     bundle = load_bundle(Path(settings.output.path) / "bundle")
     tokenizer = Tokenizer(bundle.tokenizer_file)
     dev = pq.read_table(settings.data.dev)
-    engine = Engine(bundle.model, arithmetic_for("float32", torch.device("cpu")))
-    found = decode_window(engine, *tokenizer.encode(dev["source"].to_pylist()), bundle.decoding, Budget(4096))
+    engine = Engine(bundle.model, backend_for("float32", torch.device("cpu")))
+    found = decode_window(engine, *tokenizer.encode(dev["source"].to_pylist()), bundle.decoding, BatchBudget(4096))
     hypotheses = tokenizer.decode(found.values, found.offsets)
     exact = sum(a == b for a, b in zip(hypotheses, dev["target"].to_pylist(), strict=True))
     assert 100 * exact / DEV_PAIRS == records[-1]["exact_match"]
@@ -225,7 +225,7 @@ def test_what_a_kill_leaves_midway_neither_stops_a_training_nor_stays(
     (tmp_path / "out/checkpoints/checkpoint_1").mkdir()
     (tmp_path / "out/checkpoints/checkpoint_1/state.pt").write_bytes(b"half")
     (tmp_path / "out/checkpoints/checkpoint_9999").mkdir()
-    local = Path(Fence(place(str(tmp_path / "out"), "--output.path"), "killed").local_folder())
+    local = Path(WriterFence(open_location(str(tmp_path / "out"), "--output.path"), "killed").local_folder())
     trained, further = run(more)
     assert trained.last["epoch"] == EPOCHS + 2
     assert further[0]["epoch"] >= EPOCHS, "it goes on"
@@ -236,7 +236,7 @@ def test_what_a_kill_leaves_midway_neither_stops_a_training_nor_stays(
 
 
 def test_an_upload_that_ends_after_another_run_began_does_not_count(tmp_path: Path) -> None:
-    fence = Fence(place(str(tmp_path / "out"), "--output.path"), "first")
+    fence = WriterFence(open_location(str(tmp_path / "out"), "--output.path"), "first")
     fence.file.write(b"second")
     local = Path(fence.local_folder())
     (local / "state.pt").write_bytes(b"state")

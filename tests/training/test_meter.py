@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from pipeline.config import ModelConfig, TrainingConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.train import TrainingConfig
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.training.loop import Learner, Step, Totals
-from pipeline.training.meter import Meter, Progress
+from pipeline.training.learner import BatchTotals, Learner, StepResult
+from pipeline.training.meter import Meter, ProgressRecord
 
 
 @pytest.fixture
@@ -19,11 +20,11 @@ def meter() -> Meter:
     return Meter(learner, minutes=1.0, progress=0.5, max_rise=1.0)
 
 
-def take(meter: Meter, losses: list[float], norm: float = 1.0) -> Progress:
+def take(meter: Meter, losses: list[float], norm: float = 1.0) -> ProgressRecord:
     """Steps of ten target tokens and thirty in all, with these losses a token, in a tenth of a minute."""
     for loss in losses:
-        step = Step(torch.tensor(10 * loss), torch.tensor(norm), 0.1)
-        meter.add(step, Totals(target_tokens=10, tokens=30, pairs=2, minutes=0.0), waited_s=0.5)
+        step = StepResult(torch.tensor(10 * loss), torch.tensor(norm), 0.1)
+        meter.add(step, BatchTotals(target_tokens=10, tokens=30, pairs=2, minutes=0.0), waited_s=0.5)
     return meter.record(step, meter.minutes + 0.1, meter.progress + 0.01)
 
 

@@ -14,7 +14,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-_MODULE = "pipeline.storage"
+_MODULE = "pipeline.io.location"
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from pipeline.config import SAMPLE
+from pipeline.config.types import SAMPLE
 from pipeline.errors import UserError
 from pipeline.model.bundle import CONFIG, bundle_from_files
 from targets.bundle_weights import small

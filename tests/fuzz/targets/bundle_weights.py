@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import SAMPLE, DecodingConfig, ModelConfig, TokenizerConfig
+from pipeline.config.model import DecodingConfig, ModelConfig
+from pipeline.config.prepare import TokenizerConfig
+from pipeline.config.types import SAMPLE
+from pipeline.data.tokenizer import train_tokenizer
 from pipeline.errors import UserError
 from pipeline.model.bundle import FILES, WEIGHTS, bundle_from_files, save_bundle
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.text.tokenizer import train_tokenizer
 
 
 @functools.cache

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from scratch import SCRATCH
 
-from pipeline.config import ModelConfig, TrainConfig, TrainingConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.train import TrainConfig, TrainingConfig
 from pipeline.errors import UserError
 from pipeline.model.bundle import TOKENIZER
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.training.loop import Learner
+from pipeline.training.learner import Learner
 from targets.bundle_weights import small
 
 _FOLDER = Path(SCRATCH, "checkpoint")

@@ -9,15 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scratch import SCRATCH
 
-from pipeline.config import SAMPLE, DocumentsInput
+from pipeline.config.summarize import DocumentsInput
+from pipeline.config.types import SAMPLE
+from pipeline.data import split_reader, splits
+from pipeline.data.documents import open_documents
 from pipeline.errors import UserError
-from pipeline.inference import windows
-from pipeline.inference.bad_files import BadFiles
-from pipeline.inference.census import seen_in
-from pipeline.inference.reading import ReadWindows
-from pipeline.text.documents import open_store
+from pipeline.inference.stages.read import ReadWindows
+from pipeline.io import retry
+from pipeline.runs.id_rows import id_rows
+from pipeline.runs.unreadable_files import UnreadableFiles
 
-windows.PAUSE_S = 0.0  # nobody waits for a broken file to get well
+retry.time.sleep = lambda _: None  # nobody waits for a broken file to recover
 _TOKENIZER = (SAMPLE / "model/tokenizer.model").read_bytes()
 _MOST_UNITS = 20
 
@@ -53,11 +55,11 @@ def read(path: Path) -> None:
     """Read a file as a run does."""
     options = DocumentsInput(path=str(path), keep_columns=[])
     with contextlib.suppress(UserError):
-        store = open_store(options)
-        stage = ReadWindows(store.root.filesystem, 4, 100, _TOKENIZER, options, 16, b"salt", BadFiles("fail"))
-        for unit, _ in zip(windows.units_of(store.files, 4), range(_MOST_UNITS), strict=False):
+        store = open_documents(options)
+        stage = ReadWindows(store.root.filesystem, 4, 100, _TOKENIZER, options, 16, b"salt", UnreadableFiles("fail"))
+        for unit, _ in zip(splits.cut_splits(store.files, 4), range(_MOST_UNITS), strict=False):
             with stage.attempt(unit, "read"):
-                for table in windows.rows_of(unit, store.root.filesystem, ["id"], 4):
-                    seen_in(table, "id")
+                for table in split_reader.read_split(unit, store.root.filesystem, ["id"], 4):
+                    id_rows(table, "id")
                 for window, _passport in stage.read(unit):
                     assert len(window) <= 4

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from scratch import SCRATCH
 
-from pipeline.config import SummarizeConfig, TrainConfig
+from pipeline.config.loader import load_config
+from pipeline.config.summarize import SummarizeConfig
+from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError
-from pipeline.options import load_config
 
 _CONFIGS = Path(__file__).parents[3] / "configs"
 

@@ -11,19 +11,19 @@ from typing import Any
 from pydantic import ValidationError
 from scratch import SCRATCH
 
-from pipeline.config import DocumentsInput
+from pipeline.config.summarize import DocumentsInput
+from pipeline.data.splits import RowRange, Split
 from pipeline.errors import UserError
-from pipeline.inference import lease
-from pipeline.inference.bad_files import BadFiles
-from pipeline.inference.manifest import Manifest, WindowRecord
-from pipeline.inference.progress import PROGRESS
-from pipeline.inference.publication import SUCCESS, end_of
-from pipeline.inference.status import status_of
-from pipeline.inference.windows import Span, Unit
-from pipeline.storage import Place, place
+from pipeline.io.location import Location, open_location
+from pipeline.runs import lease
+from pipeline.runs.layout import PROGRESS, SUCCESS
+from pipeline.runs.manifest import Manifest, WindowRecord
+from pipeline.runs.publish import read_success
+from pipeline.runs.status import run_status
+from pipeline.runs.unreadable_files import UnreadableFiles
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
-_UNIT = Unit(1, (Span("/in/a.parquet", 0, 0, 10, 10),))
+_UNIT = Split(1, (RowRange("/in/a.parquet", 0, 0, 10, 10),))
 
 
 def _window() -> dict[str, Any]:
@@ -49,7 +49,7 @@ def seeds() -> list[bytes]:
     kinds: list[Any] = [
         {"sequence": 3, "manifest_sha256": "ab"},
         {"run_id": "r", "at": _NOW, "phase": "running", "documents": 9, "counts": {"read": 3}},
-        {"run_id": "r", "machine": lease._machine(), "pid": 1, "born": 1.5, "renewals": 4},
+        {"run_id": "r", "machine": lease._machine_id(), "pid": 1, "born": 1.5, "renewals": 4},
         {"/in/a.parquet": {"rows": 3, "error": "broken"}},
         {"files": [{"file": {"path": "/p", "size": 4, "modified": None}, "row_groups": [1]}], "seen": [{"skipped": {}}]},
         _window(),
@@ -60,35 +60,35 @@ def seeds() -> list[bytes]:
 
 def target(data: bytes) -> None:
     """Each is understood, or refused in words, and by no other error."""
-    output = place(str(SCRATCH), "--output.path")
+    output = open_location(str(SCRATCH), "--output.path")
     kind, content = data[:1], data[1:]
     with contextlib.suppress(UserError):
         if kind == b"0":
             _put(f"runs/r/{SUCCESS}", content)
-            end_of(output, "r")
+            read_success(output, "r")
         elif kind == b"1":
             _put(f"runs/s/{PROGRESS}", content)
-            status_of(output, None)
-            status_of(output, "s")
+            run_status(output, None)
+            run_status(output, "s")
         elif kind == b"2":
             _put("lease/claim.json", content)
-            if holder := lease.holder_of(output):
+            if holder := lease.current_holder(output):
                 str(holder), holder.is_here and holder.is_running
         elif kind == b"3":
             _put("notes/unit-000001.json", content)
-            bad = BadFiles("skip", output.child("notes")).of(_UNIT, True)
+            bad = UnreadableFiles("skip", output.child("notes")).of(_UNIT, True)
             assert bad.readable.rows <= _UNIT.rows
         else:
             with contextlib.suppress(ValidationError):
                 _look_at(content)
 
 
-def _put(path: str, content: bytes) -> Place:
+def _put(path: str, content: bytes) -> Location:
     at = Path(SCRATCH, path)
     if not at.parent.exists():
         at.parent.mkdir(parents=True)
     at.write_bytes(content)
-    return place(str(at), "--output.path")
+    return open_location(str(at), "--output.path")
 
 
 def _look_at(content: bytes) -> None:
@@ -99,4 +99,4 @@ def _look_at(content: bytes) -> None:
     else:
         files = WindowRecord.model_validate_json(content).files
     for file in files:
-        assert place("/out", "--x").contains(place(f"/out/{file.path}", "--x")), file.path
+        assert open_location("/out", "--x").contains(open_location(f"/out/{file.path}", "--x")), file.path

@@ -11,10 +11,10 @@ import pyarrow as pa
 from scratch import SCRATCH
 
 from pipeline.errors import UserError
-from pipeline.inference.ledger import ENTRY, read_entries, records, segment
-from pipeline.inference.manifest import WindowRecord
-from pipeline.inference.plan import _FILES, _OPTIONS, Pinned, _read_plan
-from pipeline.storage import place
+from pipeline.inference.run_spec import _FILES, _OPTIONS, RunSpec, read_plan
+from pipeline.io.location import open_location
+from pipeline.runs.ledger import ENTRY, encode_segment, read_entries, window_records
+from pipeline.runs.manifest import WindowRecord
 from targets.documents import as_parquet
 from targets.records import _window
 
@@ -28,21 +28,24 @@ def seeds() -> list[bytes]:
         "window_rows": 10, "window_tokens": None, "ledger": 0, "unread": {},
     }  # fmt: skip
     rows = [{"path": "/in/a.parquet", "size": 9, "modified": datetime(2026, 1, 1, tzinfo=UTC), "row_groups": [3, 4]}]
-    table = pa.Table.from_pylist(rows, _FILES).replace_schema_metadata({_OPTIONS: Pinned(**plan).model_dump_json()})
-    return [b"0" + segment(entries, WindowRecord(**_window())).to_pybytes(), b"1" + as_parquet(table, compression="zstd")]
+    table = pa.Table.from_pylist(rows, _FILES).replace_schema_metadata({_OPTIONS: RunSpec(**plan).model_dump_json()})
+    return [
+        b"0" + encode_segment(entries, WindowRecord(**_window())).to_pybytes(),
+        b"1" + as_parquet(table, compression="zstd"),
+    ]
 
 
 def target(data: bytes) -> None:
     """It is understood, or refused in words."""
-    output = place(str(SCRATCH), "--output.path")
+    output = open_location(str(SCRATCH), "--output.path")
     path = Path(SCRATCH, "ledger/run=r/part-0.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data[1:])
     if data[:1] == b"0":
         with contextlib.suppress(UserError):
-            list(records(output, "r"))
+            list(window_records(output, "r"))
         with contextlib.suppress(UserError):
             read_entries(output.filesystem, str(path))
     else:
         with contextlib.suppress(UserError):
-            _read_plan(place(str(path), "--output.path"))
+            read_plan(open_location(str(path), "--output.path"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from pipeline.config import SAMPLE
+from pipeline.config.types import SAMPLE
+from pipeline.data.rejects import check_document
+from pipeline.data.tokenizer import Tokenizer, without_surrogates
 from pipeline.pages.page import _readable
-from pipeline.text.documents import rejection
-from pipeline.text.tokenizer import Tokenizer, without_surrogates
 
 _SEEDS = [
     "We study the growth of graphs.", "\ud800 lone \udfff", "nul \x00 nul", "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘", "مرحبا \u202e שלום \u2066",
@@ -32,7 +32,7 @@ def target(data: bytes) -> None:
         text = data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         text = data.decode("utf-8", "surrogateescape")
-    rejection(True, text, 1000)
+    check_document(True, text, 1000)
     assert "\x00" not in _readable(text)
     values, offsets = _tokenizer().encode([text])
     plain = " ".join(without_surrogates(text).replace("\u2581", " ").split())

@@ -6,9 +6,11 @@ import contextlib
 
 import numpy as np
 
-from pipeline.config import BOS, EOS, PAD, SAMPLE, UNK, TokenizerConfig
+from pipeline.config.prepare import TokenizerConfig
+from pipeline.config.types import SAMPLE
+from pipeline.data.special_tokens import BOS, EOS, PAD, UNK
+from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.errors import UserError
-from pipeline.text.tokenizer import Tokenizer, train_tokenizer
 
 _TEXT = "The quick brown fox, émigré of 東京, jumps over 13 lazy dogs. "
 

@@ -1,0 +1,55 @@
+"""Retries with exponential back-off: the one place that repeats what fails for a moment.
+
+Requests to S3 are retried below this, by the AWS library that pyarrow uses: see ``s3.py``.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def _is_os_error(error: Exception) -> bool:
+    return isinstance(error, OSError)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """A number of attempts, with a pause between them that doubles each time.
+
+    Args:
+        attempts: how often to try, at least 1.
+        pause_s: seconds after the first failure.
+        jitter: wait a random part of each pause, so that processes in conflict do not meet again.
+    """
+
+    attempts: int
+    pause_s: float
+    jitter: bool = False
+
+    def __iter__(self) -> Iterator[bool]:
+        """Yield before each attempt whether it is the last one; sleep between attempts."""
+        for attempt in range(self.attempts):
+            if attempt:
+                pause_s = self.pause_s * 2 ** (attempt - 1)
+                time.sleep(random.uniform(0, pause_s) if self.jitter else pause_s)
+            yield attempt == self.attempts - 1
+
+    def run(self, action: Callable[[], T], is_transient: Callable[[Exception], bool] = _is_os_error) -> T:
+        """Return the action's result; retry it as long as it raises a transient error and attempts are left."""
+        for is_last in self:
+            try:
+                return action()
+            except Exception as error:
+                if is_last or not is_transient(error):
+                    raise
+        raise AssertionError("a Backoff has at least one attempt")
+
+
+STORAGE = Backoff(attempts=4, pause_s=0.5)
+"""For reading and writing files during a run: a storage that fails for a moment must not end it."""

@@ -1,0 +1,57 @@
+"""Paths, file names and columns of an output folder: the one place that spells them.
+
+summaries/run=<run_id>/part-<window>.parquet   summaries of one window
+rejects/run=<run_id>/part-<window>.parquet     rejects of one window, if it has any
+ledger/run=<run_id>/part-<window>.parquet      ledger segment: what the window completed
+ledger/compacted/<sequence>/                   ledger entries of all runs up to that one
+runs/<run_id>/                                 plan, configuration, progress, manifest, report, then _SUCCESS
+lease/                                         which driver may write here
+"""
+
+from __future__ import annotations
+
+from pipeline.io.location import Location
+
+SUMMARIES, REJECTS, LEDGER, LEASE, RUNS = "summaries", "rejects", "ledger", "lease", "runs"
+KINDS = (SUMMARIES, REJECTS)
+COMPACTED = f"{LEDGER}/compacted"
+
+# Files and folders of runs/<run_id>.
+PLAN, CONFIG, PROGRESS, MANIFEST, REPORT, SUCCESS = (
+    "plan.parquet",
+    "config.yaml",
+    "progress.json",
+    "manifest.json",
+    "report.html",
+    "_SUCCESS",
+)
+REMOVED, UNREADABLE = "gone.parquet", "unread"
+
+SUMMARY_COLUMNS = ("summary", "source_tokens", "summary_tokens", "source_truncated", "finish_reason", "score")
+REJECT_COLUMNS = ("reason", "detail")
+
+
+def run_folder(output: Location, run_id: str) -> Location:
+    """Return ``runs/<run_id>``."""
+    return output.child(run_path(run_id))
+
+
+def run_path(run_id: str, name: str = "") -> str:
+    """Return the path of a file of ``runs/<run_id>`` within the output, or of that folder itself."""
+    return f"{RUNS}/{run_id}/{name}" if name else f"{RUNS}/{run_id}"
+
+
+def run_ids(output: Location) -> list[str]:
+    """List the ids of all runs that have started."""
+    folder = output.child(RUNS)
+    return folder.names() if folder.exists() else []
+
+
+def parts_path(kind: str, run_id: str) -> str:
+    """Return the path of a run's folder of Parquet files: ``<kind>/run=<run_id>``."""
+    return f"{kind}/run={run_id}"
+
+
+def part_path(kind: str, run_id: str, window: str) -> str:
+    """Return the path of one window's Parquet file."""
+    return f"{parts_path(kind, run_id)}/part-{window}.parquet"

@@ -1,0 +1,25 @@
+"""The manifest keeps to the schema that is shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+
+import pipeline.inference
+from pipeline.runs.manifest import Manifest, manifest_schema
+
+
+def test_manifests_are_as_their_schema_says(nights: Path) -> None:
+    """To write it anew: python -c "from pipeline.inference.manifest import manifest_schema as s; print(s(), end='')"."""
+    committed = Path(pipeline.inference.__path__[0]) / "manifest.schema.json"
+    assert committed.read_text() == manifest_schema(), "the committed schema is not that of Manifest"
+    schema = json.loads(committed.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    manifest = json.loads((nights / "out/runs/2026/manifest.json").read_text())
+    assert list(validator.iter_errors(manifest)) == []
+    assert Manifest.model_validate(manifest).counts.read == 62
+    manifest["counts"]["read"] = "two"
+    assert [list(error.path) for error in validator.iter_errors(manifest)] == [["counts", "read"]]
