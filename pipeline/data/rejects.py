@@ -1,23 +1,47 @@
-"""Reasons why a row is rejected."""
+"""Why a row is rejected: the one place that names the reasons."""
 
 from __future__ import annotations
 
-NO_TOKEN = ("empty_text", "the text has no subword that the model reads")
-"""The rejection of a text that turns out to be nothing to the tokenizer."""
+from enum import StrEnum
 
 
-def check_document(has_id: bool, text: str | None, max_chars: int) -> tuple[str, str] | tuple[None, None]:
-    """Why a row is no document to summarize: the reason's code and a detail, or None twice if it is one."""
+class RejectReason(StrEnum):
+    """The ``reason`` column of rejects."""
+
+    NULL_ID = "null_id"
+    DUPLICATE_ID = "duplicate_id"
+    NULL_TEXT = "null_text"
+    EMPTY_TEXT = "empty_text"
+    TOO_LONG = "too_long"
+    DECODE_ERROR = "decode_error"
+
+
+RETRYABLE = (RejectReason.NULL_ID, RejectReason.DUPLICATE_ID, RejectReason.DECODE_ERROR)
+"""The next run checks these rows again even if they are unchanged: the cause may lie outside of the row."""
+
+Rejection = tuple[RejectReason, str] | tuple[None, None]
+"""A reason and its detail, or None twice for a row that can be summarized."""
+
+NO_TOKEN: Rejection = (RejectReason.EMPTY_TEXT, "the tokenizer finds no subword in the text")
+
+
+def check_document(has_id: bool, text: str | None, max_chars: int) -> Rejection:
+    """Check one row before it is tokenized.
+
+    Args:
+        max_chars: ``--input.max_chars``.
+
+    Returns:
+        Why the row is rejected, if it is.
+    """
     if not has_id:
-        return "null_id", "the row has no id"
+        return RejectReason.NULL_ID, "the row has no id"
     if text is None:
-        return "null_text", "the text is null"
-    if not text or text.isspace():
-        return "empty_text", "the text is empty" if not text else f"the text is {len(text)} characters of white space"
+        return RejectReason.NULL_TEXT, "the text is null"
+    if not text:
+        return RejectReason.EMPTY_TEXT, "the text is empty"
+    if text.isspace():
+        return RejectReason.EMPTY_TEXT, f"the text is {len(text)} characters of white space"
     if len(text) > max_chars:
-        return "too_long", f"the text has {len(text)} characters, over --input.max_chars {max_chars}"
+        return RejectReason.TOO_LONG, f"the text has {len(text)} characters, over --input.max_chars {max_chars}"
     return None, None
-
-
-RETRYABLE = ["null_id", "duplicate_id", "decode_error"]
-"""Reasons of rejects that the next run looks at again, even if the row is as it was."""

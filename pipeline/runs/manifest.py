@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, field_validator
 
 from pipeline.config.summarize import DocumentsInput
+from pipeline.data.rejects import RejectReason
 from pipeline.runs.stats import RunStats, mean_nats
 from pipeline.runs.stored import Stored
 from pipeline.runs.timings import StageTimings
@@ -130,7 +131,7 @@ class Counts(BaseModel):
         Rows without an id of their own are rejected anew each night: in many nights' documents they count among all alone.
         """
         bad = sum(self.rejected.values()) + self.unread
-        new = bad - self.rejected.get("null_id", 0) - self.rejected.get("duplicate_id", 0)
+        new = bad - self.rejected.get(RejectReason.NULL_ID, 0) - self.rejected.get(RejectReason.DUPLICATE_ID, 0)
         return max(bad / max(self.read + self.unread, 1), new / max(self.summarized + new, 1))
 
 

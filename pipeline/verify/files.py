@@ -20,6 +20,7 @@ from pipeline.cluster import LIGHT_CPUS
 from pipeline.data.arrow import to_texts
 from pipeline.data.hashing import id_keys
 from pipeline.data.partition import partition_rows
+from pipeline.data.rejects import RejectReason
 from pipeline.data.row_address import ROW_BITS
 from pipeline.errors import describe_error
 from pipeline.io.location import Location
@@ -124,8 +125,8 @@ def _id_rows(
             reasons = table["reason"].to_pylist()
             read.reasons.update(str(reason) for reason in reasons)
             read.unnamed += int((~named).sum())
-            without += sum(not has and why != "null_id" for has, why in zip(named, reasons, strict=True))
-            positions |= np.array([DUPLICATE_BIT if why == "duplicate_id" else 0 for why in reasons], np.uint64)
+            without += sum(not has and why != RejectReason.NULL_ID for has, why in zip(named, reasons, strict=True))
+            positions |= np.array([DUPLICATE_BIT if why == RejectReason.DUPLICATE_ID else 0 for why in reasons], np.uint64)
         else:
             without += int((~named).sum())
         seen = np.empty(int(named.sum()), ID_ROW)

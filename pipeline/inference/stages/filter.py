@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.config.summarize import DocumentsInput
 from pipeline.data.arrow import to_texts
 from pipeline.data.hashing import content_keys, id_keys
-from pipeline.data.rejects import check_document
+from pipeline.data.rejects import Rejection, RejectReason, check_document
 from pipeline.data.row_address import ROW_ADDRESS, ROW_BITS
 from pipeline.inference.dedup import DuplicateRows
 from pipeline.inference.stages.window import CONTENT_KEY, DETAIL, ID_KEY, REASON
@@ -62,7 +62,7 @@ class RowFilter:
         )
         return table.filter(pa.array(~done)) if done.any() else table
 
-    def _note_repeats(self, rows: pa.Table, rejections: list[tuple[str, str] | tuple[None, None]]) -> np.ndarray:
+    def _note_repeats(self, rows: pa.Table, rejections: list[Rejection]) -> np.ndarray:
         """Reject the rows whose id another row has before them; which they are."""
         repeats = np.zeros(len(rows), np.bool_)
         if self._repeated is not None and len(self._repeated):
@@ -72,7 +72,7 @@ class RowFilter:
             for row in np.flatnonzero(repeats):
                 file, first = divmod(int(self._repeated["first"][at[row]]), 1 << ROW_BITS)
                 rejections[row] = (
-                    "duplicate_id",
+                    RejectReason.DUPLICATE_ID,
                     f"row {first} of input file {file}, both counted from 0 as in the manifest, has this id before it",
                 )
         return repeats

@@ -17,6 +17,7 @@ import torch
 
 from pipeline.cluster import available_cpus
 from pipeline.config.model import DecodingConfig
+from pipeline.data.rejects import RejectReason
 from pipeline.data.special_tokens import EOS
 from pipeline.data.token_columns import flatten_column, list_column
 from pipeline.decoding.backends import backend_for
@@ -138,7 +139,7 @@ class SummarizeWindow:
 
 def reject_failures(window: pa.Table, failed: Mapping[int, str]) -> pa.Table:
     """The window, of which the decoder failed on some rows, by row: these are rejected, with what it said."""
-    for column, values in ((REASON, dict.fromkeys(failed, "decode_error")), (DETAIL, failed)) if failed else ():
+    for column, values in ((REASON, dict.fromkeys(failed, RejectReason.DECODE_ERROR)), (DETAIL, failed)) if failed else ():
         told = [values.get(row, before) for row, before in enumerate(window[column].to_pylist())]
         window = window.set_column(window.schema.get_field_index(column), column, pa.array(told, pa.string()))
     return window
