@@ -61,7 +61,7 @@ def decode_with_little_memory(megabytes: int) -> None:
 
 def test_with_little_memory_every_source_is_decoded() -> None:
     here = Path(__file__).parent
-    code = f"import sys; sys.path[:0] = [{str(here)!r}]; import test_memory; test_memory.decode_with_little_memory(60)"
+    code = f"import sys; sys.path[:0] = [{str(here)!r}]; import test_batch_budget; test_batch_budget.decode_with_little_memory(60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "tokens of a batch: " in done.stdout
