@@ -1,6 +1,6 @@
 """What a job tells Prometheus while it runs, through Ray; how it ended is outcome.py's business.
 
-All names are here, with their units and tags: docs/watching.md says the same for people, deploy/grafana shows them. Ray puts
+All names are here, with their units and tags: docs/monitoring.md says the same for people, deploy/grafana shows them. Ray puts
 ``ray_`` before each, and the node and process it came from beside the tags. What is told before Ray is joined is lost.
 
 The driver alone tells, from the records that reach it: of a window once it is committed, of a

@@ -164,7 +164,7 @@ def _module(options: FetchInput | DeliverOutput) -> ModuleType:
 def without_secrets(uri: str, option: str) -> None:
     """Raises UserError for a URI with a password in it, without saying which."""
     if holds_secrets(uri):
-        raise UserError(f"{option} has a password in it; take it out: docs/stores.md says where passwords come from")
+        raise UserError(f"{option} has a password in it; take it out: docs/tables.md says where passwords come from")
 
 
 def require_module(module: str, extra: str) -> Any:

@@ -17,7 +17,7 @@ from prometheus_server import DEPLOY, program
 from pipeline.monitoring.metrics import METRICS
 from pipeline.monitoring.pushgateway import OUTCOME_METRICS
 
-DOCS = (DEPLOY.parents[1] / "docs" / "watching.md").read_text()
+DOCS = (DEPLOY.parents[1] / "docs" / "monitoring.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "nightshift.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
@@ -43,7 +43,7 @@ def test_every_alert_is_tested_and_says_what_to_do() -> None:
         assert fires == {True, False}, rule["alert"]
         assert {"summary", "description", "runbook_url"} <= rule["annotations"].keys()
         page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-        assert (page, anchor in anchors) == ("docs/watching.md", True), rule["alert"]
+        assert (page, anchor in anchors) == ("docs/monitoring.md", True), rule["alert"]
 
 
 def test_the_example_configuration_is_one() -> None:
