@@ -77,7 +77,7 @@ def render(manifest: Manifest, stats: RunStats, before: PreviousRun | None, publ
     found = run_warnings(manifest, stats.unscored, before, publishable)
     decoded = counts.done - manifest.resumed
     return render_page(
-        "inference/reporting/report.html.jinja",
+        "inference/report/report.html.jinja",
         drawn,
         {"measured": _measured, "changed": _changed},
         run=manifest,

@@ -63,7 +63,7 @@ def render(config: TrainConfig, records: Sequence[Record], is_finished: bool) ->
     }
     last = records[-1]
     return render_page(
-        "training/reporting/training.html.jinja",
+        "training/report/training.html.jinja",
         plots,
         {},
         name=config.output.path,

@@ -274,6 +274,6 @@ def test_an_earlier_manifest_that_cannot_be_read_is_not_compared_with(tmp_path: 
 
 def test_a_job_starts_without_what_only_the_report_needs() -> None:
     code = (
-        "import sys, jobs.summarize, pipeline.inference.writing; print([m for m in ('matplotlib', 'PIL') if m in sys.modules])"
+        "import sys, jobs.summarize, pipeline.inference.stages.write; print([m for m in ('matplotlib', 'PIL') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
