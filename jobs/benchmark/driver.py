@@ -37,7 +37,7 @@ from pipeline.io.location import StoredFile, open_location
 from pipeline.runs.layout import COMPACTED, SUCCESS, SUMMARIES, part_path
 from pipeline.runs.ledger import Ledger, load
 from pipeline.runs.manifest import OutputFile, WindowRecord
-from pipeline.runs.publish import publish
+from pipeline.runs.publish import finished_runs, publish
 from pipeline.runs.stats import DocumentSample, DuplicateSketch, Histogram, RunStats, Throughput, sketch_size, smallest_keys
 from pipeline.runs.timings import StageTimings
 
@@ -121,13 +121,14 @@ def _write_ledger(output: Path, entries: int) -> Path:
         columns = {name: random.integers(1 << 64, size=rows, dtype=np.uint64) for name in ("id", "content")}
         pq.write_table(pa.table(columns), folder / f"part-{number:05}.parquet", compression="zstd")
     (folder / SUCCESS).touch()
-    publish(open_location(str(output), "--output.path"), "r", b"")
+    publish(open_location(str(output), "--output.path"), "r", 1, b"")
     return output
 
 
 def _load(output: Path, number: int) -> Ledger:
     """By Ray's tasks, into its object store."""
-    loaded = load(open_location(str(output), "--output.path"), 1)
+    opened = open_location(str(output), "--output.path")
+    loaded = load(opened, finished_runs(opened), 1)
     assert loaded.entries == number
     return loaded
 

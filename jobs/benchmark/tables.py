@@ -26,7 +26,7 @@ from pipeline.data.snapshots import read_pointer
 from pipeline.errors import UserError
 from pipeline.io.location import open_location
 from pipeline.runs.layout import SUMMARIES, parts_path
-from pipeline.runs.publish import publish
+from pipeline.runs.publish import finished_runs, last_sequence, publish
 
 console = new_console()
 _ROWS_OF_A_FILE = 10_000
@@ -104,7 +104,8 @@ def _publish(output: Path, run_id: str, ids: range) -> None:
         some = ids[start : start + _ROWS_OF_A_FILE]
         columns = [pa.array(some), [_SUMMARY.format(f"{id_} of {run_id}") for id_ in some], pa.nulls(len(some), pa.float32())]
         pq.write_table(pa.table(columns, schema=_SCHEMA), folder / f"part-{number:06}-0000.parquet", compression="zstd")
-    publish(open_location(str(output), "--output.path"), run_id, f"made up: {run_id}".encode())
+    opened = open_location(str(output), "--output.path")
+    publish(opened, run_id, last_sequence(finished_runs(opened)) + 1, f"made up: {run_id}".encode())
 
 
 def _run(words: Sequence[str]) -> dict[str, Any]:

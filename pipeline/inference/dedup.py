@@ -56,17 +56,16 @@ def check_ids(
     filesystem: fs.FileSystem,
     id_column: str,
     ledger: Ledger,
-    bad_files: UnreadableFiles,
-    is_first: bool,
+    unreadable: UnreadableFiles,
 ) -> IdCheck:
     """Read the ids of a store, which make these units.
 
     Args:
-        bad_files: of the run: a file whose ids cannot be read is left out of all of it. is_first: the run has not read yet.
+        unreadable: files that cannot be read are added to it.
     """
     rows = sum(unit.rows for unit in units)
     parts = max(len(ledger.parts), partition_count(rows))
-    by_task = read_ids(units, filesystem, id_column, parts, bad_files, is_first)
+    by_task = read_ids(units, filesystem, id_column, parts, unreadable)
     sifted = []
     for part in range(parts):
         # The ledger has no more parts than the store, each for several of the store's if it has fewer.
@@ -83,12 +82,12 @@ def check_ids(
 def _check_partition(part: int, parts: int, entries: Entries | None, *pieces: Any) -> tuple[Any, Any]:
     """Repeats, and keys of the ledger's ids that are not there."""
     seen = np.concatenate(pieces) if pieces else np.empty(0, ID_ROW)
-    seen = seen[np.lexsort((seen["at"], seen["more"], seen["id"]))]
+    seen = seen[np.lexsort((seen["address"], seen["id_rest"], seen["id"]))]
     again = np.zeros(len(seen), np.bool_)
-    again[1:] = (seen["id"][1:] == seen["id"][:-1]) & (seen["more"][1:] == seen["more"][:-1])
+    again[1:] = (seen["id"][1:] == seen["id"][:-1]) & (seen["id_rest"][1:] == seen["id_rest"][:-1])
     first = np.maximum.accumulate(np.where(again, 0, np.arange(len(seen))))
     repeats = np.empty(int(again.sum()), _DUPLICATE)
-    repeats["at"], repeats["first"] = seen["at"][again], seen["at"][first[again]]
+    repeats["at"], repeats["first"] = seen["address"][again], seen["address"][first[again]]
     if entries is None:
         return repeats, np.empty(0, np.uint64)
     known = entries["id"][partition_of(entries["id"], parts) == part]

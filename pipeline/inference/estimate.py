@@ -67,7 +67,7 @@ def estimate_run(plan: Plan, actors: ActorPool) -> RunEstimate:
     chosen = files[:: -(-len(files) // _FILES)]
     unit = Split(0, tuple(RowRange(file.file.path, 0, 0, min(file.rows, _ROWS_PER_FILE), file.rows) for file in chosen))
     try:
-        done = ledger.load(plan.output, plan.spec.ledger)
+        done = ledger.load(plan.output, plan.finished, plan.spec.ledger)
     except ray.exceptions.RayError as error:
         raise cluster.to_user_error(error) from error
     with memory_limit("the sample"):

@@ -37,7 +37,7 @@ class RunMetrics(GaugeRefresher):
 
     def go_on(self, at: RunProgress) -> None:
         """Where the run stands before this command's first window."""
-        self.set(metrics.RUN_SEEN, at.seen)
+        self.set(metrics.RUN_SEEN, at.processed)
 
     def add(self, window: WindowRecord, at: RunProgress) -> None:
         """One more window is committed. at: where the run stands with it."""
@@ -52,7 +52,7 @@ class RunMetrics(GaugeRefresher):
         if window.documents:
             self._add_effort(window)
         self.set(metrics.LAST_COMMIT, time.time())
-        self.set(metrics.RUN_SEEN, at.seen)
+        self.set(metrics.RUN_SEEN, at.processed)
         self.set(metrics.RUN_ACTORS, at.actors)
 
     def _add_effort(self, window: WindowRecord) -> None:

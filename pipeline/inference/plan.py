@@ -28,8 +28,8 @@ from pipeline.io.location import Location, StoredFile, open_location
 from pipeline.runs.layout import MANIFEST, PLAN, REJECT_COLUMNS, SUCCESS, SUMMARY_COLUMNS, UNREADABLE, run_folder, run_ids
 from pipeline.runs.ledger import compacted_sequence
 from pipeline.runs.manifest import InputFile, Manifest
-from pipeline.runs.publish import FinishedRun, finished_runs
-from pipeline.runs.summaries import RUN
+from pipeline.runs.publish import FinishedRun, finished_runs, last_sequence
+from pipeline.runs.summaries import RUN_COLUMN
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Plan:
     begun: bool = False
     anew: str | None = None
     waiting: int = 0
+    finished: Sequence[FinishedRun] = ()
 
     @property
     def folder(self) -> Location:
@@ -77,11 +78,12 @@ class Plan:
 
     def as_of_now(self) -> Plan:
         """If it is to begin, after all runs that are published by now: while the lease is held there will be no others."""
+        runs = finished_runs(self.output)
         if self.begun and not self.anew:
-            return self
-        after = _last_sequence(finished_runs(self.output))
+            return replace(self, finished=runs)
+        after = last_sequence(runs)
         spec = self.spec.model_copy(update={"after": after, "ledger": 0 if self.spec.full else after})
-        return replace(self, spec=spec)
+        return replace(self, spec=spec, finished=runs)
 
     def is_finished(self) -> bool:
         """Whether this run ended with _SUCCESS before.
@@ -107,6 +109,11 @@ class Plan:
             how = " and ".join(what for what, differs in changed.items() if differs)
             raise UserError(f"run {self.run_id} is finished, with {how}: {self.folder.uri}; set another --output.run_id")
         return True
+
+    @property
+    def previous_runs(self) -> list[FinishedRun]:
+        """Return the finished runs whose documents this one skips if they are unchanged."""
+        return [run for run in self.finished if run.sequence <= self.spec.ledger]
 
     def write(self) -> None:
         """Write it for whoever resumes the run. Raises UserError if it cannot be written."""
@@ -138,15 +145,15 @@ def plan_run(config: SummarizeConfig) -> Plan:
         window_rows=config.resources.window_rows,
         window_tokens=config.resources.window_tokens,
         precision=config.resources.precision,
-        after=_last_sequence(runs),
-        ledger=0 if config.full else _last_sequence(runs),
+        after=last_sequence(runs),
+        ledger=0 if config.full else last_sequence(runs),
         unread={},
     )
     run_id = run_id or _find_cut_off_run(output, spec, runs) or _new_id(output, now)
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
         store = open_documents(config.input)
-        return Plan(config, run_id, store, output, bundle_files, decoding, _with_unread(spec, store))
+        return Plan(config, run_id, store, output, bundle_files, decoding, _with_unread(spec, store), finished=runs)
     files, before = read_plan(folder.child(PLAN))
     if differs := before.differs(spec):
         raise UserError(
@@ -157,22 +164,18 @@ def plan_run(config: SummarizeConfig) -> Plan:
     if why := _restart_reason(files, found, before, output, folder, config):
         store = open_documents(config.input)
         spec = _with_unread(spec, store)
-        return Plan(config, run_id, store, output, bundle_files, decoding, spec, begun=True, anew=why)
+        return Plan(config, run_id, store, output, bundle_files, decoding, spec, begun=True, anew=why, finished=runs)
     waiting = len(found.keys() - {file.file.path for file in files} - before.unread.keys())
     unread_files = [StoredFile(path, *written) for path, written in before.unread_files.items()]
     store = DocumentSet(root, files, before.unread, unread_files)
     as_it_began = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "precision")}
     config = config.model_copy(update={"resources": config.resources.model_copy(update=as_it_began)})
-    return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting)
+    return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting, finished=runs)
 
 
 def _with_unread(spec: RunSpec, store: DocumentSet) -> RunSpec:
     files = {file.path: (file.size, file.modified) for file in store.unread_files}
     return spec.model_copy(update={"unread": dict(store.unread), "unread_files": files})
-
-
-def _last_sequence(runs: Sequence[FinishedRun]) -> int:
-    return max((run.sequence for run in runs), default=0)
 
 
 def _restart_reason(
@@ -224,7 +227,7 @@ def _check_names(config: SummarizeConfig) -> None:
     kept = [config.input.id_column, *config.input.keep_columns]
     if repeated := [column for column in config.input.keep_columns if kept.count(column) > 1]:
         raise UserError(f"--input.keep_columns {repeated[0]!r} comes twice, or is the id column, which is kept anyway")
-    own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS, RUN}
+    own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS, RUN_COLUMN}
     for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
         if column in own or column.startswith(PRIVATE_PREFIX):
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")

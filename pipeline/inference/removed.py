@@ -20,9 +20,9 @@ from pipeline.io.location import Location
 from pipeline.io.memory_limit import memory_limit
 from pipeline.io.parquet import to_parquet
 from pipeline.runs.id_rows import BATCH_ROWS
-from pipeline.runs.layout import KINDS, REMOVED, parts_path, run_folder
+from pipeline.runs.layout import DATA_FOLDERS, REMOVED, parts_path, run_folder
 from pipeline.runs.manifest import RemovedDocuments
-from pipeline.runs.publish import finished_runs
+from pipeline.runs.publish import FinishedRun
 
 _TASK_BYTES = 2**28
 
@@ -30,8 +30,8 @@ _TASK_BYTES = 2**28
 _MAX_LISTED, _MAX_IN_MANIFEST = 100_000, 1000
 
 
-def find_removed(output: Location, folder: Location, until: int, census: IdCheck) -> RemovedDocuments:
-    """Name the documents that are missing from the store, by the summaries and rejects of the runs up to that sequence number.
+def find_removed(output: Location, folder: Location, runs: Sequence[FinishedRun], census: IdCheck) -> RemovedDocuments:
+    """Name the documents that are missing from the store, by the summaries and rejects of earlier runs.
 
     100,000 of them at most are named, in ``gone.parquet`` in the run's folder.
 
@@ -42,11 +42,10 @@ def find_removed(output: Location, folder: Location, until: int, census: IdCheck
     if not sum(counts):
         return RemovedDocuments()
     wanted = np.concatenate(ray.get([_first.remote(missing) for missing in census.missing]))[:_MAX_LISTED]
-    runs = [run.run_id for run in finished_runs(output) if run.sequence <= until]
-    names = _ids_listed_before(output, runs, wanted)
+    names = _ids_listed_before(output, [run.run_id for run in runs], wanted)
     if len(names) < len(wanted):
         unnamed = ray.put(np.setdiff1d(wanted, np.fromiter(names, np.uint64, len(names))))
-        for place in (output.child(parts_path(kind, run)) for run in runs for kind in KINDS):
+        for place in (output.child(parts_path(kind, run.run_id)) for run in runs for kind in DATA_FOLDERS):
             files = place.files() if place.exists() else []
             some = cluster.chunk_by_weight(files, lambda file: file.size, _TASK_BYTES)
             for found in ray.get(

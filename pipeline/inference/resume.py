@@ -12,7 +12,7 @@ from pipeline.inference.plan import Plan
 from pipeline.inference.totals import RunTotals
 from pipeline.io.location import PARTIAL_SUFFIX, Location, StoredFile
 from pipeline.runs import ledger
-from pipeline.runs.layout import KINDS, LEDGER, parts_path
+from pipeline.runs.layout import DATA_FOLDERS, LEDGER, parts_path
 from pipeline.runs.manifest import OutputFile
 
 RESUME_HINT = "the same command goes on from here"
@@ -79,7 +79,7 @@ def remove_partial_files(folder: Location) -> None:
 def _written_files(plan: Plan) -> Mapping[str, StoredFile]:
     """The files of summaries and rejects that lie in the run's folders, by path within the output."""
     found: dict[str, StoredFile] = {}
-    for kind in KINDS:
+    for kind in DATA_FOLDERS:
         path = parts_path(kind, plan.run_id)
         folder = plan.output.child(path)
         if folder.exists():

@@ -31,10 +31,21 @@ from pipeline.inference.report.report import write_report
 from pipeline.inference.resume import RESUME_HINT, check_input, has_no_window, reconcile, remove_partial_files, resume_windows
 from pipeline.inference.totals import RunTotals
 from pipeline.runs import lease, ledger
-from pipeline.runs.layout import CONFIG, KINDS, LEDGER, MANIFEST, PROGRESS, REMOVED, REPORT, SUCCESS, UNREADABLE, parts_path
+from pipeline.runs.layout import (
+    CONFIG,
+    DATA_FOLDERS,
+    LEDGER,
+    MANIFEST,
+    PROGRESS,
+    REMOVED,
+    REPORT,
+    SUCCESS,
+    UNREADABLE,
+    parts_path,
+)
 from pipeline.runs.manifest import Manifest, RemovedDocuments, UnreadRows
 from pipeline.runs.progress import ProgressWriter, RunProgress
-from pipeline.runs.publish import publish
+from pipeline.runs.publish import last_sequence, publish
 from pipeline.runs.stats import ExampleDocument
 from pipeline.runs.unreadable_files import UnreadableFiles
 
@@ -85,14 +96,16 @@ def _execute(
     told: UserError | Stopped | None = None
     try:
         units = list(cut_splits(plan.store.files, plan.spec.window_rows))
-        done = ledger.load(plan.output, plan.spec.ledger)
+        done = ledger.load(plan.output, plan.finished, plan.spec.ledger)
         bad_files = UnreadableFiles(plan.config.input.on_bad_file, plan.folder.child(UNREADABLE))
-        id_column, is_first = plan.config.input.id_column, has_no_window(plan)
-        census = check_ids(units, plan.store.root.filesystem, id_column, done, bad_files, is_first)
+        id_column = plan.config.input.id_column
+        census = check_ids(
+            units, plan.store.root.filesystem, id_column, done, bad_files if has_no_window(plan) else bad_files.seal()
+        )
         attempts = AttemptCounter(uuid.uuid4().hex)
         read = replace(read_stage(plan, done, census.repeated), bad_files=bad_files, attempts=attempts)
         left = resume_windows(plan, units, tally)
-        metrics.go_on(journal.take_over(tally.counts, tally.resumed))
+        metrics.go_on(journal.resume_from(tally.counts, tally.resumed))
         # Closed at once if this fails, or its tasks would write on when the lease is another's.
         with closing(process_windows(plan, left, actors, read, attempts)) as windows:
             for window in windows:
@@ -100,12 +113,12 @@ def _execute(
                 first_window = first_window or time.monotonic() - window.timings.decode_s
                 tally.add(window, time.monotonic())
                 seconds = time.monotonic() - first_window
-                at = journal.note(tally.counts, seconds, tally.resumed, len(tally.actors))
+                at = journal.update(tally.counts, seconds, tally.resumed, len(tally.actors))
                 metrics.add(window, at)
                 on_progress(at)
         metrics.end()
         # What is in a file that was not read is not known: it may be there.
-        removed = RemovedDocuments() if tally.unread else find_removed(plan.output, plan.folder, plan.spec.ledger, census)
+        removed = RemovedDocuments() if tally.unread else find_removed(plan.output, plan.folder, plan.previous_runs, census)
         attempts.forget()
     except ray.exceptions.RayError as error:
         told = cluster.to_user_error(error)
@@ -124,13 +137,13 @@ def _execute(
     write_report(plan.output, plan.folder, manifest, tally.stats, is_sound)
     if is_sound:
         held.verify()
-        publish(plan.output, plan.run_id, content)
+        publish(plan.output, plan.run_id, last_sequence(plan.finished) + 1, content)
     return RunResult(manifest, tally.stats.sample.documents[:_EXAMPLES], is_sound)
 
 
 def _start_over(plan: Plan) -> None:
     """Write the plan, and remove what a run of this id left that cannot be used."""
-    for kind in (*KINDS, LEDGER):
+    for kind in (*DATA_FOLDERS, LEDGER):
         plan.output.child(parts_path(kind, plan.run_id)).remove_folder()
     for name in (MANIFEST, REPORT, REMOVED):
         plan.folder.child(name).remove()

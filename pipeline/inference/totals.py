@@ -73,7 +73,7 @@ class RunTotals:
             removed=removed,
             stats=StatsSummary.of(self.counts, self.stats),
             timings=self.timings,
-            limits=self.timings.summed_up(actor_seconds, ended - first_window, self.counts.source_tokens),
+            limits=self.timings.describe_limit(actor_seconds, ended - first_window, self.counts.source_tokens),
             input_files=plan.input_files,
             unread=self.unread,
             output_files=sorted(self.files, key=lambda file: file.path),

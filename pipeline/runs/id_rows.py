@@ -36,23 +36,20 @@ def read_ids(
     filesystem: fs.FileSystem,
     id_column: str,
     parts: int,
-    bad_files: UnreadableFiles,
-    is_first: bool = True,
+    unreadable: UnreadableFiles,
 ) -> list[list[ray.ObjectRef[npt.NDArray[np.void]]]]:
     """Of each task, the rows that have an id (SEEN), by part."""
     read = _read_ids.options(num_returns=parts)
     some = cluster.chunk_by_weight(units, lambda unit: unit.rows, TASK_ROWS)
-    return [cluster.as_refs(read.remote(units, filesystem, id_column, parts, bad_files, is_first)) for units in some]
+    return [cluster.as_refs(read.remote(units, filesystem, id_column, parts, unreadable)) for units in some]
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
-def _read_ids(
-    units: Sequence[Split], filesystem: Any, id_column: str, parts: int, bad_files: UnreadableFiles, is_first: bool
-) -> Any:
+def _read_ids(units: Sequence[Split], filesystem: Any, id_column: str, parts: int, unreadable: UnreadableFiles) -> Any:
     """Keys and positions of the rows that have an id, by part."""
     divided: list[list[Any]] = [[] for _ in range(parts)]
     for unit in units:
-        bad = bad_files.of(unit, is_first)
+        bad = unreadable.of(unit)
         with memory_limit(str(unit)):
             for table in read_split(bad.readable, filesystem, [id_column], BATCH_ROWS, bad.note):
                 for pieces, rows in zip(divided, partition_rows(id_rows(table, id_column), parts), strict=True):

@@ -31,7 +31,7 @@ from pipeline.io.parallel import map_ahead
 from pipeline.io.parquet import to_parquet
 from pipeline.runs.layout import COMPACTED, LEDGER, SUCCESS, parts_path
 from pipeline.runs.manifest import WindowRecord
-from pipeline.runs.publish import finished_runs
+from pipeline.runs.publish import FinishedRun, finished_runs
 
 ENTRY = np.dtype([("id", "<u8"), ("content", "<u8")])
 
@@ -125,13 +125,15 @@ class LedgerLookup:
         return found, contents
 
 
-def load(output: Location, until: int) -> Ledger:
-    """The ledger as it was when the run of this sequence number was published; 0: empty.
+def load(output: Location, runs: Sequence[FinishedRun], until: int) -> Ledger:
+    """Load the entries of the runs up to a sequence number; none for 0.
+
+    Args:
+        runs: the finished runs of the output.
 
     Raises:
         UserError: it cannot be read, or does not reach back so far since it was compacted.
     """
-    runs = [run for run in finished_runs(output) if run.sequence <= until]
     compacted = compacted_sequence(output) if until else 0
     if compacted > until:
         raise UserError(
@@ -140,7 +142,7 @@ def load(output: Location, until: int) -> Ledger:
         )
     files = _entry_files(output.child(f"{COMPACTED}/{compacted:06}"), compacted) if compacted else []
     for run in runs:
-        if run.sequence > compacted:
+        if compacted < run.sequence <= until:
             files += _entry_files(output.child(parts_path(LEDGER, run.run_id)), run.sequence)
     if not files:
         return Ledger([], 0)
@@ -216,7 +218,7 @@ def compact(output: Location) -> tuple[int, int]:
     before = compacted_sequence(output)
     target = output.child(f"{COMPACTED}/{until:06}")
     if before < until:
-        ledger = load(output, until)
+        ledger = load(output, runs, until)
         ray.get([_write_part.remote(target, number, part) for number, part in enumerate(ledger.parts)])
         target.child(SUCCESS).write(b"")
         entries = ledger.entries

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -60,12 +61,18 @@ def read_success(output: Location, run_id: str) -> FinishedRun | None:
     return FinishedRun(run_id, said.sequence, said.manifest_sha256)
 
 
-def publish(output: Location, run_id: str, manifest: bytes) -> FinishedRun:
-    """Make a run the last of its folder, visible to those who read it. One driver at a time may do so (lease.py).
+def last_sequence(runs: Sequence[FinishedRun]) -> int:
+    """Return the sequence number of the latest run; 0 if there is none."""
+    return max((run.sequence for run in runs), default=0)
 
-    manifest: the content of its file, which is written.
+
+def publish(output: Location, run_id: str, sequence: int, manifest: bytes) -> FinishedRun:
+    """Write _SUCCESS: the run is finished, and readers of the output see it. The caller holds the lease.
+
+    Args:
+        sequence: one more than that of the latest finished run.
+        manifest: content of the run's manifest.json, which is already written.
     """
-    sequence = max((run.sequence for run in finished_runs(output)), default=0) + 1
     run = FinishedRun(run_id, sequence, hashlib.sha256(manifest).hexdigest())
     content = {"sequence": run.sequence, "manifest_sha256": run.manifest_sha256}
     run_folder(output, run_id).child(SUCCESS).write_with_retry(json.dumps(content).encode() + b"\n")

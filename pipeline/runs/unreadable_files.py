@@ -24,19 +24,30 @@ _ROWS_BY_PATH: TypeAdapter[dict[str, UnreadRows]] = TypeAdapter(dict[str, Unread
 
 @dataclass(frozen=True)
 class UnreadableFiles:
-    """Of a run. policy: whether it ends with the first. folder: of its notes; None: nothing is noted, and nothing was."""
+    """The unreadable files of a run.
+
+    Attributes:
+        policy: whether the first one ends the run.
+        folder: where skipped rows are recorded; None: nowhere.
+        sealed: rows may no longer be skipped, because a task may already have read them.
+    """
 
     policy: Literal["fail", "skip"]
     folder: Location | None = None
+    sealed: bool = False
 
-    def of(self, unit: Split, is_first: bool) -> SplitUnreadable:
-        """Those of a unit. is_first: nobody in this run has read it before."""
+    def seal(self) -> UnreadableFiles:
+        """Return the same files, sealed."""
+        return replace(self, sealed=True)
+
+    def of(self, unit: Split) -> SplitUnreadable:
+        """Read which rows of a split are skipped."""
         note = self.folder.child(f"unit-{unit.number:06}.json") if self.folder and self.policy == "skip" else None
         try:
             unread = _ROWS_BY_PATH.validate_json(note.read()) if note and note.exists() else {}
         except ValidationError:
             raise UserError(f"{note.uri if note else ''} is broken; begin another run: --output.run_id") from None
-        return SplitUnreadable(self.policy, note, unit, is_first, unread)
+        return SplitUnreadable(self.policy, note, unit, self.sealed, unread)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class SplitUnreadable:
     policy: Literal["fail", "skip"]
     file: Location | None
     unit: Split
-    is_first: bool
+    sealed: bool
     unread: dict[str, UnreadRows]
 
     @property
@@ -66,7 +77,7 @@ class SplitUnreadable:
         """
         if self.policy == "fail":
             fail_run(file)
-        if not self.is_first:
+        if self.sealed:
             raise UserError(
                 f"cannot read {file.path}, which this run could before: {file.error}; run it again once it can be read, "
                 "or begin another run: --output.run_id"

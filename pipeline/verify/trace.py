@@ -1,11 +1,11 @@
-"""Where each row of a run's input went: to summaries, to rejects, or nowhere, since an earlier run had done it.
+"""Trace each input row of a run to summaries, to rejects, or to the earlier run that did it.
 
-Input files that have changed since are left out, and what is not proved because of them is said.
+Input files that have changed since the run are not read; the report notes what could not be checked because of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import ray.exceptions
 from pipeline import cluster
 from pipeline.data.arrow import to_texts
 from pipeline.data.documents import DocumentFile, list_files
-from pipeline.data.row_address import ROW_BITS
+from pipeline.data.row_address import unpack_address
 from pipeline.data.split_reader import read_split
 from pipeline.data.splits import RowRange, Split, cut_splits
 from pipeline.errors import UserError
@@ -24,6 +24,7 @@ from pipeline.runs import ledger
 from pipeline.runs.id_rows import read_ids
 from pipeline.runs.layout import LEDGER, REJECTS, SUMMARIES, parts_path
 from pipeline.runs.manifest import InputFile, Manifest
+from pipeline.runs.publish import finished_runs
 from pipeline.runs.unreadable_files import UnreadableFiles
 from pipeline.verify.findings import VerificationReport
 from pipeline.verify.match import MatchCounts, Rows
@@ -33,123 +34,159 @@ _WINDOW_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Input:
-    """The input of a run, as far as it is as it was. gone: rows of files that are not."""
+    """The input of a run, as far as it is still the same.
+
+    Attributes:
+        root: Where the files are.
+        id_column: Name of the id column.
+        files: Files that have not changed since the run.
+        changed_rows: Rows of the files that have.
+        unread_files: Indexes into ``files`` of those that the run could not read to the end.
+    """
 
     root: Location
     id_column: str
     files: Sequence[InputFile]
-    gone: int
-    unread: Sequence[int]
-    """Numbers of those files that the run could not read to their ends."""
+    changed_rows: int
+    unread_files: Sequence[int]
 
     @property
     def rows(self) -> int:
-        """In the files that are as they were."""
+        """Rows of the unchanged files."""
         return sum(file.rows for file in self.files)
 
     @property
-    def unread_rows(self) -> int:
-        """At most, that the run could not read."""
-        return sum(self.files[number].rows for number in self.unread)
+    def max_unread_rows(self) -> int:
+        """Upper bound of the rows that the run could not read."""
+        return sum(self.files[number].rows for number in self.unread_files)
 
-    def ids(self, parts: int) -> list[list[ray.ObjectRef[Rows]]]:
-        """Of each task, the rows that have an id (census.SEEN), by part."""
-        # Into how many row groups a file is divided is not known here: units are cut as if it were one.
+    def ids(self, partitions: int) -> list[list[ray.ObjectRef[Rows]]]:
+        """Read the rows with an id (ID_ROW) of each task, by partition."""
+        # The manifest does not record row groups: cut splits as if each file had one.
         files = [DocumentFile(StoredFile(f.path, f.bytes, f.modified), (f.rows,) if f.rows else ()) for f in self.files]
-        return read_ids(
-            list(cut_splits(files, _WINDOW_ROWS)), self.root.filesystem, self.id_column, parts, UnreadableFiles("skip")
-        )
+        splits = list(cut_splits(files, _WINDOW_ROWS))
+        return read_ids(splits, self.root.filesystem, self.id_column, partitions, UnreadableFiles("skip"))
 
 
-def open_input(manifest: Manifest, verdict: VerificationReport) -> Input:
-    """Find what is left of a run's input."""
+def open_input(manifest: Manifest, report: VerificationReport) -> Input:
+    """Find the input files of a run that have not changed since."""
     options = manifest.config["input"]
     root = open_location(options["path"], "the input of the run")
-    found = set[tuple[Any, ...]]()
+    present = set[tuple[Any, ...]]()
     try:
-        found = {(file.path, file.size, file.modified) for file in list_files(root)}
+        present = {(file.path, file.size, file.modified) for file in list_files(root)}
     except UserError as error:
-        verdict.notes.append(f"the input is not there any more: {error}")
+        report.notes.append(f"the input cannot be listed: {error}")
     files, changed = list[InputFile](), list[InputFile]()
     for file in manifest.input_files:
-        (files if (file.path, file.bytes, file.modified) in found else changed).append(file)
+        (files if (file.path, file.bytes, file.modified) in present else changed).append(file)
     if changed:
-        verdict.notes.append(
-            f"{len(changed):,} of {len(manifest.input_files):,} input files have changed since the run, {changed[0].path} "
-            "among them: the ids that were in them cannot be proved any more"
+        report.notes.append(
+            f"{len(changed):,} of {len(manifest.input_files):,} input files have changed since the run "
+            f"(for example {changed[0].path}): their ids cannot be checked"
         )
-    unread = [number for number, file in enumerate(files) if file.path in manifest.unread]
-    return Input(root, options["id_column"], files, sum(file.rows for file in changed), unread)
+    unread_files = [number for number, file in enumerate(files) if file.path in manifest.unread]
+    return Input(root, options["id_column"], files, sum(file.rows for file in changed), unread_files)
 
 
-def open_ledger(output: Location, manifest: Manifest, verdict: VerificationReport) -> Sequence[ray.ObjectRef[ledger.Entries]]:
-    """The parts of that by which the run skipped documents."""
+def open_ledger(output: Location, manifest: Manifest, report: VerificationReport) -> Sequence[ray.ObjectRef[ledger.Entries]]:
+    """Load the ledger by which the run skipped documents, by partition."""
     if not manifest.ledger:
         return []
     try:
         compacted = ledger.compacted_sequence(output)
         if compacted > manifest.ledger:
-            verdict.notes.append("the ledger was compacted since: which ids were skipped is proved by their number alone")
-        return ledger.load(output, max(manifest.ledger, compacted)).parts
+            report.notes.append("the ledger was compacted after the run: skipped ids are checked by their count only")
+        return ledger.load(output, finished_runs(output), max(manifest.ledger, compacted)).parts
     except (UserError, ray.exceptions.RayError) as error:
-        told = cluster.to_user_error(error) if isinstance(error, ray.exceptions.RayError) else error
-        verdict.found(LEDGER, f"{told}; no id can be proved to have been done before")
+        cause = cluster.to_user_error(error) if isinstance(error, ray.exceptions.RayError) else error
+        report.add(LEDGER, f"{cause}; ids that earlier runs did cannot be checked")
         return []
 
 
-def check_rows(
-    output: Location, manifest: Manifest, input: Input, matched: MatchCounts, unnamed: int, verdict: VerificationReport
-) -> None:
-    """Say which ids are not where they should be. unnamed: rows of rejects without one."""
-    summaries, written = parts_path(SUMMARIES, manifest.run_id), manifest.output_files
+@dataclass(frozen=True)
+class RowTrace:
+    """The rows that a run read and wrote.
 
-    def outputs(at: int) -> tuple[Location, str, int, int]:
-        file, row = written[at >> ROW_BITS], at % (1 << ROW_BITS)
-        return output, output.child(file.path).path, row, file.rows
+    Attributes:
+        output: The output folder.
+        manifest: Manifest of the run.
+        input: Its input.
+        matched: How the ids of both compare.
+        rejects_without_id: Rejects whose id is null.
+    """
 
-    def inputs(at: int) -> tuple[Location, str, int, int]:
-        file, row = input.files[at >> ROW_BITS], at % (1 << ROW_BITS)
-        return input.root, file.path, row, file.rows
+    output: Location
+    manifest: Manifest
+    input: Input
+    matched: MatchCounts
+    rejects_without_id: int
 
-    if misses := matched.doubled:
-        where = _describe_rows(map(outputs, misses.at), input.id_column)
-        verdict.found(summaries, f"{misses.rows:,} rows here or in rejects have an id that another has: {where}")
-    if misses := matched.lost:
-        where = _describe_rows(map(inputs, misses.at), input.id_column)
-        verdict.found(summaries, f"{misses.rows:,} rows of the input are not here, nor in rejects, nor done before: {where}")
-    # A row of the output may be of a file that has changed, or of one that could be read further then.
-    if (misses := matched.foreign).rows > input.gone + input.unread_rows:
-        where = _describe_rows(map(outputs, misses.at), input.id_column)
-        verdict.found(summaries, f"{misses.rows:,} rows here or in rejects have an id that the input has not so often: {where}")
-    if input.unread:
-        verdict.notes.append(
-            f"{matched.unread:,} rows that the run could not read, of {len(input.unread):,} files that its manifest names, are "
-            "in no output"
-        )
-    if input.gone or input.unread:
-        return
-    skipped, without = sum(manifest.counts.skipped.values()), input.rows - matched.inputs
-    if matched.skipped != skipped and not matched.lost:
-        verdict.found(
+    def describe_output_rows(self, addresses: Iterable[int]) -> str:
+        """Describe a few output rows for people."""
+        files = self.manifest.output_files
+        paths = [(self.output.child(file.path).path, file.rows) for file in files]
+        return _describe_rows(self.output, paths, addresses, self.input.id_column)
+
+    def describe_input_rows(self, addresses: Iterable[int]) -> str:
+        """Describe a few input rows for people."""
+        paths = [(file.path, file.rows) for file in self.input.files]
+        return _describe_rows(self.input.root, paths, addresses, self.input.id_column)
+
+
+def check_rows(trace: RowTrace, report: VerificationReport) -> None:
+    """Report rows of the input that are in no output, and rows of the output that should not exist."""
+    matched, input, manifest = trace.matched, trace.input, trace.manifest
+    summaries = parts_path(SUMMARIES, manifest.run_id)
+    if sample := matched.duplicates:
+        rows = trace.describe_output_rows(sample.addresses)
+        report.add(summaries, f"{sample.rows:,} rows of summaries and rejects repeat the id of another row: {rows}")
+    if sample := matched.missing:
+        rows = trace.describe_input_rows(sample.addresses)
+        report.add(summaries, f"{sample.rows:,} input rows are missing from summaries, rejects and earlier runs: {rows}")
+    # The id of such a row may be in a changed file, or in one that could be read further during the run.
+    if (sample := matched.unexpected).rows > input.changed_rows + input.max_unread_rows:
+        rows = trace.describe_output_rows(sample.addresses)
+        report.add(
             summaries,
-            f"{matched.skipped:,} ids of the input are not here, nor in rejects, where the manifest says that {skipped:,} were "
-            "done before",
+            f"{sample.rows:,} rows of summaries and rejects have an id that the input does not have, or not as often: {rows}",
         )
-    if without != unnamed:
-        verdict.found(
+    if input.unread_files:
+        report.notes.append(
+            f"{matched.unread:,} rows of {len(input.unread_files):,} files that the run could not read (the manifest lists "
+            "them) are in no output"
+        )
+    elif not input.changed_rows:
+        _check_totals(trace, report)
+
+
+def _check_totals(trace: RowTrace, report: VerificationReport) -> None:
+    """Compare the counts of skipped ids and of rows without an id; the whole input was read."""
+    matched, manifest = trace.matched, trace.manifest
+    skipped = sum(manifest.counts.skipped.values())
+    if matched.skipped != skipped and not matched.missing:
+        report.add(
+            parts_path(SUMMARIES, manifest.run_id),
+            f"{matched.skipped:,} input ids are in neither summaries nor rejects, but the manifest says that earlier runs did "
+            f"{skipped:,}",
+        )
+    without_id = trace.input.rows - matched.inputs
+    if without_id != trace.rejects_without_id:
+        report.add(
             parts_path(REJECTS, manifest.run_id),
-            f"has {unnamed:,} rows without an id, where {without:,} of the input have none or cannot be read",
+            f"has {trace.rejects_without_id:,} rows without an id, but {without_id:,} input rows have no id or cannot be read",
         )
 
 
-def _describe_rows(places: Iterator[tuple[Location, str, int, int]], id_column: str) -> str:
-    """The first few rows of a kind: their ids, and where they are."""
-    told = []
-    for root, path, row, of_rows in places:
-        where = f"row {row:,} of {path}"
+def _describe_rows(root: Location, files: Sequence[tuple[str, int]], addresses: Iterable[int], id_column: str) -> str:
+    """Describe a few rows by id and place. ``files`` holds the path and the number of rows of each file."""
+    descriptions = []
+    for file_number, row in map(unpack_address, addresses):
+        path, file_rows = files[file_number]
+        place = f"row {row:,} of {path}"
         try:
-            [table] = read_split(Split(0, (RowRange(path, 0, row, 1, of_rows),)), root.filesystem, [id_column], 1)
-            told.append(f"{to_texts(table[id_column])[0]!r} ({where})")
-        except (UserError, ValueError, StopIteration, RuntimeError):  # the file is spoilt: where the row is says enough
-            told.append(where)
-    return ", ".join(told)
+            [table] = read_split(Split(0, (RowRange(path, 0, row, 1, file_rows),)), root.filesystem, [id_column], 1)
+            descriptions.append(f"{to_texts(table[id_column])[0]!r} ({place})")
+        except (UserError, ValueError, StopIteration, RuntimeError):  # a damaged file: the place says enough
+            descriptions.append(place)
+    return ", ".join(descriptions)

@@ -19,7 +19,7 @@ from pipeline.config.summarize import DocumentsInput
 from pipeline.config.tables import DeliverConfig, FetchConfig
 from pipeline.data.documents import open_documents
 from pipeline.io.location import open_location
-from pipeline.runs.publish import publish
+from pipeline.runs.publish import finished_runs, last_sequence, publish
 
 KINDS = ("iceberg", "delta", "jsonl", "postgres")
 PASSWORD = "shibboleth-4711"
@@ -142,7 +142,8 @@ def finish_run(output: Path, run_id: str, summaries: Mapping[Any, str], **column
     if summaries:
         folder.mkdir(parents=True)
         pq.write_table(pa.table(rows | columns), folder / "part-000000-0000.parquet")
-    publish(open_location(str(output), "--output.path"), run_id, f"manifest of {run_id} in {output}".encode())
+    opened = open_location(str(output), "--output.path")
+    publish(opened, run_id, last_sequence(finished_runs(opened)) + 1, f"manifest of {run_id} in {output}".encode())
 
 
 def delivery(store: Store, output: Path, table: str = "summaries", **options: Any) -> DeliverConfig:

@@ -23,16 +23,16 @@ _TICKS = 6
 def throughput(throughput: Throughput) -> str | None:
     """Documents a second, over time in UTC; None of so few windows that it would say nothing."""
     bars = min(_BARS, throughput.windows // _WINDOWS_OF_A_BAR)
-    while throughput.span > max(bars, 1):
-        throughput = throughput.widened(2 * throughput.width_s)
-    if throughput.span < _FEWEST_BARS:
+    while throughput.slot_count > max(bars, 1):
+        throughput = throughput.with_width(2 * throughput.width_s)
+    if throughput.slot_count < _FEWEST_BARS:
         return None
     first = min(throughput.documents)
-    rates = [throughput.documents.get(first + slot, 0) / throughput.width_s for slot in range(throughput.span)]
-    start, seconds = first * throughput.width_s, throughput.span * throughput.width_s
+    rates = [throughput.documents.get(first + slot, 0) / throughput.width_s for slot in range(throughput.slot_count)]
+    start, seconds = first * throughput.width_s, throughput.slot_count * throughput.width_s
     figure, axes = new_figure()
     axes.bar(
-        start + np.arange(throughput.span) * throughput.width_s,
+        start + np.arange(throughput.slot_count) * throughput.width_s,
         rates,
         0.88 * throughput.width_s,
         align="edge",

@@ -14,7 +14,7 @@ from pipeline.config.summarize import DocumentsInput
 from pipeline.data.arrow import to_texts
 from pipeline.data.hashing import content_keys, id_keys
 from pipeline.data.rejects import Rejection, RejectReason, check_document
-from pipeline.data.row_address import ROW_ADDRESS, ROW_BITS
+from pipeline.data.row_address import ROW_ADDRESS, unpack_address
 from pipeline.inference.dedup import DuplicateRows
 from pipeline.inference.stages.window import CONTENT_KEY, DETAIL, ID_KEY, REASON
 from pipeline.runs.ledger import REJECTED, Ledger
@@ -70,7 +70,7 @@ class RowFilter:
             at = np.minimum(np.searchsorted(self._repeated["at"], positions), len(self._repeated) - 1)
             repeats = self._repeated["at"][at] == positions
             for row in np.flatnonzero(repeats):
-                file, first = divmod(int(self._repeated["first"][at[row]]), 1 << ROW_BITS)
+                file, first = unpack_address(int(self._repeated["first"][at[row]]))
                 rejections[row] = (
                     RejectReason.DUPLICATE_ID,
                     f"row {first} of input file {file}, both counted from 0 as in the manifest, has this id before it",

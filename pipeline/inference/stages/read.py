@@ -86,39 +86,36 @@ class ReadWindows:
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Of units as rows, their windows as rows: but for those that are written already."""
         for unit in map(split_from_dict, units.to_pylist()):
-            with self.attempt(unit, "read") as is_first:
+            with self.attempt(unit) as stage:
                 started = time.monotonic()
-                for window, passport in self.read(unit, is_first and not unit.done):
+                for window, passport in stage.read(unit):
                     if passport.number not in unit.done:
                         yield window_to_row(window, replace(passport, timings=StageTimings(read_s=time.monotonic() - started)))
                         started = time.monotonic()
 
     @contextmanager
-    def attempt(self, unit: Split, what: str) -> Iterator[bool]:
-        """Do something with a unit; whether nobody has begun to in this command before.
+    def attempt(self, unit: Split) -> Iterator[ReadWindows]:
+        """Count an attempt to read a split; yield the stage to read it with.
 
         Raises:
             UserError: whoever did has died, too often for it to be chance; or it takes more memory than a unit may.
         """
         if self.attempts is None:
             with memory_limit(str(unit)):
-                yield True
+                yield self
             return
         name = f"unit {unit.number}"
-        if not self.attempts.begin(name, what, _MAX_ATTEMPTS):
+        if not self.attempts.begin(name, "read", _MAX_ATTEMPTS):
             raise UserError(f"{_MAX_ATTEMPTS} processes died reading {unit}; mend it, or take it out of the input")
         with memory_limit(str(unit)):
-            yield self.attempts.is_first(f"{name} to {what}")
-        self.attempts.end(name, what)
+            is_first = self.attempts.is_first(name) and not unit.done
+            yield self if is_first else replace(self, bad_files=self.bad_files.seal())
+        self.attempts.end(name, "read")
 
-    def read(self, unit: Split, is_first: bool = True) -> Iterator[tuple[pa.Table, WindowMetadata]]:
-        """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none.
-
-        Args:
-            is_first: nobody in this run has read it before.
-        """
+    def read(self, unit: Split) -> Iterator[tuple[pa.Table, WindowMetadata]]:
+        """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none."""
         screen = self.screen()
-        bad = self.bad_files.of(unit, is_first)
+        bad = self.bad_files.of(unit)
         apply = map(screen.apply, read_split(bad.readable, self.filesystem, self.columns, self.window_rows, bad.note))
         number, held = 0, None
         # Texts go before a window is whole: it holds what the model reads of them, and no more, however long they are.
@@ -145,7 +142,7 @@ class ReadWindows:
         tokenizer = cached_tokenizer(self.tokenizer_file)
         ids, source_tokens = encode_column(tokenizer, sound, self.max_source_tokens)
         values, ends = flatten_column(ids)
-        byte_tokens = np.diff(np.concatenate(([0], np.cumsum(tokenizer.stands_for_bytes[values])))[ends])
+        byte_tokens = np.diff(np.concatenate(([0], np.cumsum(tokenizer.is_byte_token[values])))[ends])
         # Some texts, of a lone zero-width space say, have characters but nothing that the tokenizer keeps.
         for row, tokens in enumerate(source_tokens.tolist()):
             if not tokens and not reasons[row]:

@@ -13,6 +13,7 @@ from pipeline.config.summarize import DocumentsInput
 from pipeline.config.types import SAMPLE
 from pipeline.data import split_reader, splits
 from pipeline.data.documents import open_documents
+from pipeline.data.row_address import ROW_ADDRESS
 from pipeline.errors import UserError
 from pipeline.inference.stages.read import ReadWindows
 from pipeline.io import retry
@@ -58,8 +59,8 @@ def read(path: Path) -> None:
         store = open_documents(options)
         stage = ReadWindows(store.root.filesystem, 4, 100, _TOKENIZER, options, 16, b"salt", UnreadableFiles("fail"))
         for unit, _ in zip(splits.cut_splits(store.files, 4), range(_MOST_UNITS), strict=False):
-            with stage.attempt(unit, "read"):
+            with stage.attempt(unit) as stage:
                 for table in split_reader.read_split(unit, store.root.filesystem, ["id"], 4):
-                    id_rows(table, "id")
+                    id_rows(table["id"], table[ROW_ADDRESS].to_numpy())
                 for window, _passport in stage.read(unit):
                     assert len(window) <= 4

@@ -49,7 +49,7 @@ def seeds() -> list[bytes]:
     kinds: list[Any] = [
         {"sequence": 3, "manifest_sha256": "ab"},
         {"run_id": "r", "at": _NOW, "phase": "running", "documents": 9, "counts": {"read": 3}},
-        {"run_id": "r", "machine": lease._machine_id(), "pid": 1, "born": 1.5, "renewals": 4},
+        {"run_id": "r", "machine": lease.machine_id(), "pid": 1, "born": 1.5, "renewals": 4},
         {"/in/a.parquet": {"rows": 3, "error": "broken"}},
         {"files": [{"file": {"path": "/p", "size": 4, "modified": None}, "row_groups": [1]}], "seen": [{"skipped": {}}]},
         _window(),
@@ -73,10 +73,10 @@ def target(data: bytes) -> None:
         elif kind == b"2":
             _put("lease/claim.json", content)
             if holder := lease.current_holder(output):
-                str(holder), holder.is_here and holder.is_running
+                str(holder), holder.is_local and holder.is_running
         elif kind == b"3":
             _put("notes/unit-000001.json", content)
-            bad = UnreadableFiles("skip", output.child("notes")).of(_UNIT, True)
+            bad = UnreadableFiles("skip", output.child("notes")).of(_UNIT)
             assert bad.readable.rows <= _UNIT.rows
         else:
             with contextlib.suppress(ValidationError):
