@@ -1,7 +1,7 @@
-"""From a YAML file and a command line to a job's configuration.
+"""Load a job's configuration from its defaults, a YAML file and the command line.
 
-Values come from the defaults, then a YAML file (``--config FILE``, a path or a URI), then dotted options on the command line
-(``--input.path s3://bucket/docs``); the later wins. Which options there are is config/'s business.
+A YAML file (``--config FILE``, a path or URI) overrides the defaults, and dotted options on the command line
+(``--input.path s3://bucket/docs``) override both. This module does not know which options exist.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from pipeline.config.base import JobConfig, describe_validation_error, nearest_option
+from pipeline.config.base import JobConfig, describe_validation_error, suggest_option
 from pipeline.errors import UserError
 from pipeline.io.location import open_location
 
@@ -24,13 +24,48 @@ C = TypeVar("C", bound=JobConfig)
 
 
 def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
-    """Build ``cls`` from defaults, the file after ``--config`` and the dotted options in ``argv``.
+    """Build a configuration from defaults, the file after ``--config`` and the dotted options in ``argv``.
 
-    ``--help`` prints every option and exits 0.
+    ``--help`` prints every option and exits with status 0.
 
     Raises:
-        UserError: names the option at fault, and the nearest right one for an option that does not exist.
+        UserError: an option or the file is invalid; names the option, and the nearest valid one for an unknown option.
     """
+    parser = _new_parser(cls, job)
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        cls,
+        root_parser=parser,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_parse_none_str="null",
+        cli_use_class_docs_for_groups=True,
+    )
+    known = list(_option_names(cls))
+    sections = [name for name, field in cls.model_fields.items() if _is_section(field.annotation)]
+    arguments, unknown = parser.parse_known_args(argv)
+    # pydantic-settings would also accept a whole section as JSON.
+    unknown += [f"--{section}" for section in sections if getattr(arguments, section, None) is not None]
+    if unknown:
+        raise _unknown_argument(unknown[0], known)
+    for option, value in vars(arguments).items():
+        if value == ["null"]:  # argparse collects the values of a list option
+            setattr(arguments, option, "null")
+    values: dict[str, Any] = {section: {} for section in sections}
+    if arguments.config:
+        values |= _read_yaml(arguments.config)
+    top_level = [*sections, *(option for option in known if "." not in option)]
+    for name in values.keys() - set(top_level):
+        matches = difflib.get_close_matches(str(name), top_level, n=1) or sections
+        raise UserError(f"--config {arguments.config}: no section {name!r} (did you mean {' or '.join(matches)}?)")
+    try:
+        return cls(_cli_settings_source=source(parsed_args=arguments), **values)
+    except SettingsError as error:
+        raise UserError(f"{' '.join(str(error).split())}; --help lists the options") from None
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, "--", known)) from None
+
+
+def _new_parser(cls: type[JobConfig], job: str) -> _Parser:
     parser = _Parser(
         f"python -m jobs.{job}",
         f"python -m jobs.{job} [--config FILE] [--section.option VALUE …]",
@@ -41,41 +76,18 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file of options, or its URI, as configs/{job}.yaml; options given here win over it, and null unsets one",
+        help=f"YAML file of options, a path or URI; see configs/{job}.yaml. Options on the command line override the file; "
+        "null unsets an option",
     )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        cls,
-        root_parser=parser,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_parse_none_str="null",
-        cli_use_class_docs_for_groups=True,
-    )
-    known = list(_options(cls))
-    given, unknown = parser.parse_known_args(argv)
-    for option, value in vars(given).items():
-        if value == ["null"]:  # of a list, whose values argparse gathers
-            setattr(given, option, "null")
-    # A whole section as JSON is pydantic-settings' second way to say the same.
-    sections = [name for name, field in cls.model_fields.items() if _is_section(field.annotation)]
-    unknown += [f"--{section}" for section in sections if getattr(given, section, None) is not None]
-    for word in unknown[:1]:
-        name = word.removeprefix("--").split("=", 1)[0]
-        fault = (
-            f"no option --{name}{nearest_option(name, known)}" if word.startswith("--") else f"{word!r} is no option's value"
-        )
-        raise UserError(f"{fault}; --help lists the options")
-    values: dict[str, Any] = {section: {} for section in sections} | (_read_yaml(given.config) if given.config else {})
-    flags = [option for option in known if "." not in option]
-    for section in values.keys() - {*sections, *flags}:
-        near = difflib.get_close_matches(str(section), [*sections, *flags], n=1) or sections
-        raise UserError(f"--config {given.config}: no section {section!r} (did you mean {' or '.join(near)}?)")
-    try:
-        return cls(_cli_settings_source=source(parsed_args=given), **values)
-    except SettingsError as error:
-        raise UserError(f"{' '.join(str(error).split())}; --help lists the options") from None
-    except ValidationError as error:
-        raise UserError(describe_validation_error(error, "--", known)) from None
+    return parser
+
+
+def _unknown_argument(argument: str, known: Sequence[str]) -> UserError:
+    name = argument.removeprefix("--").split("=", 1)[0]
+    problem = f"no option --{name}{suggest_option(name, known)}"
+    if not argument.startswith("--"):
+        problem = f"unexpected argument {argument!r}"
+    return UserError(f"{problem}; --help lists the options")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,24 +101,24 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, but a key that comes twice is an error and does not replace the first."""
+    """YAML loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"found {key.value!r} twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """The file's sections; those without a value, all of whose options are commented out, are left away."""
+    """Return the sections of a YAML file, except empty ones, whose options are all commented out."""
     content = open_location(path, "--config").read()
     try:
         values = yaml.load(content.decode(), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not YAML that can be used: {' '.join(str(error).split())}") from None
+        raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -114,15 +126,15 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return {section: value for section, value in values.items() if value is not None}
 
 
-def _options(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted name of every option of a configuration."""
+def _option_names(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every option of a configuration."""
     for attribute, field in cls.model_fields.items():
         name = prefix + (field.alias or attribute)
         if _is_section(field.annotation):
-            yield from _options(field.annotation, name + ".")
+            yield from _option_names(field.annotation, name + ".")
         else:
             yield name
 
 
-def _is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

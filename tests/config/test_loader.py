@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import BaseModel
 
 from pipeline.config.base import JobConfig
@@ -311,26 +310,6 @@ def test_a_file_in_configs_can_be_used(name: str) -> None:
     load_config(JOBS[job], job, ["--config", str(CONFIGS / name), *given])
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name == f"{job_of(name)}.yaml"])
-def test_the_file_of_a_job_holds_every_option_with_a_value_that_can_be_used(name: str, file: Any) -> None:
-    job = job_of(name)
-    options = list(options_of(JOBS[job]))
-    # An option may be commented out where no value of it suits everyone.
-    commented_out = rf"^( *)# ((?:{'|'.join(option for _, option, _ in options)}): )"
-    restored = re.sub(commented_out, r"\1\2", (CONFIGS / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
-    load_config(JOBS[job], job, ["--config", file(restored)])
-    given = yaml.safe_load(restored)
-    left_out = [f"{section}.{name}" for section, name, _ in options if name not in (given[section] if section else given)]
-    assert left_out == []
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_the_file_of_a_job_shows_the_defaults(job: str) -> None:
-    given = MUST_BE_SET.get(job, [])
-    shown = load_config(JOBS[job], job, ["--config", str(CONFIGS / f"{job}.yaml"), *given])
-    assert shown == load_config(JOBS[job], job, given)
-
-
 def test_flags_come_from_the_file_or_the_command_line(file: Any) -> None:
     assert (summarize().full, summarize().dry_run) == (False, False)
     assert (summarize("--full").full, summarize("--dry-run").dry_run) == (True, True)
@@ -338,7 +317,3 @@ def test_flags_come_from_the_file_or_the_command_line(file: Any) -> None:
     assert not summarize("--config", file("full: true\n"), "--no-full").full
     with pytest.raises(UserError, match=r"no section 'ful' \(did you mean full\?\)"):
         summarize("--config", file("ful: true\n"))
-
-
-def test_every_job_has_its_file() -> None:
-    assert {f"{job}.yaml" for job in JOBS} <= set(FILES)

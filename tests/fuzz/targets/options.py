@@ -22,7 +22,7 @@ def seeds() -> list[bytes]:
         b"--decoding.beam_size 99999999999 --full",
         b"--model {} --resources.actors 1e9",
     ]
-    return [*((_CONFIGS / name).read_bytes() for name in ("summarize.yaml", "train.yaml", "verify.yaml")), *options]
+    return [*((_CONFIGS / name).read_bytes() for name in ("summarize.yaml", "train.yaml", "fetch.delta.yaml")), *options]
 
 
 def target(data: bytes) -> None:
