@@ -1,9 +1,11 @@
-"""The rows of a decode batch while they are searched for: a slot each, until they are done.
+"""The state of a decode batch during a search, and its compaction: removing the rows that are done.
 
-Rows that are done leave: the last ones move into their places, so that one row's states, the most of what it has, are copied
-for one that leaves. On a GPU nothing waits for the device but a look, every few steps, at who is done.
+Each unfinished source of a batch has a slot. greedy.py and beam.py decide which rows are done (``</s>``, length limit) and call
+``compact`` every STEPS_BETWEEN_CHECKS steps. It moves the last live slots into the places of finished ones, so that one slot's
+states are copied for each that leaves. On a GPU nothing waits for the device except that check.
 
-Shapes: B sources, N slots, R rows of the decoder, N or a multiple of it: a beam's rows of a source lie together.
+Shapes: B batch (sources), N slots, R decoder rows (N, or N times the beam size; a source's hypotheses are adjacent), S source
+steps, T target steps.
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ from pipeline.decoding.engine import DecoderState, EncodedBatch, StepOutput
 
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 8}
 
-T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The hypothesis of each of B sources.
+    """The best hypothesis of each source.
 
-    tokens[B, T]: padded, without ``</s>``. lengths[B]: of them. scores[B]: mean log-probability of a token (nat), of
-    ``</s>`` too where it was written. finished[B]: whether it was, or the maximum length cut the row. row_steps: steps of all
-    rows together that were computed, some of them for nothing.
+    Attributes:
+        tokens: [B, T], padded, without ``</s>``.
+        lengths: tokens of each hypothesis [B].
+        scores: mean log-probability of a token [B] (nat), including ``</s>`` where there is one.
+        finished: [B], True if the hypothesis ended with ``</s>``, False if the length limit cut it.
+        row_steps: computed steps, summed over rows, including those beyond a row's end.
     """
 
     tokens: Tensor
@@ -41,54 +46,66 @@ class SearchResult:
 
 @dataclass
 class BatchState:
-    """Which row of the batch each slot has, rows[N], and what the network needs of it. first[N, S]: see Copying."""
+    """What a search keeps for each slot.
+
+    Attributes:
+        rows: row of the batch in each slot [N].
+        encoded: the encoded sources.
+        state: the decoder's recurrent state.
+        first_positions: [N, S], see CopyInputs; None without copying.
+    """
 
     rows: Tensor
-    sources: EncodedBatch
-    carry: DecoderState
-    first: Tensor | None
+    encoded: EncodedBatch
+    state: DecoderState
+    first_positions: Tensor | None
 
-    def copying(self, prediction: StepOutput) -> CopyInputs | None:
-        """How this prediction may copy."""
-        if prediction.copy_logits is None or self.first is None or prediction.weights is None:
+    def copy_inputs(self, output: StepOutput) -> CopyInputs | None:
+        """Return what a step needs for copying, or None if the network does not copy."""
+        if output.copy_logits is None or self.first_positions is None or output.weights is None:
             return None
-        sources = self.sources
-        return CopyInputs(sources.ids, self.first, sources.lengths, prediction.weights, prediction.copy_logits)
+        return CopyInputs(self.encoded.ids, self.first_positions, self.encoded.lengths, output.weights, output.copy_logits)
 
 
-def map_tensors(change: Callable[[Tensor], Tensor], tree: T) -> T:
-    """A tree of dataclasses, lists and tuples with every tensor in it changed."""
-    changed: Any = tree
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply a function to every tensor in a tree of dataclasses, lists and tuples."""
+    mapped: Any = tree
     if isinstance(tree, Tensor):
-        changed = change(tree)
+        mapped = function(tree)
     elif isinstance(tree, list | tuple):
-        changed = type(tree)(map_tensors(change, part) for part in tree)
+        mapped = type(tree)(map_tensors(function, part) for part in tree)
     elif is_dataclass(tree) and not isinstance(tree, type):
-        changed = replace(tree, **{field.name: map_tensors(change, getattr(tree, field.name)) for field in fields(tree)})
-    return changed  # type: ignore[no-any-return]
+        mapped = replace(tree, **{field.name: map_tensors(function, getattr(tree, field.name)) for field in fields(tree)})
+    return mapped  # type: ignore[no-any-return]
 
 
-def compact(live: Tensor, number: int, tree: T, size: int) -> T:
-    """Let go of slots that are not live[N], in all tensors of a tree, in their place: of a number that are, size ≥ it stay."""
-    if number == len(live):
+def compact(live: Tensor, live_count: int, tree: Tree, size: int) -> Tree:
+    """Move live slots to the front of every tensor in a tree, in place, and return views of the first ``size`` slots.
+
+    Args:
+        live: [N] bool; must not be a tensor of the tree.
+        live_count: number of live slots.
+        size: slots to keep, at least ``live_count``.
+    """
+    if live_count == len(live):
         return tree
-    gaps = (~live[:number]).nonzero()[:, 0]
-    movers = live[number:].nonzero()[:, 0] + number
+    gaps = (~live[:live_count]).nonzero()[:, 0]
+    movers = live[live_count:].nonzero()[:, 0] + live_count
 
-    def kept(part: Tensor) -> Tensor:
+    def shrink(part: Tensor) -> Tensor:
         by_slot = part.view(len(live), -1) if len(part) != len(live) else part
         by_slot[gaps] = by_slot[movers]
         return part[: size * (len(part) // len(live))]
 
-    return map_tensors(kept, tree)
+    return map_tensors(shrink, tree)
 
 
 def first_positions(ids: Tensor) -> Tensor:
-    """Where the token at each position of ids[B, S] is first in its row, [B, S]."""
+    """Return for each position of ids[B, S] where its token occurs first in the row, [B, S]."""
     order = ids.argsort(dim=1, stable=True)
-    ordered = ids.gather(1, order)
-    starts = torch.ones_like(ids, dtype=torch.bool)
-    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    at = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    run = torch.where(starts, at, 0).cummax(1).values
-    return torch.empty_like(ids).scatter_(1, order, order.gather(1, run))
+    sorted_ids = ids.gather(1, order)
+    starts_run = torch.ones_like(ids, dtype=torch.bool)
+    starts_run[:, 1:] = sorted_ids[:, 1:] != sorted_ids[:, :-1]
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    run_starts = torch.where(starts_run, positions, 0).cummax(1).values
+    return torch.empty_like(ids).scatter_(1, order, order.gather(1, run_starts))

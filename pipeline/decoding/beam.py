@@ -1,6 +1,11 @@
-"""Beam search: the best of all hypotheses that K at a time lead to.
+"""Beam search, with its length and coverage penalties (Wu et al. 2016, section 7).
 
-Shapes: B sources, N slots, K hypotheses of each at a time (the beam), S source steps, T target steps.
+``_end_at_eos`` handles ``</s>``, ``_continue_beam`` picks the hypotheses to continue, ``_end_at_limit`` handles the length
+limit and stops sources that cannot improve. ``beam_search`` compacts the batch between steps (batch_state.py). It uses no CUDA
+graphs.
+
+Shapes: B batch (sources), N slots, K hypotheses per source (the beam), M hypotheses per slot (K or 2K), S source steps, T
+target steps.
 """
 
 from __future__ import annotations
@@ -12,13 +17,75 @@ from torch import Tensor
 
 from pipeline.config.model import DecodingConfig
 from pipeline.data.special_tokens import BOS, EOS, PAD
+from pipeline.decoding.backends import TokenConstraints
 from pipeline.decoding.batch_state import STEPS_BETWEEN_CHECKS, BatchState, SearchResult, compact
 from pipeline.decoding.engine import Engine
 
 
 @dataclass
+class _Hypotheses:
+    """Incomplete hypotheses: log-probabilities totals[N, M] (nat), written[N, M, T], attention summed over steps[N, M, S]."""
+
+    totals: Tensor
+    written: Tensor
+    coverage: Tensor
+
+    def gather(self, indices: Tensor) -> _Hypotheses:
+        """Return the hypotheses at indices[N, M] of each slot."""
+        return _Hypotheses(self.totals.gather(1, indices), *(_gather(part, indices) for part in (self.written, self.coverage)))
+
+
+@dataclass
+class _Beam:
+    """The hypotheses to continue, K in each of N slots.
+
+    Attributes:
+        batch: the network's inputs and state.
+        hypotheses: tokens so far, with their log-probabilities and coverage.
+        last: tokens of the last step [N, K].
+        is_source: [N, S], False at padding.
+        is_greedy: [N], True while the first hypothesis is what greedy search writes.
+        live: [N], True until the source is done.
+    """
+
+    batch: BatchState
+    hypotheses: _Hypotheses
+    last: Tensor
+    is_source: Tensor
+    is_greedy: Tensor
+    live: Tensor
+
+    @classmethod
+    def start(cls, batch: BatchState, options: DecodingConfig) -> _Beam:
+        """Start every hypothesis with ``<s>``."""
+        ids, beam_size = batch.encoded.ids, options.beam_size
+        (slots, width), device = ids.shape, ids.device
+        for part in (batch.state.recurrent, batch.state.cell):
+            part[:] = [layer.repeat_interleave(beam_size, 0) for layer in part]
+        totals = torch.full((slots, beam_size), -torch.inf, device=device)
+        totals[:, 0] = 0.0  # the K hypotheses are the same before the first token
+        written = torch.full((slots, beam_size, options.max_target_tokens), PAD, device=device)
+        return cls(
+            batch=batch,
+            hypotheses=_Hypotheses(totals, written, torch.zeros(slots, beam_size, width, device=device)),
+            last=torch.full((slots, beam_size), BOS, device=device),
+            is_source=torch.arange(width, device=device) < batch.encoded.lengths[:, None],
+            is_greedy=torch.ones(slots, dtype=torch.bool, device=device),
+            live=torch.ones(slots, dtype=torch.bool, device=device),
+        )
+
+    def values(self, hypotheses: _Hypotheses, length: int, options: DecodingConfig) -> Tensor:
+        """Return log-probabilities with both penalties [N, M], for ``length`` tokens including ``</s>``."""
+        values = hypotheses.totals / _length_penalty(length, options)
+        if options.coverage_penalty and self.batch.encoded.states is not None:
+            logs = hypotheses.coverage.clamp(1e-9, 1.0).log().masked_fill(~self.is_source[:, None], 0.0)
+            values = values + options.coverage_penalty * logs.sum(-1)
+        return values
+
+
+@dataclass
 class _BestHypotheses:
-    """The best hypothesis so far of B sources; values[B] as beam search compares them, the rest as in Found."""
+    """The best complete hypothesis of B sources; values[B] are those of ``beam_search``, the rest as in SearchResult."""
 
     tokens: Tensor
     lengths: Tensor
@@ -26,113 +93,131 @@ class _BestHypotheses:
     values: Tensor
     finished: Tensor
 
-    def offer(self, rows: Tensor, values: Tensor, written: Tensor, length: int, log_prob_sums: Tensor, ends: bool) -> None:
-        """One hypothesis for each of rows[n], of value[n] (minus infinity: none) and written[n, T]."""
-        better = values > self.values[rows]
-        for kept, new in (
-            (self.tokens, written),
-            (self.lengths, torch.full_like(rows, length)),
-            (self.log_prob_sums, log_prob_sums),
-            (self.values, values),
-            (self.finished, torch.full_like(better, ends)),
-        ):
-            kept[rows] = torch.where(better.view(-1, *[1] * (kept.dim() - 1)), new, kept[rows])
+    def offer(self, rows: Tensor, values: Tensor, hypotheses: _Hypotheses, length: int, *, ends: bool) -> None:
+        """Replace hypotheses of rows[N] by better ones among values[N, K], of ``length`` tokens without ``</s>``."""
+        for rank in range(values.shape[1]):
+            is_better = values[:, rank] > self.values[rows]
+            for best, new in (
+                (self.tokens, hypotheses.written[:, rank]),
+                (self.lengths, torch.full_like(rows, length)),
+                (self.log_prob_sums, hypotheses.totals[:, rank]),
+                (self.values, values[:, rank]),
+                (self.finished, torch.full_like(is_better, ends)),
+            ):
+                best[rows] = torch.where(is_better.view(-1, *[1] * (best.dim() - 1)), new, best[rows])
 
 
-def beam_search(engine: Engine, slots: BatchState, limits: Tensor, options: DecodingConfig) -> SearchResult:
-    """The best of all hypotheses that K at a time lead to (Wu et al. 2016, section 7), greedy search's always among them.
+@dataclass
+class _Candidates:
+    """The 2K best one-token extensions in each slot, by falling log-probability except for the greedy one, which comes first.
 
-    A hypothesis Y is worth log P(Y | X) / lp(Y) + cp(X; Y): lp = ((5 + |Y|) / 6) ** alpha, |Y| with ``</s>``; cp = beta times
-    the sum over source positions of log(min(attention summed over Y, 1)). A source is done once no hypothesis that
-    goes on can be worth more than the best that has ended: a log-probability only falls, and lp grows no larger than at the
-    limit. One that never ended is taken if none has. What greedy search would write is followed to its end, however unlikely
-    it becomes on the way: else a wider search would now and then find less than the narrowest.
+    Attributes:
+        parents: index of the extended hypothesis [N, 2K].
+        tokens: the next token [N, 2K].
+        hypotheses: ``written`` ends before the next token.
     """
-    batch, beam, device = len(limits), options.beam_size, engine.device
-    longest = options.max_target_tokens
+
+    parents: Tensor
+    tokens: Tensor
+    hypotheses: _Hypotheses
+
+
+def beam_search(engine: Engine, batch: BatchState, limits: Tensor, options: DecodingConfig) -> SearchResult:
+    """Return the best hypothesis that K at a time lead to, for B sources, one per slot, of at most limits[B] tokens.
+
+    The value of a hypothesis Y is log P(Y | X) / lp(Y) + cp(X; Y), with lp = ((5 + |Y|) / 6) ** length_penalty, where |Y|
+    includes ``</s>``, and cp = coverage_penalty times the sum over source positions of log(min(attention summed over Y, 1)).
+
+    A source is done once no hypothesis can become better than its best complete one: log-probabilities only fall, and lp is
+    largest at the limit. If no hypothesis ends with ``</s>``, the best one at the limit counts.
+
+    The greedy hypothesis always stays in the beam. Otherwise a wide beam would sometimes find a worse result than K = 1.
+    """
+    sources, device = len(limits), engine.device
     best = _BestHypotheses(
-        tokens=torch.full((batch, longest), PAD, device=device),
+        tokens=torch.full((sources, options.max_target_tokens), PAD, device=device),
         lengths=torch.zeros_like(limits),
-        log_prob_sums=torch.zeros(batch, device=device),
-        values=torch.full((batch,), -torch.inf, device=device),
-        finished=torch.zeros(batch, dtype=torch.bool, device=device),
+        log_prob_sums=torch.zeros(sources, device=device),
+        values=torch.full((sources,), -torch.inf, device=device),
+        finished=torch.zeros(sources, dtype=torch.bool, device=device),
     )
-    width = slots.sources.ids.shape[1]
-    for part in (slots.carry.recurrent, slots.carry.cell):
-        part[:] = [of_layer.repeat_interleave(beam, 0) for of_layer in part]
-    totals = torch.full((batch, beam), -torch.inf, device=device)
-    totals[:, 0] = 0.0  # all K are alike before the first token
-    written = torch.full((batch, beam, longest), PAD, device=device)
-    coverage = torch.zeros(batch, beam, width, device=device)
-    last = torch.full((batch, beam), BOS, device=device)
-    live = torch.ones_like(limits, dtype=torch.bool)
-    greedy = torch.ones_like(live)  # whether the first hypothesis is still what greedy search writes
-    inside = torch.arange(width, device=device) < slots.sources.lengths[:, None]
-
-    def values_of(totals: Tensor, coverage: Tensor, length: int) -> Tensor:
-        values: Tensor = totals / ((5 + length) / 6) ** options.length_penalty
-        if options.coverage_penalty and slots.sources.states is not None:
-            logs = coverage.clamp(1e-9, 1.0).log().masked_fill(~inside[:, None], 0.0)
-            values = values + options.coverage_penalty * logs.sum(-1)
-        return values
-
-    steps = torch.zeros((), dtype=torch.long, device=device)
+    beam = _Beam.start(batch, options)
     row_steps = 0
-    for step in range(longest):
-        rows = slots.rows
-        row_steps += beam * len(rows)
-        prediction = engine.step(last.flatten(), slots.carry, slots.sources)
-        # One more than K of each: one of them may be </s>.
-        tokens, log_probs = engine.arithmetic.likeliest(
-            beam + 1,
-            prediction.logits,
-            written[:, :, :step].flatten(0, 1),
-            options.no_repeat_ngram,
-            steps >= options.min_target_tokens,
-            slots.copying(prediction),
-        )
-        reached = (totals[:, :, None] + log_probs.view(-1, beam, beam + 1)).flatten(1)
-        first = torch.arange(reached.shape[1], device=device) == 0
-        which = reached.masked_fill(greedy[:, None] & first, torch.inf).topk(2 * beam, dim=1).indices
-        reached = reached.gather(1, which)
-        parents, next_tokens = which // (beam + 1), tokens.view(-1, beam * (beam + 1)).gather(1, which)
-        if prediction.weights is not None:
-            coverage = coverage + prediction.weights.view(-1, beam, width)
-        reached_coverage = coverage.gather(1, parents[:, :, None].expand(-1, -1, width))
-        reached_written = written.gather(1, parents[:, :, None].expand(-1, -1, longest))
-        ends = next_tokens == EOS
-        greedy &= ~ends[:, 0]
-        values = values_of(reached, reached_coverage, step + 1).masked_fill(~ends, -torch.inf)
-        values[:, beam:] = -torch.inf  # what is not among the K best does not end either
-        values.masked_fill_(~live[:, None], -torch.inf)
-        for rank in range(beam):
-            best.offer(rows, values[:, rank], reached_written[:, rank], step, reached[:, rank], ends=True)
-
-        # The K best that go on.
-        order = ends.long().argsort(dim=1, stable=True)[:, :beam]
-        parents, last = parents.gather(1, order), next_tokens.gather(1, order)
-        totals = reached.masked_fill(ends, -torch.inf).gather(1, order)
-        written = reached_written.gather(1, order[:, :, None].expand(-1, -1, longest)).clone()
-        written[:, :, step] = last
-        coverage = reached_coverage.gather(1, order[:, :, None].expand(-1, -1, width))
-        at = (torch.arange(len(rows), device=device)[:, None] * beam + parents).flatten()
-        for part in (slots.carry.recurrent, slots.carry.cell):
-            part[:] = [of_layer[at] for of_layer in part]
-
-        at_limit = step + 1 >= limits[rows]
-        never_ended = values_of(totals, coverage, step + 1).masked_fill(
-            ~(live & at_limit & ~best.finished[rows])[:, None], -torch.inf
-        )
-        for rank in range(beam):
-            best.offer(rows, never_ended[:, rank], written[:, rank], step + 1, totals[:, rank], ends=False)
-        bound = totals.amax(1) / ((5 + limits[rows] + 1) / 6) ** options.length_penalty
-        live &= ~(at_limit | (bound <= best.values[rows]))
-        steps += 1
+    for step in range(options.max_target_tokens):
+        row_steps += beam.last.numel()
+        candidates = _extend(engine, beam, step, options)
+        _end_at_eos(beam, candidates, best, step, options)
+        _continue_beam(beam, candidates, step)
+        _end_at_limit(beam, best, limits, step, options)
         if (step + 1) % STEPS_BETWEEN_CHECKS[device.type] == 0:
-            number = int(live.sum())
-            parts = (slots, last, totals, written, coverage, inside, greedy, live)
-            slots, last, totals, written, coverage, inside, greedy, live = compact(live.clone(), number, parts, number)
-            if len(live) == 0:
+            live_count = int(beam.live.sum())
+            beam = compact(beam.live.clone(), live_count, beam, live_count)
+            if live_count == 0:
                 break
     scores = best.log_prob_sums / (best.lengths + best.finished)
     return SearchResult(best.tokens, best.lengths, scores, best.finished, row_steps)
+
+
+def _extend(engine: Engine, beam: _Beam, step: int, options: DecodingConfig) -> _Candidates:
+    """Run a step of the network, add its attention to the coverage, and rank the extensions by one token."""
+    (slots, beam_size), hypotheses = beam.last.shape, beam.hypotheses
+    output = engine.step(beam.last.flatten(), beam.batch.state, beam.batch.encoded)
+    eos_allowed = torch.full((), step >= options.min_target_tokens, device=engine.device)
+    constraints = TokenConstraints(hypotheses.written[:, :, :step].flatten(0, 1), options.no_repeat_ngram, eos_allowed)
+    # K + 1 tokens per hypothesis, because one of them may be </s>.
+    count = beam_size + 1
+    tokens, log_probs = engine.backend.top_tokens(count, output.logits, constraints, beam.batch.copy_inputs(output))
+    totals = (hypotheses.totals[:, :, None] + log_probs.view(slots, beam_size, count)).flatten(1)
+    is_first = torch.arange(totals.shape[1], device=engine.device) == 0
+    ranks = totals.masked_fill(beam.is_greedy[:, None] & is_first, torch.inf).topk(2 * beam_size, dim=1).indices
+    if output.weights is not None:
+        hypotheses.coverage = hypotheses.coverage + output.weights.view(hypotheses.coverage.shape)
+    parents = ranks // count
+    written, coverage = _gather(hypotheses.written, parents), _gather(hypotheses.coverage, parents)
+    next_tokens = tokens.view(slots, beam_size * count).gather(1, ranks)
+    return _Candidates(parents, next_tokens, _Hypotheses(totals.gather(1, ranks), written, coverage))
+
+
+def _end_at_eos(beam: _Beam, candidates: _Candidates, best: _BestHypotheses, step: int, options: DecodingConfig) -> None:
+    """Offer candidates that end with ``</s>`` and are among the K best."""
+    ends = candidates.tokens == EOS
+    beam.is_greedy &= ~ends[:, 0]
+    values = beam.values(candidates.hypotheses, step + 1, options).masked_fill(~ends | ~beam.live[:, None], -torch.inf)
+    best.offer(beam.batch.rows, values[:, : options.beam_size], candidates.hypotheses, step, ends=True)
+
+
+def _continue_beam(beam: _Beam, candidates: _Candidates, step: int) -> None:
+    """Continue with the K best candidates that do not end."""
+    slots, beam_size = beam.last.shape
+    ends = candidates.tokens == EOS
+    kept = ends.long().argsort(dim=1, stable=True)[:, :beam_size]
+    candidates.hypotheses.totals.masked_fill_(ends, -torch.inf)
+    beam.hypotheses = candidates.hypotheses.gather(kept)
+    beam.last = candidates.tokens.gather(1, kept)
+    beam.hypotheses.written[:, :, step] = beam.last
+    parents = candidates.parents.gather(1, kept)
+    rows = (torch.arange(slots, device=parents.device)[:, None] * beam_size + parents).flatten()
+    for part in (beam.batch.state.recurrent, beam.batch.state.cell):
+        part[:] = [layer[rows] for layer in part]
+
+
+def _end_at_limit(beam: _Beam, best: _BestHypotheses, limits: Tensor, step: int, options: DecodingConfig) -> None:
+    """Offer hypotheses at the limit where none has ended, and mark sources that are done."""
+    rows = beam.batch.rows
+    is_at_limit = step + 1 >= limits[rows]
+    is_cut = beam.live & is_at_limit & ~best.finished[rows]
+    values = beam.values(beam.hypotheses, step + 1, options).masked_fill(~is_cut[:, None], -torch.inf)
+    best.offer(rows, values, beam.hypotheses, step + 1, ends=False)
+    bound = beam.hypotheses.totals.amax(1) / _length_penalty(limits[rows] + 1, options)
+    beam.live &= ~(is_at_limit | (bound <= best.values[rows]))
+
+
+def _length_penalty(length: int | Tensor, options: DecodingConfig) -> float | Tensor:
+    """Return lp of Wu et al. 2016, eq. 14, for lengths including ``</s>``."""
+    penalty: float | Tensor = ((5 + length) / 6) ** options.length_penalty
+    return penalty
+
+
+def _gather(values: Tensor, indices: Tensor) -> Tensor:
+    """Return values[N, M, any] at indices[N, M] of its second dimension."""
+    return values.gather(1, indices[:, :, None].expand(-1, -1, values.shape[2]))

@@ -1,14 +1,15 @@
-"""Decoding's inner loops on a CPU: what lies between two matrix products, compiled, a row at a time.
+"""Compiled CPU loops for everything between two matrix products of a decoding step.
 
-Between products a step does a little arithmetic on many numbers. As tensor operations, each bit of it reads and writes
-whole arrays; here a row goes through all of it while it is in the cache, at its true length, so that padding is never
-seen. Numba compiles these functions on first use and keeps the machine code on disk. They hold no lock, so that threads
-run side by side. All are in this file, since a function's machine code on disk is known to be stale by its own file alone.
+As tensor operations, each of these small computations would read and write whole arrays. Here a row goes through all of them
+while it is in the cache, and only up to its true length, so padding costs nothing. Numba compiles the functions on first use
+and caches the machine code on disk. They release the GIL, so threads run in parallel. All stay in this file: Numba discards the
+cached code of a function when its own file changes, but not when another file does.
 
-Numbers are float32 while they are worked on. They lie in arrays as float32, as bfloat16 (its bits, in uint16), or as a
-byte, ``round(127 x) + 128``, for an x that a sigmoid or a tanh has kept within ±1.
+Arithmetic is in float32. Arrays hold float32, bfloat16 (its bits, as uint16), or bytes: ``round(127 x) + 128`` for an x within
+±1, the output of a sigmoid or tanh.
 
-Shapes: B rows, S source steps, T target steps, H hidden, V vocabulary; G gates side by side, 4H (LSTM) or 3H (GRU).
+Shapes: B batch, R decoder rows (a multiple of B), S source steps, T target steps, H hidden, V vocabulary, G gates side by side
+(4H for LSTM, 3H for GRU).
 """
 
 from __future__ import annotations
@@ -23,113 +24,116 @@ from numba.extending import intrinsic
 
 from pipeline.data.special_tokens import BOS, EOS, PAD, UNK
 
+BYTE_ZERO = 128
 _F32 = np.float32
 _LOG2_E, _LN_2 = _F32(1.4426950408889634), _F32(0.6931471805599453)
-BYTE_ZERO = 128
-_LOWEST = _F32(-np.inf)
+_MINUS_INFINITY = _F32(-np.inf)
+
 _BLOCK = 256
-"""Logits that are looked at together."""
+"""Logits per block. Each block's maximum is kept, so that finding the next token reads few of them."""
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
 def _compiled(function: _Kernel) -> _Kernel:
-    """Sums may be taken in any order and divisions by reciprocals, without which no loop over floats runs 16 at a time.
+    """Compile with reordered sums and reciprocal divisions, without which no loop over floats is vectorized.
 
-    Infinities keep their meaning: they mark what is forbidden.
+    Infinities keep their meaning: they mark forbidden tokens.
     """
     flags = {"contract", "reassoc", "arcp", "nsz", "afn"}
     options: dict[str, Any] = {"fastmath": flags, "nogil": True, "error_model": "numpy"}
     try:
         compiled: Any = njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder that may be written, so each process compiles
+    except RuntimeError:  # no writable cache folder: each process compiles
         compiled = njit(**options)(function)
     return cast(_Kernel, compiled)
 
 
-# One number. An intrinsic says which machine instructions a call becomes, by the types that it is called with.
+# Scalar operations as LLVM instructions. An intrinsic returns its signature and a function that emits the instructions.
+
+_intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
+_I8, _I16, _I32, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
-def _reinterpret(of: Any, to: Any, instructions: Any) -> Any:
-    def reinterpreted(typing: Any, x: Any) -> Any:  # noqa: ARG001
-        return to(of), lambda *call: call[1].bitcast(call[3][0], instructions)
+@_intrinsic
+def _float_bits(_typing: Any, _x: Any) -> Any:
+    """Reinterpret a float32 as an int32."""
 
-    return intrinsic(reinterpreted)
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _I32)
 
-
-_bits_of = _reinterpret(types.float32, types.int32, ir.IntType(32))
-_of_bits = _reinterpret(types.int32, types.float32, ir.FloatType())
-
-
-def _rounded(typing: Any, x: Any) -> Any:  # noqa: ARG001
-    f32 = ir.FloatType()
-
-    def rounded(*call: Any) -> Any:
-        _, builder, _, (x,) = call
-        return builder.call(builder.module.declare_intrinsic("llvm.rint", [f32]), [x])
-
-    return types.float32(x), rounded
+    return types.int32(types.float32), emit
 
 
-def _exponent(typing: Any, k: Any) -> Any:  # noqa: ARG001
-    i32 = ir.IntType(32)
+@_intrinsic
+def _float_from_bits(_typing: Any, _x: Any) -> Any:
+    """Reinterpret an int32 as a float32."""
 
-    def put_together(*call: Any) -> Any:
-        _, builder, _, (k,) = call
-        biased = builder.add(builder.fptosi(k, i32), i32(127))
-        return builder.bitcast(builder.shl(biased, i32(23)), ir.FloatType())
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _FLOAT)
 
-    return types.float32(k), put_together
-
-
-def _loaded(typing: Any, number: Any) -> Any:  # noqa: ARG001
-    i32, f32 = ir.IntType(32), ir.FloatType()
-
-    def widened(*call: Any) -> Any:
-        _, builder, _, (x,) = call
-        return builder.bitcast(builder.shl(builder.zext(x, i32), i32(16)), f32)
-
-    def scaled(*call: Any) -> Any:
-        _, builder, _, (x,) = call
-        return builder.fmul(builder.sitofp(builder.sub(builder.zext(x, i32), i32(BYTE_ZERO)), f32), f32(1 / 127))
-
-    how = {types.float32: lambda *call: call[3][0], types.uint16: widened, types.uint8: scaled}
-    return types.float32(number), how[number]
+    return types.float32(types.int32), emit
 
 
-def _stored_as(typing: Any, like: Any, x: Any) -> Any:  # noqa: ARG001
-    i32 = ir.IntType(32)
+@_intrinsic
+def _nearest(_typing: Any, x: Any) -> Any:
+    """Round a float32 to the nearest whole number."""
 
-    def narrowed(*call: Any) -> Any:
-        _, builder, _, (_, x) = call
-        bits = builder.bitcast(x, i32)
-        to_even = builder.and_(builder.lshr(bits, i32(16)), i32(1))
-        rounded = builder.add(builder.add(bits, i32(0x7FFF)), to_even)
-        return builder.trunc(builder.lshr(rounded, i32(16)), ir.IntType(16))
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.call(builder.module.declare_intrinsic("llvm.rint", [_FLOAT]), args)
 
-    def quantized(*call: Any) -> Any:
-        # Positive all through, so that cutting off what lies behind the point of y + 1/2 rounds.
-        _, builder, _, (_, x) = call
-        steps = builder.fadd(builder.fmul(x, ir.FloatType()(127.0)), ir.FloatType()(BYTE_ZERO + 0.5))
-        return builder.trunc(builder.fptosi(steps, i32), ir.IntType(8))
-
-    how = {types.float32: lambda *call: call[3][1], types.uint16: narrowed, types.uint8: quantized}
-    return like(like, x), how[like]
+    return types.float32(x), emit
 
 
-_nearest: Any = intrinsic(_rounded)
-"""The whole number nearest to a float32, as one."""
-_power_of_two: Any = intrinsic(_exponent)
-"""2 to a whole float32 of -126 to 127, put together from its bits."""
-_load: Any = intrinsic(_loaded)
-"""A stored number as float32."""
-_stored: Any = intrinsic(_stored_as)
-"""(like, x): a float32 as the type of ``like`` stores it, rounded to the nearest."""
+@_intrinsic
+def _power_of_two(_typing: Any, k: Any) -> Any:
+    """Return 2 ** k for a whole float32 from -126 to 127, by setting its exponent bits."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        biased = builder.add(builder.fptosi(args[0], _I32), _I32(127))
+        return builder.bitcast(builder.shl(biased, _I32(23)), _FLOAT)
+
+    return types.float32(k), emit
+
+
+@_intrinsic
+def _load(_typing: Any, number: Any) -> Any:
+    """Convert a number of an array (float32, bfloat16 or byte) to float32."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        if number == types.float32:
+            return args[0]
+        if number == types.uint16:
+            return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _I32(16)), _FLOAT)
+        levels = builder.sub(builder.zext(args[0], _I32), _I32(BYTE_ZERO))
+        return builder.fmul(builder.sitofp(levels, _FLOAT), _FLOAT(1 / 127))
+
+    return types.float32(number), emit
+
+
+@_intrinsic
+def _store_as(_typing: Any, like: Any, x: Any) -> Any:
+    """Convert a float32 x to the type of ``like``, rounded to the nearest."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _, value = args
+        if like == types.float32:
+            return value
+        if like == types.uint16:
+            bits = builder.bitcast(value, _I32)
+            to_even = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+            rounded = builder.add(builder.add(bits, _I32(0x7FFF)), to_even)
+            return builder.trunc(builder.lshr(rounded, _I32(16)), _I16)
+        # Always positive, so adding 1/2 and truncating rounds to the nearest.
+        levels = builder.fadd(builder.fmul(value, _FLOAT(127.0)), _FLOAT(BYTE_ZERO + 0.5))
+        return builder.trunc(builder.fptosi(levels, _I32), _I8)
+
+    return like(like, x), emit
 
 
 @_compiled
-def _exp(x: Any) -> Any:
-    """e to the x, to 2 units in the last place; flat below -86 and above 88."""
+def exp(x: Any) -> Any:
+    """Return e ** x to 2 units in the last place; constant below -86 and above 88."""
     x = min(max(x, _F32(-86.0)), _F32(88.0))
     k = _nearest(x * _LOG2_E)
     r = x - k * _LN_2
@@ -144,15 +148,15 @@ def _exp(x: Any) -> Any:
 
 
 @_compiled
-def _sigmoid(x: Any) -> Any:
-    return _F32(1.0) / (_F32(1.0) + _exp(-x))
+def sigmoid(x: Any) -> Any:
+    return _F32(1.0) / (_F32(1.0) + exp(-x))
 
 
 @_compiled
-def _tanh_parts(x: Any) -> Any:
-    """tanh x as a fraction, to 4e-7: numerator, and denominator, 1 to 271. Several can then be divided at once.
+def tanh_fraction(x: Any) -> Any:
+    """Return numerator and denominator (1 to 271) of tanh x, to 4e-7. Callers divide several fractions at once.
 
-    The polynomials are those of these degrees whose fraction is nearest to tanh below 8.2, above which float32's is 1.
+    The polynomials give the best fraction of these degrees for |x| < 8.2; beyond, tanh is 1 in float32.
     """
     x = min(max(x, _F32(-8.2)), _F32(8.2))
     u = x * x
@@ -170,239 +174,238 @@ def _tanh_parts(x: Any) -> Any:
 
 
 @_compiled
-def _sigmoid_parts(x: Any) -> Any:
-    """The sigmoid of x as a fraction, to 2e-7: (1 + tanh(x / 2)) / 2."""
-    n, d = _tanh_parts(_F32(0.5) * x)
+def sigmoid_fraction(x: Any) -> Any:
+    """Return numerator and denominator of the sigmoid, to 2e-7: (1 + tanh(x / 2)) / 2."""
+    n, d = tanh_fraction(_F32(0.5) * x)
     return d + n, d + d
 
 
 @_compiled
-def _read(stored: Any, out: Any) -> None:
-    """A stored row[N] as float32."""
-    for at in range(len(out)):
-        out[at] = _load(stored[at])
+def _load_row(row: Any, out: Any) -> None:
+    """Convert row[N] to float32 out[N]."""
+    for j in range(len(out)):
+        out[j] = _load(row[j])
 
 
-# Cells: inputs[·, G], of which row b reads the one that index[B] says; recurrent[B, G]; h[B, H] to be written
+# Cells: row r adds the gates inputs[index[r], G] and recurrent[r, G], updates its state and writes h[r, H].
 
 
 @_compiled
 def lstm(inputs: Any, index: Any, recurrent: Any, c: Any, h: Any) -> None:
-    """Gates i, f, g, o side by side; c[B, H] float32 is read and written. Hochreiter & Schmidhuber 1997, Gers et al. 2000."""
+    """Gates i, f, g, o; the state is c[R, H] float32. Hochreiter & Schmidhuber 1997, Gers et al. 2000."""
     size = c.shape[1]
     for row in range(len(index)):
-        x, y, carry, out = inputs[index[row]], recurrent[row], c[row], h[row]
+        x, y, cell, out = inputs[index[row]], recurrent[row], c[row], h[row]
         for j in range(size):
-            i, i_of = _sigmoid_parts(_load(x[j]) + _load(y[j]))
-            f, f_of = _sigmoid_parts(_load(x[size + j]) + _load(y[size + j]))
-            g, g_of = _tanh_parts(_load(x[2 * size + j]) + _load(y[2 * size + j]))
-            o, o_of = _sigmoid_parts(_load(x[3 * size + j]) + _load(y[3 * size + j]))
-            both = i_of * g_of
-            cell = (f * carry[j] * both + i * g * f_of) / (f_of * both)  # f c + i g
-            carry[j] = cell
-            of_cell, cell_of = _tanh_parts(cell)
-            out[j] = _stored(out[j], o * of_cell / (o_of * cell_of))
+            i_num, i_den = sigmoid_fraction(_load(x[j]) + _load(y[j]))
+            f_num, f_den = sigmoid_fraction(_load(x[size + j]) + _load(y[size + j]))
+            g_num, g_den = tanh_fraction(_load(x[2 * size + j]) + _load(y[2 * size + j]))
+            o_num, o_den = sigmoid_fraction(_load(x[3 * size + j]) + _load(y[3 * size + j]))
+            ig_den = i_den * g_den
+            new = (f_num * cell[j] * ig_den + i_num * g_num * f_den) / (f_den * ig_den)  # f c + i g
+            cell[j] = new
+            tanh_num, tanh_den = tanh_fraction(new)
+            out[j] = _store_as(out[j], o_num * tanh_num / (o_den * tanh_den))
 
 
 @_compiled
-def gru(inputs: Any, index: Any, recurrent: Any, carry: Any, h: Any) -> None:
-    """Gates r, z, n side by side; carry[B, H] float32 is the last h and becomes the new one. Cho et al. 2014."""
-    size = carry.shape[1]
+def gru(inputs: Any, index: Any, recurrent: Any, state: Any, h: Any) -> None:
+    """Gates r, z, n; the state[R, H] float32 is h before quantization. Cho et al. 2014."""
+    size = state.shape[1]
     for row in range(len(index)):
-        x, y, last, out = inputs[index[row]], recurrent[row], carry[row], h[row]
+        x, y, last, out = inputs[index[row]], recurrent[row], state[row], h[row]
         for j in range(size):
-            r, r_of = _sigmoid_parts(_load(x[j]) + _load(y[j]))
-            z, z_of = _sigmoid_parts(_load(x[size + j]) + _load(y[size + j]))
-            n, n_of = _tanh_parts(_load(x[2 * size + j]) + r / r_of * _load(y[2 * size + j]))
-            new = (n * z_of + z * (last[j] * n_of - n)) / (n_of * z_of)  # n + z (h - n)
+            r_num, r_den = sigmoid_fraction(_load(x[j]) + _load(y[j]))
+            z_num, z_den = sigmoid_fraction(_load(x[size + j]) + _load(y[size + j]))
+            n_num, n_den = tanh_fraction(_load(x[2 * size + j]) + r_num / r_den * _load(y[2 * size + j]))
+            new = (n_num * z_den + z_num * (last[j] * n_den - n_num)) / (n_den * z_den)  # n + z (h - n)
             last[j] = new
-            out[j] = _stored(out[j], new)
+            out[j] = _store_as(out[j], new)
 
 
-# Attention: query[R, H], with R / B rows after each other for each of states[B, S, H] of lengths[B]; weights[R, S] and
-# context[R, H] are written
+# Attention: write weights[R, S] and context[R, H] for query[R, H] over states[B, S, H] of lengths[B].
 
 
 @_compiled
 def attend(states: Any, lengths: Any, query: Any, weights: Any, context: Any) -> None:
-    """Weigh by the dot product with the query (Luong et al. 2015, section 3.1)."""
-    size, per_source = query.shape[1], len(query) // len(lengths)
+    """Score by the dot product with the query (Luong et al. 2015, section 3.1)."""
+    size, rows_per_source = query.shape[1], len(query) // len(lengths)
     q = np.empty(size, _F32)
     for row in range(len(query)):
-        source = row // per_source
-        _read(query[row], q)
-        for at in range(lengths[source]):
-            state, total = states[source, at], _F32(0.0)
+        source = row // rows_per_source
+        _load_row(query[row], q)
+        for position in range(lengths[source]):
+            state, total = states[source, position], _F32(0.0)
             for j in range(size):
                 total += _load(state[j]) * q[j]
-            weights[row, at] = total
-        _weigh(states[source], lengths[source], weights[row], context[row])
+            weights[row, position] = total
+        _softmax_mean(states[source], lengths[source], weights[row], context[row])
 
 
 @_compiled
 def attend_additively(states: Any, keys: Any, to_score: Any, lengths: Any, query: Any, weights: Any, context: Any) -> None:
-    """Weigh by to_score[H] · tanh(keys[B, S, H] + query) (Bahdanau et al. 2015, A.1.2)."""
-    size, per_source = query.shape[1], len(query) // len(lengths)
+    """Score by to_score[H] · tanh(keys[B, S, H] + query) (Bahdanau et al. 2015, A.1.2)."""
+    size, rows_per_source = query.shape[1], len(query) // len(lengths)
     q = np.empty(size, _F32)
     for row in range(len(query)):
-        source = row // per_source
-        _read(query[row], q)
-        for at in range(lengths[source]):
-            key, total = keys[source, at], _F32(0.0)
+        source = row // rows_per_source
+        _load_row(query[row], q)
+        for position in range(lengths[source]):
+            key, total = keys[source, position], _F32(0.0)
             for j in range(size):
-                n, d = _tanh_parts(_load(key[j]) + q[j])
+                n, d = tanh_fraction(_load(key[j]) + q[j])
                 total += to_score[j] * n / d
-            weights[row, at] = total
-        _weigh(states[source], lengths[source], weights[row], context[row])
+            weights[row, position] = total
+        _softmax_mean(states[source], lengths[source], weights[row], context[row])
 
 
 @_compiled
-def _weigh(states: Any, length: Any, weights: Any, context: Any) -> None:
-    """One row: scores in weights[S] become their softmax, 0 beyond length, and context[H] the mean of states by them."""
+def _softmax_mean(states: Any, length: Any, weights: Any, context: Any) -> None:
+    """Turn a row's scores in weights[S] into their softmax, 0 beyond length, and write the weighted mean of the states."""
     size = len(context)
-    highest, total = _highest(weights[:length]), _F32(0.0)
-    for at in range(length):
-        weights[at] = _exp(weights[at] - highest)
-        total += weights[at]
-    summed = np.zeros(size, _F32)
-    for at in range(length):
-        weights[at] /= total
-        weight, state = weights[at], states[at]
+    highest, total = _max(weights[:length]), _F32(0.0)
+    for position in range(length):
+        weights[position] = exp(weights[position] - highest)
+        total += weights[position]
+    mean = np.zeros(size, _F32)
+    for position in range(length):
+        weights[position] /= total
+        weight, state = weights[position], states[position]
         for j in range(size):
-            summed[j] += weight * _load(state[j])
-    for at in range(length, len(weights)):
-        weights[at] = _F32(0.0)
+            mean[j] += weight * _load(state[j])
+    for position in range(length, len(weights)):
+        weights[position] = _F32(0.0)
     for j in range(size):
-        context[j] = _stored(context[j], summed[j])
+        context[j] = _store_as(context[j], mean[j])
 
 
 # Choosing the next token
 
 
 @_compiled
-def _highest(x: Any) -> Any:
-    """The largest of x[N]. As integers, whose order is that of floats once negative ones are flipped: those vectorize."""
+def _max(x: Any) -> Any:
+    """Return the largest of x[N]. Compares as integers, which vectorizes: flipping negative floats gives the same order."""
     best = np.int32(-0x80000000)
-    for at in range(len(x)):
-        bits = _bits_of(x[at])
+    for j in range(len(x)):
+        bits = _float_bits(x[j])
         best = max(best, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-    return _of_bits(best ^ ((best >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return _float_from_bits(best ^ ((best >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @_compiled
-def _scan(stored: Any, logits: Any, tops: Any) -> Any:
-    """Read stored[V] into logits[V], and the highest of each block into tops: (the highest, the sum of exp(logit - highest)).
+def _scan(row: Any, logits: Any, block_max: Any) -> Any:
+    """Convert row[V] to float32 logits[V] and fill block_max. Return the maximum, and the sum of exp(logit - maximum).
 
-    A block at a time, which stays in the innermost cache; the sum is scaled anew where a block is higher than those before it.
+    Works on one block at a time, which stays in the L1 cache, and rescales the sum where the maximum rises.
     """
-    highest, total = _LOWEST, _F32(0.0)
-    for block in range(len(tops)):
+    highest, total = _MINUS_INFINITY, _F32(0.0)
+    for block in range(len(block_max)):
         start, end = block * _BLOCK, min((block + 1) * _BLOCK, len(logits))
         part = logits[start:end]
-        _read(stored[start:end], part)
-        tops[block] = top = _highest(part)
+        _load_row(row[start:end], part)
+        block_max[block] = top = _max(part)
         if top > highest:
-            total *= _exp(highest - top)
+            total *= exp(highest - top)
             highest = top
-        of_block = _F32(0.0)
-        for at in range(len(part)):
-            of_block += _exp(part[at] - highest)
-        total += of_block
+        block_total = _F32(0.0)
+        for j in range(len(part)):
+            block_total += exp(part[j] - highest)
+        total += block_total
     return highest, total
 
 
 @_compiled
-def _forbid(logits: Any, written: Any, ngram: int, may_end: bool) -> None:
-    """Minus infinity in logits[V] for what may not follow written[T]: a token that would end an n-gram that is there."""
-    logits[PAD] = logits[UNK] = logits[BOS] = _LOWEST
-    if not may_end:
-        logits[EOS] = _LOWEST
-    steps = len(written)
-    if 0 < ngram <= steps:
-        for start in range(steps - ngram + 1):
-            same = True
-            for at in range(ngram - 1):
-                same = same and written[start + at] == written[steps - ngram + 1 + at]
-            if same:
-                logits[written[start + ngram - 1]] = _LOWEST
+def _forbid(logits: Any, written: Any, no_repeat_ngram: int, eos_allowed: bool) -> None:
+    """Set forbidden logits[V] after written[T] to minus infinity; see TokenConstraints in backends.py."""
+    logits[PAD] = logits[UNK] = logits[BOS] = _MINUS_INFINITY
+    if not eos_allowed:
+        logits[EOS] = _MINUS_INFINITY
+    steps, n = len(written), no_repeat_ngram
+    if 0 < n <= steps:
+        for start in range(steps - n + 1):
+            matches = True
+            for j in range(n - 1):
+                matches = matches and written[start + j] == written[steps - n + 1 + j]
+            if matches:
+                logits[written[start + n - 1]] = _MINUS_INFINITY
 
 
 @_compiled
-def top_tokens(logits: Any, written: Any, ngram: int, may_end: bool, tokens: Any, log_probs: Any) -> None:
-    """The K likeliest allowed tokens[R, K] of logits[R, V] after written[R, T], by falling log-probability (nat)."""
+def top_tokens(logits: Any, written: Any, no_repeat_ngram: int, eos_allowed: bool, tokens: Any, log_probs: Any) -> None:
+    """Write the K most likely allowed tokens[R, K] of logits[R, V] and their log-probabilities (nat), in falling order."""
     row_logits = np.empty(logits.shape[1], _F32)
-    tops = np.empty(-(-logits.shape[1] // _BLOCK), _F32)
+    block_max = np.empty(-(-logits.shape[1] // _BLOCK), _F32)
     for row in range(len(logits)):
-        highest, total = _scan(logits[row], row_logits, tops)
-        _forbid(row_logits, written[row], ngram, may_end)
-        _take_highest(row_logits, tops, highest + np.log(total), tokens[row], log_probs[row])
+        highest, total = _scan(logits[row], row_logits, block_max)
+        _forbid(row_logits, written[row], no_repeat_ngram, eos_allowed)
+        _take_highest(row_logits, block_max, highest + np.log(total), tokens[row], log_probs[row])
 
 
 @_compiled
 def top_tokens_with_copy(
     logits: Any,
     ids: Any,
-    first: Any,
+    first_positions: Any,
     lengths: Any,
     weights: Any,
     copy_logits: Any,
     written: Any,
-    ngram: int,
-    may_end: bool,
+    no_repeat_ngram: int,
+    eos_allowed: bool,
     tokens: Any,
     log_probs: Any,
 ) -> None:
-    """As ``top_tokens``, where rows may copy from their sources (See et al. 2017, eq. 9); see arithmetic.Copying."""
+    """Do the same as ``top_tokens`` where rows may copy from their sources (See et al. 2017, eq. 9); see CopyInputs."""
     row_logits = np.empty(logits.shape[1], _F32)
-    tops = np.empty(-(-logits.shape[1] // _BLOCK), _F32)
+    block_max = np.empty(-(-logits.shape[1] // _BLOCK), _F32)
     copied = np.empty(ids.shape[1], _F32)
-    per_source = len(logits) // len(lengths)
+    rows_per_source = len(logits) // len(lengths)
     for row in range(len(logits)):
-        source = row // per_source
-        highest, total = _scan(logits[row], row_logits, tops)
-        # P(w) = p_gen exp(logit - highest) / total + (1 - p_gen) copied: a logit of its own for each token of the source.
+        source = row // rows_per_source
+        highest, total = _scan(logits[row], row_logits, block_max)
+        # P(w) = p_gen exp(logit - highest) / total + (1 - p_gen) copied: raise the logit of each token of the source.
         copy_logit = min(max(copy_logits[row], _F32(-70.0)), _F32(70.0))
-        share = total * _exp(copy_logit)
+        share = total * exp(copy_logit)
         copied[: lengths[source]] = _F32(0.0)
-        for at in range(lengths[source]):
-            copied[first[source, at]] += weights[row, at]
-        for at in range(lengths[source]):
-            if first[source, at] == at:
-                token = ids[source, at]
-                logit = highest + np.log(_exp(row_logits[token] - highest) + share * copied[at])
+        for position in range(lengths[source]):
+            copied[first_positions[source, position]] += weights[row, position]
+        for position in range(lengths[source]):
+            if first_positions[source, position] == position:
+                token = ids[source, position]
+                logit = highest + np.log(exp(row_logits[token] - highest) + share * copied[position])
                 row_logits[token] = logit
-                tops[token // _BLOCK] = max(tops[token // _BLOCK], logit)
-        _forbid(row_logits, written[row], ngram, may_end)
-        log_total = highest + np.log(total) - np.log(_sigmoid(-copy_logit))
-        _take_highest(row_logits, tops, log_total, tokens[row], log_probs[row])
+                block_max[token // _BLOCK] = max(block_max[token // _BLOCK], logit)
+        _forbid(row_logits, written[row], no_repeat_ngram, eos_allowed)
+        log_total = highest + np.log(total) - np.log(sigmoid(-copy_logit))
+        _take_highest(row_logits, block_max, log_total, tokens[row], log_probs[row])
 
 
 @_compiled
-def _take_highest(logits: Any, tops: Any, log_total: Any, tokens: Any, log_probs: Any) -> None:
-    """The indices of the highest of logits[V] into tokens[K], one after the other, taken out of logits.
+def _take_highest(logits: Any, block_max: Any, log_total: Any, tokens: Any, log_probs: Any) -> None:
+    """Write the indices of the highest logits[V] into tokens[K], and set those logits to minus infinity.
 
-    tops: no block holds a higher one. It comes down to what a block does hold as it is looked at.
+    block_max holds an upper bound for each block, which is lowered when the block is read.
     """
     for rank in range(len(tokens)):
-        token = _index_of_highest(logits, tops)
+        token = _argmax(logits, block_max)
         tokens[rank], log_probs[rank] = token, logits[token] - log_total
-        logits[token] = _LOWEST
+        logits[token] = _MINUS_INFINITY
 
 
 @_compiled
-def _index_of_highest(logits: Any, tops: Any) -> Any:
-    """Where the largest of logits[V] is first; tops as in ``_take_highest``."""
+def _argmax(logits: Any, block_max: Any) -> Any:
+    """Return the first index of the largest of logits[V]; see ``_take_highest``."""
     while True:
         block = 0
-        for other in range(1, len(tops)):
-            if tops[other] > tops[block]:
+        for other in range(1, len(block_max)):
+            if block_max[other] > block_max[block]:
                 block = other
         start, end = block * _BLOCK, min((block + 1) * _BLOCK, len(logits))
-        top = _highest(logits[start:end])
-        if top < tops[block]:
-            tops[block] = top
+        top = _max(logits[start:end])
+        if top < block_max[block]:
+            block_max[block] = top
             continue
-        for at in range(start, end):
-            if logits[at] == top:
-                return at
-        return start  # not a number, of which decode_window tells
+        for j in range(start, end):
+            if logits[j] == top:
+                return j
+        return start  # NaN, which decode_window reports

@@ -1,8 +1,9 @@
-"""Work that a GPU does as one launch, again and again: CUDA graphs, and the memory that they read.
+"""CUDA graphs: capture a few decoding steps once, then replay them as one launch.
 
-A decoding step is some fifty small kernels, which a host launches more slowly than the device runs them. A graph launches a
-few steps at once, but does what it was captured doing: the same shapes, at the same addresses. So what changes from batch to
-batch is copied into memory that stays where it is, of shapes from a short ladder.
+A decoding step is about fifty small kernels, which the host launches more slowly than the GPU runs them. A graph replays the
+same kernels on the same shapes and addresses. So greedy.py copies each batch into static buffers whose shapes are rounded up to
+a few buckets, and runs steps of fixed shape through ``GraphCache.run``. Nothing here knows what a step does: greedy.py handles
+``</s>`` inside the steps and compacts the batch between replays. Beam search does not use graphs.
 """
 
 from __future__ import annotations
@@ -14,67 +15,70 @@ import torch
 from torch import Tensor
 
 _MAX_GRAPHS = 512
-"""Graphs kept, of some hundred kernels each; with one more, all are made again as they are needed."""
+"""Captured graphs to keep, each with some hundred kernels. One more discards all; they are captured again when needed."""
 
 
 class GraphCache:
-    """Graphs by key, and held memory by name. Where a device has no graphs, work is simply done: the results are the same.
+    """Captured graphs by key and static buffers by name. Not thread-safe.
 
-    Not for several threads at once.
+    On a device without graphs, the work runs directly, with the same results.
+
+    Attributes:
+        captured: graphs by key.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._memory: dict[str, Tensor] = {}
-        self._seen: set[Hashable] = set()
-        self._captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        # Of its own: torch's common one for captures has one workspace for all, which goes with whoever's graphs go first.
+        self.captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._buffers: dict[str, Tensor] = {}
+        self._warm_keys: set[Hashable] = set()
+        # torch's shared capture stream has one workspace for all caches, which is freed with the first cache's graphs.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def hold(self, name: str, x: Tensor, *shape: int) -> Tensor:
-        """x in the first part of an array of this shape, which lies where the last one of this name and shape lay.
+    def static_buffer(self, name: str, x: Tensor, *shape: int) -> Tensor:
+        """Copy x into the start of a buffer of this shape, at the address of the last buffer of this name.
 
-        What is beyond x is of no meaning, and finite if all x are.
+        Elements beyond x are arbitrary, and finite if every x is.
         """
         size = math.prod(shape)
-        memory = self._memory.get(name)
-        if memory is None or len(memory) < size or memory.dtype != x.dtype:
-            self._captured.clear()  # they read the memory that is let go of
-            self._memory.pop(name, None)
-            del memory
-            memory = self._memory[name] = torch.zeros(size, dtype=x.dtype, device=self.device)
-        held = memory[:size].view(shape)
-        held[tuple(slice(length) for length in x.shape)] = x
-        return held
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size or buffer.dtype != x.dtype:
+            self.captured.clear()  # they read the buffer that is about to be freed
+            self._buffers.pop(name, None)
+            del buffer
+            buffer = self._buffers[name] = torch.zeros(size, dtype=x.dtype, device=self.device)
+        view = buffer[:size].view(shape)
+        view[tuple(slice(length) for length in x.shape)] = x
+        return view
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Do work, which is the same for the same key: it reads and writes what is held, and waits for nothing.
+        """Run work that reads and writes static buffers only, never waits for the device, and is the same for the same key.
 
-        The first time it is just done, which loads its kernels; the second time it is captured.
+        The first run with a key loads its kernels, the second captures a graph, and later ones replay it.
         """
-        if self.device.type != "cuda" or key not in self._seen:
+        if self.device.type != "cuda" or key not in self._warm_keys:
             work()
-            self._seen.add(key)
+            self._warm_keys.add(key)
             return
-        if key not in self._captured:
-            if len(self._captured) >= _MAX_GRAPHS:
-                self._captured.clear()
+        if key not in self.captured:
+            if len(self.captured) >= _MAX_GRAPHS:
+                self.captured.clear()
             graph = torch.cuda.CUDAGraph()
-            # One pool for all: no two run at once, and nothing is read from it after a run.
-            pool = next(iter(self._captured.values())).pool() if self._captured else None
+            # All graphs share a memory pool: no two run at once, and nothing reads from it after a run.
+            pool = next(iter(self.captured.values())).pool() if self.captured else None
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
-            self._captured[key] = graph
-        self._captured[key].replay()
+            self.captured[key] = graph
+        self.captured[key].replay()
 
     def clear(self) -> None:
-        """Let go of all memory and graphs; they are made again as they are needed."""
-        self._captured.clear()
-        self._memory.clear()
-        self._seen.clear()
+        """Free all buffers and graphs; they are created again when needed."""
+        self.captured.clear()
+        self._buffers.clear()
+        self._warm_keys.clear()
 
 
-def round_up_to_bucket(number: int) -> int:
-    """The least size of the ladder that holds a number ≥ 1: eighths of a power of two, so that at most a fifth is unused."""
-    step = 1 << max(0, (number - 1).bit_length() - 3)
-    return -(-number // step) * step
+def round_up_to_bucket(size: int) -> int:
+    """Round a size up to a multiple of an eighth of a power of two, which wastes at most a fifth."""
+    step = 1 << max(0, (size - 1).bit_length() - 3)
+    return -(-size // step) * step

@@ -1,9 +1,10 @@
-"""Greedy search: the likeliest allowed token at each step, until ``</s>`` or the limit.
+"""Greedy search: take the most likely allowed token at each step, until ``</s>`` or the length limit.
 
-A step has fixed shapes, changes its arrays in their place and reads no number back to the host, so that a GPU can take several
-as one launch (graphs.py). Rows leave between such launches.
+``_take_step`` ends a row at ``</s>`` or at its limit. It has fixed shapes, writes in place and never waits for the device, so
+that a GPU replays several steps as one CUDA graph (cuda_graphs.py). Between those launches ``_remove_finished`` checks which
+rows are done, stores their results and compacts the batch (batch_state.py).
 
-Shapes: B sources, N slots, S source steps, T target steps.
+Shapes: B batch (sources), N slots, S source steps, T target steps.
 """
 
 from __future__ import annotations
@@ -18,14 +19,22 @@ from torch import Tensor
 
 from pipeline.config.model import DecodingConfig
 from pipeline.data.special_tokens import BOS, EOS, PAD
+from pipeline.decoding.backends import TokenConstraints
 from pipeline.decoding.batch_state import STEPS_BETWEEN_CHECKS, BatchState, SearchResult, compact, map_tensors
 from pipeline.decoding.cuda_graphs import GraphCache, round_up_to_bucket
 from pipeline.decoding.engine import Engine
 
 
 @dataclass
-class _Results:
-    """Of N rows: written[N, T], lengths[N] of it without ``</s>``, log_prob_sums[N] (nat), ended[N] by ``</s>``."""
+class _Hypotheses:
+    """N hypotheses.
+
+    Attributes:
+        written: tokens[N, T].
+        lengths: tokens of each, without ``</s>`` [N].
+        log_prob_sums: [N] (nat), including ``</s>``.
+        ended: [N], True if ``</s>`` was written.
+    """
 
     written: Tensor
     lengths: Tensor
@@ -33,10 +42,10 @@ class _Results:
     ended: Tensor
 
     @classmethod
-    def empty(cls, rows: int, longest: int, device: torch.device) -> _Results:
-        """Of rows without a token."""
+    def empty(cls, rows: int, max_tokens: int, device: torch.device) -> _Hypotheses:
+        """Return hypotheses without tokens."""
         return cls(
-            written=torch.full((rows, longest), PAD, device=device),
+            written=torch.full((rows, max_tokens), PAD, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
             log_prob_sums=torch.zeros(rows, device=device),
             ended=torch.zeros(rows, dtype=torch.bool, device=device),
@@ -44,114 +53,114 @@ class _Results:
 
 
 @dataclass
-class _Step:
-    """N slots on their way: last[N], the tokens of the last step; live[N], whether they go on; limits[N], their most tokens.
+class _Search:
+    """The search in each of N slots.
 
-    The outcome's tokens stand at the right end, those of all steps so far, with ``<pad>`` before them and after a row's end.
+    Attributes:
+        batch: the network's inputs and state.
+        hypotheses: tokens so far, aligned to the right of ``written``, with ``<pad>`` before them and after a row's end.
+        last: tokens of the last step [N].
+        live: [N], True until the row ends.
+        limits: maximum tokens of each row [N].
     """
 
-    slots: BatchState
-    outcome: _Results
+    batch: BatchState
+    hypotheses: _Hypotheses
     last: Tensor
     live: Tensor
     limits: Tensor
 
 
-def greedy_search(engine: Engine, slots: BatchState, limits: Tensor, options: DecodingConfig) -> SearchResult:
-    """Hypotheses of B sources, all in slots, of limits[B] tokens at most."""
-    batch, longest, device, graphs = len(limits), options.max_target_tokens, engine.device, engine.graphs
-    # One more than there are rows: there goes what a slot without a row writes.
-    found = _Results.empty(batch + 1, longest, device)
-    outcome, live = _Results.empty(batch, longest, device), torch.ones_like(limits, dtype=torch.bool)
-    writing = _Step(slots, outcome, torch.full_like(limits, BOS), live, limits)
-    steps = torch.zeros((), dtype=torch.long, device=device)
+def greedy_search(engine: Engine, batch: BatchState, limits: Tensor, options: DecodingConfig) -> SearchResult:
+    """Decode B sources, one per slot, to at most limits[B] tokens each."""
+    rows, max_tokens, device, graphs = len(limits), options.max_target_tokens, engine.device, engine.graphs
+    results = _Hypotheses.empty(rows + 1, max_tokens, device)  # the last row collects what slots without a row write
+    hypotheses, live = _Hypotheses.empty(rows, max_tokens, device), torch.ones_like(limits, dtype=torch.bool)
+    search = _Search(batch, hypotheses, torch.full_like(limits, BOS), live, limits)
+    step = torch.zeros((), dtype=torch.long, device=device)
     if graphs is not None:
-        writing, steps = _in_static_buffers(graphs, writing), graphs.hold("steps", steps)
-    taken = row_steps = 0
-    while len(writing.live) and taken < longest:
-        number = min(STEPS_BETWEEN_CHECKS[device.type], longest - taken)
-        work = partial(_take_steps, engine, writing, steps, options, number)
+        search, step = _in_static_buffers(graphs, search), graphs.static_buffer("step", step)
+    steps_done = row_steps = 0
+    while len(search.live) and steps_done < max_tokens:
+        count = min(STEPS_BETWEEN_CHECKS[device.type], max_tokens - steps_done)
+        work = partial(_take_steps, engine, search, step, options, count)
         if graphs is None:
             work()
         else:
-            graphs.run((writing.slots.sources.ids.shape, number, options.model_dump_json()), work)
-        taken += number
-        row_steps += number * len(writing.live)
-        writing = _drop_finished(writing, found, taken, int if graphs is None else round_up_to_bucket)
-    # </s> is never written past the limit, so a cut row's mean is over its tokens alone.
-    scores = found.log_prob_sums / (found.lengths + found.ended)
-    return SearchResult(found.written[:batch], found.lengths[:batch], scores[:batch], found.ended[:batch], row_steps)
+            graphs.run((search.batch.encoded.ids.shape, count, options.model_dump_json()), work)
+        steps_done += count
+        row_steps += count * len(search.live)
+        search = _remove_finished(search, results, steps_done, int if graphs is None else round_up_to_bucket)
+    # </s> is never written past the limit, so the mean of a cut row covers its tokens only.
+    scores = results.log_prob_sums / (results.lengths + results.ended)
+    return SearchResult(results.written[:rows], results.lengths[:rows], scores[:rows], results.ended[:rows], row_steps)
 
 
-def _in_static_buffers(graphs: GraphCache, writing: _Step) -> _Step:
-    """The same in memory that stays in its place, with slots that have no row up to the next rung of the ladder."""
-    slots, sources, names = writing.slots, writing.slots.sources, itertools.count()
-    batch, width = sources.ids.shape
-    by_position = [sources.ids, sources.states, sources.keys, slots.first]
+def _in_static_buffers(graphs: GraphCache, search: _Search) -> _Search:
+    """Copy the search into static buffers, and add slots without a row up to the next bucket of both N and S."""
+    batch, encoded, buffer_numbers = search.batch, search.batch.encoded, itertools.count()
+    rows, width = encoded.ids.shape
+    with_source_steps = [encoded.ids, encoded.states, encoded.keys, batch.first_positions]
 
-    def held(part: Tensor) -> Tensor:
-        shape = [round_up_to_bucket(batch), *part.shape[1:]]
-        if any(part is one for one in by_position):
+    def to_buffer(part: Tensor) -> Tensor:
+        shape = [round_up_to_bucket(rows), *part.shape[1:]]
+        if any(part is other for other in with_source_steps):
             shape[1] = round_up_to_bucket(width)
-        return graphs.hold(f"{next(names)}", part, *shape)
+        return graphs.static_buffer(f"{next(buffer_numbers)}", part, *shape)
 
-    writing = map_tensors(held, writing)
-    writing.slots.rows[batch:] = batch
-    writing.slots.sources.lengths[batch:] = 1
-    writing.live[batch:] = False
-    return writing
-
-
-def _take_steps(engine: Engine, writing: _Step, steps: Tensor, options: DecodingConfig, number: int) -> None:
-    """A number of steps, in place; steps, a number without dimensions, counts them."""
-    recurrent = writing.slots.carry.recurrent
-    first = list(recurrent)
-    for _ in range(number):
-        _take_step(engine, writing, steps, options)
-    if engine.graphs is not None:
-        for held, new in zip(first, recurrent, strict=True):
-            held.copy_(new)
-        recurrent[:] = first
+    search = map_tensors(to_buffer, search)
+    search.batch.rows[rows:] = rows
+    search.batch.encoded.lengths[rows:] = 1
+    search.live[rows:] = False
+    return search
 
 
-def _take_step(engine: Engine, writing: _Step, steps: Tensor, options: DecodingConfig) -> None:
-    slots, outcome, live = writing.slots, writing.outcome, writing.live
-    prediction = engine.step(writing.last, slots.carry, slots.sources)
-    tokens, log_probs = engine.arithmetic.likeliest(
-        1,
-        prediction.logits,
-        outcome.written,
-        options.no_repeat_ngram,
-        steps >= options.min_target_tokens,
-        slots.copying(prediction),
-    )
-    last = writing.last.copy_(tokens[:, 0])
+def _take_steps(engine: Engine, search: _Search, step: Tensor, options: DecodingConfig, count: int) -> None:
+    """Take ``count`` steps in place. ``step`` counts them on the device."""
+    recurrent = search.batch.state.recurrent
+    buffers = list(recurrent)
+    for _ in range(count):
+        _take_step(engine, search, step, options)
+    if engine.graphs is not None:  # engine.step replaces these tensors; the next replay reads the static buffers
+        for buffer, new in zip(buffers, recurrent, strict=True):
+            buffer.copy_(new)
+        recurrent[:] = buffers
+
+
+def _take_step(engine: Engine, search: _Search, step: Tensor, options: DecodingConfig) -> None:
+    batch, hypotheses, live = search.batch, search.hypotheses, search.live
+    output = engine.step(search.last, batch.state, batch.encoded)
+    constraints = TokenConstraints(hypotheses.written, options.no_repeat_ngram, step >= options.min_target_tokens)
+    tokens, log_probs = engine.backend.top_tokens(1, output.logits, constraints, batch.copy_inputs(output))
+    last = search.last.copy_(tokens[:, 0])
     ends = live & (last == EOS)
     writes = live & ~ends
-    outcome.log_prob_sums += torch.where(live, log_probs[:, 0], 0.0)
-    outcome.lengths += writes
-    outcome.written.copy_(torch.cat((outcome.written[:, 1:], torch.where(writes, last, PAD)[:, None]), 1))
-    outcome.ended |= ends
-    steps += 1
-    live &= ~ends & (steps < writing.limits)
+    hypotheses.log_prob_sums += torch.where(live, log_probs[:, 0], 0.0)
+    hypotheses.lengths += writes
+    hypotheses.written.copy_(torch.cat((hypotheses.written[:, 1:], torch.where(writes, last, PAD)[:, None]), 1))
+    hypotheses.ended |= ends
+    step += 1
+    live &= ~ends & (step < search.limits)
 
 
-def _drop_finished(writing: _Step, found: _Results, taken: int, room: Callable[[int], int]) -> _Step:
-    """Note what the rows that are done have written in so many steps, and let go of them, if that makes fewer slots.
+def _remove_finished(search: _Search, results: _Hypotheses, steps: int, bucket: Callable[[int], int]) -> _Search:
+    """Store the hypotheses of finished rows and remove their slots, if a smaller batch fits the live ones.
 
-    See compacted for room.
+    Args:
+        steps: taken so far.
+        bucket: rounds a number of live slots up to the number of slots to keep.
     """
-    number = int(writing.live.sum())
-    if number and room(number) == len(writing.live):
-        return writing
-    done = (~writing.live).nonzero()[:, 0]
-    rows, outcome = writing.slots.rows[done], writing.outcome
-    found.written[rows, :taken] = outcome.written[done, -taken:]
-    found.lengths[rows] = outcome.lengths[done]
-    found.log_prob_sums[rows] = outcome.log_prob_sums[done]
-    found.ended[rows] = outcome.ended[done]
-    writing = compact(writing.live.clone(), number, writing, room(number))
-    writing.slots.rows[number:] = len(found.lengths) - 1
-    writing.live[:number] = True
-    writing.live[number:] = False
-    return writing
+    live_count = int(search.live.sum())
+    if live_count and bucket(live_count) == len(search.live):
+        return search
+    done = (~search.live).nonzero()[:, 0]
+    rows, hypotheses = search.batch.rows[done], search.hypotheses
+    results.written[rows, :steps] = hypotheses.written[done, -steps:]
+    results.lengths[rows] = hypotheses.lengths[done]
+    results.log_prob_sums[rows] = hypotheses.log_prob_sums[done]
+    results.ended[rows] = hypotheses.ended[done]
+    search = compact(search.live.clone(), live_count, search, bucket(live_count))
+    search.batch.rows[live_count:] = len(results.lengths) - 1
+    search.live[:live_count] = True
+    search.live[live_count:] = False
+    return search

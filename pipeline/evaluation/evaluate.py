@@ -1,6 +1,6 @@
-"""Evaluating a model on pairs: decode windows of sources, score them beside the lead baselines, sum up.
+"""Evaluate a model on pairs: decode windows of sources, and score the model and two baselines.
 
-Texts come in a window at a time. Where they are stored and who looks at the figures is not known here.
+Texts come in one window at a time. Where they are stored and how scores are shown is not known here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pipeline.decoding.batch_budget import BatchBudget
 from pipeline.decoding.decode import decode_window
 from pipeline.decoding.engine import Engine
 from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, lead_words
+from pipeline.model.batching import Rows
 from pipeline.model.bundle import Bundle
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Hypotheses of N sources: texts; scores[N], mean log-probability of a token (nat); finished[N], whether ``</s>`` came."""
+    """Hypotheses of N sources: texts, mean log-probability of a token (nat), and whether each ended with ``</s>``."""
 
     texts: list[str]
     scores: npt.NDArray[np.float32]
@@ -35,10 +36,12 @@ class DecodedBatch:
 
 
 class EvaluationScores(BaseModel):
-    """What an evaluation found.
+    """Results of an evaluation.
 
-    systems: the model under ``model``, and the baselines by what they are. length_limit_percent: hypotheses that the
-    maximum length cut. decode_s: seconds from source texts to hypothesis texts; scoring is not in it.
+    Attributes:
+        systems: scores of ``model`` and of each baseline, by name.
+        length_limit_percent: hypotheses cut by the length limit.
+        decode_s: seconds from source texts to hypothesis texts, without scoring.
     """
 
     rows: int
@@ -59,38 +62,37 @@ class Evaluator:
     def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions, precision: str = "float32") -> None:
         device = next(bundle.model.parameters()).device
         self._engine = Engine(bundle.model, backend_for(precision, device))
-        self._threads = torch.get_num_threads()
-        self._budget = BatchBudget.by_memory(self._engine, decoding, share=1.0, threads=self._threads)
+        self._budget = BatchBudget.by_memory(self._engine, decoding, share=1.0, threads=torch.get_num_threads())
         self._decoding, self._options = decoding, options
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
         self._lead = f"first {options.lead_words} words"
         self._scorers = {
             name: Scorer(options.rouge_tokenizer, options.bleu_tokenizer) for name in ("model", self._lead, "first sentence")
         }
-        self._rows = self._cut = 0
+        self._rows = self._unfinished = 0
         self._decode_s = 0.0
 
     def add(self, sources: Sequence[str], references: Sequence[str]) -> DecodedBatch:
         """Decode and score N pairs."""
         started = time.perf_counter()
-        ids = self._tokenizer.encode(sources)
-        found = decode_window(self._engine, *ids, self._decoding, self._budget, self._threads)
-        texts = self._tokenizer.decode(found.values, found.offsets)
+        source_ids = Rows(*self._tokenizer.encode(sources))
+        hypotheses = decode_window(self._engine, source_ids, self._decoding, self._budget)
+        texts = self._tokenizer.decode(hypotheses.values, hypotheses.offsets)
         self._decode_s += time.perf_counter() - started
         self._rows += len(sources)
-        self._cut += int((~found.finished).sum())
+        self._unfinished += int((~hypotheses.finished).sum())
         self._scorers["model"].add(texts, references)
         self._scorers[self._lead].add([lead_words(source, self._options.lead_words) for source in sources], references)
         self._scorers["first sentence"].add([first_sentence(source) for source in sources], references)
-        return DecodedBatch(texts, found.scores, found.finished)
+        return DecodedBatch(texts, hypotheses.scores, hypotheses.finished)
 
-    def figures(self) -> EvaluationScores:
-        """The figures over all rows added, of which there must be one."""
+    def scores(self) -> EvaluationScores:
+        """Return the scores over all rows, at least one."""
         samples, seed = self._options.bootstrap_samples, self._options.seed
         return EvaluationScores(
             rows=self._rows,
             systems={name: scorer.scores(samples, seed) for name, scorer in self._scorers.items()},
-            length_limit_percent=100 * self._cut / self._rows,
+            length_limit_percent=100 * self._unfinished / self._rows,
             decode_s=self._decode_s,
             documents_per_s=self._rows / max(self._decode_s, 1e-9),
             bleu_signature=self._scorers["model"].bleu_signature,

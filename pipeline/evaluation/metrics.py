@@ -1,10 +1,9 @@
-"""How good hypotheses are: ROUGE, BLEU, exact match, degenerate outputs, two baselines, and 95 % intervals.
+"""Metrics of hypotheses: ROUGE, BLEU, exact match, empty and looping outputs, with 95 % intervals; and two baselines.
 
-Works on strings and numpy arrays alone. Which model wrote a hypothesis, where texts are read from, and what becomes of
-the figures is not known here. All scores and shares are percentages.
+Works on strings and numpy arrays. Models, files and reports are not known here. All scores are percentages.
 
-A *word* is, throughout, a run of letters and digits in any script; each letter of a script that is written without spaces
-(Chinese, Japanese, Thai, Lao, Khmer, Burmese) is a word of its own. Punctuation belongs to no word.
+A *word* is a run of letters and digits in any script. In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese)
+each letter is a word. Punctuation belongs to no word.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pipeline.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-# Joiners (U+200C, U+200D) stand inside words of Persian and of Indic scripts.
+# Joiners (U+200C, U+200D) occur inside words of Persian and of Indic scripts.
 _WORD = regex.compile(
     rf"(?V1)[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]]\p{{M}}*"
     rf"|[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}\u200c\u200d]--[{_UNSPACED}]]*"
@@ -33,14 +32,15 @@ _WORD = regex.compile(
 _SENTENCE = regex.compile(r"(?V1)(?s).*?(?:[.!?](?=\s|$)|[\p{Sentence_Break=STerm}--[!?]]|$)")
 _UNSPACED_LETTER = regex.compile(rf"(?V1)[\p{{L}}&&[{_UNSPACED}]]")
 
-_LOOP_TIMES, _LOOP_WORDS = 3, 4
+_LOOP_REPEATS, _LOOP_WORDS = 3, 4
 _LOST_LETTERS_SHARE = 0.1
+
 _MEANS, _BLEU_ORDER = 7, 4
-"""A row's figures: 7 that are averaged, then BLEU's counts of right and of all n-grams, n to 4, and the two lengths."""
+"""A row has 17 statistics: 7 to average, then BLEU's matching and total n-grams for n to 4, and the two lengths."""
 
 
 class ScoreInterval(BaseModel):
-    """A figure and its 95 % interval, which is unset where no resamples were asked for."""
+    """A score and its 95 % interval, which is unset without resampling."""
 
     value: float
     low: float | None = None
@@ -48,7 +48,7 @@ class ScoreInterval(BaseModel):
 
 
 class SystemScores(BaseModel):
-    """One system's figures: percentages, and the mean number of words of a hypothesis."""
+    """Scores of one system, in percent, and the mean words of a hypothesis."""
 
     rouge1: ScoreInterval
     rouge2: ScoreInterval
@@ -61,10 +61,11 @@ class SystemScores(BaseModel):
 
 
 class Scorer:
-    """Scores one system, a window of hypotheses at a time; keeps 17 numbers a row and no text.
+    """Scores one system, one window of hypotheses at a time. Keeps 17 numbers per row and no text.
 
     Args:
-        rouge_tokenizer: ``standard`` or ``unicode``, as for ``rouge_f1``. bleu_tokenizer: a name that sacrebleu knows.
+        rouge_tokenizer: ``standard`` or ``unicode``, as for ``rouge_f1``.
+        bleu_tokenizer: a tokenizer of sacrebleu.
 
     Raises:
         UserError: the BLEU tokenizer needs a package that is not installed.
@@ -73,17 +74,17 @@ class Scorer:
     def __init__(self, rouge_tokenizer: str = "standard", bleu_tokenizer: str = "13a") -> None:
         self._rouge_tokenizer = rouge_tokenizer
         try:
-            # Effective order changes a sentence's score, not its counts, which alone are used.
+            # Effective order changes sentence scores but not the counts, and only the counts are used.
             self._bleu = BLEU(tokenize=bleu_tokenizer, effective_order=True)
         except (RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"--metrics.bleu_tokenizer {bleu_tokenizer} lacks a package ({reason}); install it or set another"
+                f"--metrics.bleu_tokenizer {bleu_tokenizer} needs a package ({reason}); install it or set another tokenizer"
             ) from None
         self._windows: list[Floats] = []
 
     def add(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
-        """Score N hypotheses, each against its reference."""
+        """Score N hypotheses against their references."""
         if not hypotheses:
             return
         rouge = rouge_f1(hypotheses, [[reference] for reference in references], self._rouge_tokenizer)
@@ -104,9 +105,9 @@ class Scorer:
         return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
     def scores(self, bootstrap_samples: int, seed: int) -> SystemScores:
-        """The figures over all rows, of which there must be one, with percentile-bootstrap intervals.
+        """Return the scores over all rows, at least one, with percentile-bootstrap intervals.
 
-        Scorers that were given the same number of rows and the same seed draw the same rows.
+        Scorers with the same number of rows and the same seed draw the same rows.
         """
         statistics = np.concatenate(self._windows)
         values = _corpus_scores(statistics.sum(0, keepdims=True), len(statistics))[0].tolist()
@@ -121,14 +122,14 @@ class Scorer:
 
     @property
     def bleu_signature(self) -> str:
-        """sacrebleu's signature of the BLEU figure; some row must have been scored."""
+        """Return sacrebleu's signature of the BLEU score. Needs a scored row."""
         signature = self._bleu.get_signature()
-        signature.update("eff", "no")  # so it is for the corpus
+        signature.update("eff", "no")  # corpus BLEU does not use the effective order
         return str(signature)
 
 
 def _corpus_scores(sums: Floats, rows: int) -> Floats:
-    """Sums over rows [R, 17] to figures [R, 8] in the order of SystemScores: means, and BLEU from the sums of its counts."""
+    """Return scores[R, 8] in the order of SystemScores, from R sums over rows [R, 17]."""
     means, correct, total, lengths = np.split(sums, [_MEANS, _MEANS + _BLEU_ORDER, _MEANS + 2 * _BLEU_ORDER], axis=1)
     bleu = [
         BLEU.compute_bleu(c, t, int(hypothesis), int(reference), smooth_method="exp").score
@@ -138,10 +139,10 @@ def _corpus_scores(sums: Floats, rows: int) -> Floats:
 
 
 def resampled_sums(statistics: Floats, samples: int, seed: int) -> Floats:
-    """Column sums [R, K] of ``samples`` bootstrap resamples, each N rows drawn with replacement from statistics[N, K].
+    """Return the column sums [R, K] of R bootstrap resamples of statistics[N, K], each N rows drawn with replacement.
 
-    The percentile bootstrap (Efron & Tibshirani 1993, chapter 13) needs no more for a figure that follows from sums, as
-    a mean does, and corpus BLEU (Koehn 2004).
+    These suffice for the percentile bootstrap (Efron & Tibshirani 1993, chapter 13) of scores that depend on sums only: means,
+    and corpus BLEU (Koehn 2004).
     """
     rng, rows = np.random.default_rng(seed), len(statistics)
     sums = np.empty((samples, statistics.shape[1]))
@@ -152,19 +153,18 @@ def resampled_sums(statistics: Floats, samples: int, seed: int) -> Floats:
 
 
 def rouge_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "standard") -> Floats:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F1 of each row [N, 3], in percent, without stemming (Lin 2004).
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L F1 of each row [N, 3], in percent, without stemming (Lin 2004).
 
     Args:
-        references: one or more for each hypothesis; the best one counts, for each of the three.
-        tokenizer: ``standard`` is that of published figures: lower case, runs of a to z and 0 to 9, any other character
-            a separator. ``unicode`` takes the words of this module, in compatible composed form and without case:
-            the same tokens for ASCII text, and tokens at all for the rest.
+        references: one or more per hypothesis. Each of the three scores takes the best one. tokenizer: ``standard``, as in
+        published results: lower-cased runs of a-z and 0-9. ``unicode``: ``words``, which gives the
+            same tokens for ASCII text and also handles other scripts.
     """
     scorer = rouge_scorer.RougeScorer(
         ["rouge1", "rouge2", "rougeL"], tokenizer=_UnicodeTokenizer() if tokenizer == "unicode" else None
     )
-    scores = [scorer.score_multi(several, hypothesis) for hypothesis, several in zip(hypotheses, references, strict=True)]
-    rows = [[score[kind].fmeasure for kind in ("rouge1", "rouge2", "rougeL")] for score in scores]
+    scores = [scorer.score_multi(targets, hypothesis) for hypothesis, targets in zip(hypotheses, references, strict=True)]
+    rows = [[score[name].fmeasure for name in ("rouge1", "rouge2", "rougeL")] for score in scores]
     return 100.0 * np.array(rows, np.float64).reshape(-1, 3)
 
 
@@ -174,63 +174,63 @@ class _UnicodeTokenizer(RougeTokenizer):  # type: ignore[misc]  # the package ha
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in compatible composed form (NFKC) and without case."""
-    found: list[str] = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-    return found
+    """Return the words of a text, normalized (NFKC) and case-folded."""
+    matches: list[str] = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return matches
 
 
 def exact_match(hypothesis: str, reference: str) -> bool:
-    """Whether two texts are the same but for the width of white space, which the tokenizer does not keep."""
+    """Return whether two texts are equal except for the width of white space, which the tokenizer does not keep."""
     return hypothesis.split() == reference.split()
 
 
 def has_loop(text: str) -> bool:
-    """Whether some n words, n from 1 to 4, stand three times in a row or more; case and punctuation do not count.
+    """Return whether any 1 to 4 words occur three times in a row, ignoring case and punctuation.
 
-    "a very very very long title" and "of graphs, of graphs, of graphs" do; "of graphs of graphs" does not.
+    True for "a very very very long title" and "of graphs, of graphs, of graphs"; False for "of graphs of graphs".
     """
-    found = words(text)
+    tokens = words(text)
     for n in range(1, _LOOP_WORDS + 1):
         run = 0
-        for earlier, later in zip(found, found[n:], strict=False):
+        for earlier, later in zip(tokens, tokens[n:], strict=False):
             run = run + 1 if earlier == later else 0
-            if run == (_LOOP_TIMES - 1) * n:
+            if run == (_LOOP_REPEATS - 1) * n:
                 return True
     return False
 
 
-def lead_words(source: str, number: int) -> str:
-    """The baseline that copies the source up to the end of its first ``number`` words."""
+def lead_words(source: str, count: int) -> str:
+    """Return the source up to the end of its first ``count`` words, as a baseline."""
     end = 0
-    for _, match in zip(range(number), _WORD.finditer(source), strict=False):
+    for _, match in zip(range(count), _WORD.finditer(source), strict=False):
         end = match.end()
     return source[:end].strip()
 
 
 def first_sentence(source: str) -> str:
-    """The baseline that copies the source up to a full stop, ! or ? before white space, or another script's sentence end.
+    """Return the source up to ``.``, ``!`` or ``?`` before white space, or another script's sentence end, as a baseline.
 
-    Abbreviations are not known: "e.g. this" ends after "e.g.".
+    Abbreviations are not recognized: "e.g. this" ends after "e.g.".
     """
     match = _SENTENCE.match(source.strip())
     return match[0] if match else ""
 
 
 def tokenizer_warnings(references: Sequence[str], rouge_tokenizer: str, bleu_tokenizer: str) -> list[str]:
-    """What is wrong with the tokenizers chosen, judging by some references; empty if nothing is."""
+    """Return warnings about tokenizers that do not suit these references."""
     text = "".join(references)
     letters = sum(character.isalpha() for character in text)
     lost = sum(character.isalpha() and not character.isascii() for character in text)
     unspaced = len(_UNSPACED_LETTER.findall(text))
-    found = []
+    warnings = []
     if rouge_tokenizer == "standard" and lost > _LOST_LETTERS_SHARE * letters:
-        found.append(
-            f"ROUGE's standard tokenizer drops {lost / letters:.0%} of the references' letters, which are not ASCII; "
+        warnings.append(
+            f"ROUGE's standard tokenizer drops the {lost / letters:.0%} of the references' letters that are not ASCII; "
             "set --metrics.rouge_tokenizer unicode"
         )
     if bleu_tokenizer in ("13a", "intl", "none") and unspaced > _LOST_LETTERS_SHARE * letters:
-        found.append(
-            f"BLEU's tokenizer {bleu_tokenizer} splits words at spaces, and the references are written without; "
+        warnings.append(
+            f"BLEU's tokenizer {bleu_tokenizer} splits words at spaces, but the references have none; "
             "set --metrics.bleu_tokenizer zh, ja-mecab or char"
         )
-    return found
+    return warnings

@@ -1,9 +1,8 @@
-"""The model bundle: a folder with everything that a trained model is.
+"""The model bundle: a folder that holds a trained model.
 
-``model.safetensors`` (weights), ``tokenizer.model`` (SentencePiece), ``config.json`` (the network's shape and decoding
-defaults) and, for people, ``README.md``. The first three make the fingerprint. Nothing is ever unpickled. A hash of
-the tokenizer's file is in config.json, so that a model and a tokenizer that were not trained together are found out. A bundle
-may be a stranger's: what it says of itself is held to what it holds before memory is taken for it.
+``model.safetensors`` (weights), ``tokenizer.model`` (SentencePiece), ``config.json`` (network shape, decoding defaults, hash of
+the tokenizer) and ``README.md`` (the model card). The fingerprint covers the first three. Bundles may come from strangers:
+nothing is unpickled, and the files must agree with each other before memory is allocated.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _FORMAT = 1
 
 
 class _Config(Section):
-    """What config.json holds."""
+    """The contents of config.json."""
 
     format: int
     model: ModelConfig
@@ -43,7 +42,14 @@ class _Config(Section):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. fingerprint: sha256, in hex, over the three files."""
+    """A loaded bundle.
+
+    Attributes:
+        model: in evaluation mode.
+        tokenizer_file: contents of ``tokenizer.model``.
+        decoding: default options of the search.
+        fingerprint: SHA-256 over ``FILES``, in hex.
+    """
 
     model: Seq2Seq
     tokenizer_file: bytes
@@ -57,13 +63,12 @@ def save_bundle(
     tokenizer_file: bytes,
     decoding: DecodingConfig,
     dtype: torch.dtype = torch.float32,
-    readme: str = "",
 ) -> str:
-    """Write a bundle to a local folder, which is made, and return its fingerprint.
+    """Write a bundle to a local folder and return its fingerprint. The model card is up to the caller.
 
     Args:
-        dtype: of the weights in the file; float16 halves it. They compute in float32 again once loaded.
-        readme: the model card.
+        folder: created if it is missing.
+        dtype: number type of the weights in the file; float16 halves its size. They load as float32.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,16 +90,14 @@ def save_bundle(
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    if readme:
-        (folder / "README.md").write_text(readme, encoding="utf-8")
     return fingerprint(files)
 
 
 def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundle:
-    """Read a bundle from a local folder; the model is in evaluation mode on ``device``.
+    """Read a bundle from a local folder, with the model on ``device``.
 
     Raises:
-        UserError: a file is missing or broken, or they do not belong together.
+        UserError: a file is missing or broken, or the files do not belong together.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -109,46 +112,50 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundl
 
 
 def bundle_from_files(files: Mapping[str, bytes], origin: str, device: torch.device | str = "cpu") -> Bundle:
-    """Build a bundle from its three files' contents, wherever they were read.
+    """Build a bundle from the contents of its files.
 
     Args:
-        files: content by name, for each of ``FILES``. origin: what to call the bundle in an error.
+        files: contents by name, for each of ``FILES``.
+        origin: name of the bundle in error messages.
 
     Raises:
-        UserError: a file is broken, or they do not belong together.
+        UserError: a file is broken, or the files do not belong together.
     """
     config = _read_config(files[CONFIG], f"{origin}/{CONFIG}")
     if hashlib.sha256(files[TOKENIZER]).hexdigest() != config.tokenizer_sha256:
-        raise UserError(f"{origin}/{TOKENIZER} is not the one that the model was trained with; put the right one back")
+        raise UserError(f"{origin}/{TOKENIZER} is not the tokenizer that the model was trained with; restore the right one")
     subwords = Tokenizer(files[TOKENIZER], f"{origin}/{TOKENIZER}").vocabulary_size
     if subwords != config.vocabulary_size:
         raise UserError(f"{origin}/{CONFIG} says {config.vocabulary_size} subwords, but {TOKENIZER} has {subwords}")
     try:
         weights = load_tensors(files[WEIGHTS])
-    except (SafetensorError, KeyError) as error:  # the latter for a type of numbers that torch has not
+    except (SafetensorError, KeyError) as error:  # KeyError: a number type that torch does not have
         raise UserError(f"{origin}/{WEIGHTS} is broken ({error}); copy the bundle again") from None
-    with torch.device("meta"):  # takes no memory, however large a network the configuration speaks of
-        outline = Seq2Seq(config.model, config.vocabulary_size)
-    tied = _tied_names(outline)
-    expected = {name: tensor.shape for name, tensor in outline.state_dict().items() if name not in tied}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
-        name = wrong[0]
+    with torch.device("meta"):  # allocates nothing, however large the configured network
+        skeleton = Seq2Seq(config.model, config.vocabulary_size)
+    tied = _tied_names(skeleton)
+    expected = {name: tensor.shape for name, tensor in skeleton.state_dict().items() if name not in tied}
+    actual = {name: tensor.shape for name, tensor in weights.items()}
+    if mismatches := sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)):
+        name = mismatches[0]
         raise UserError(
-            f"{origin}/{WEIGHTS} does not fit {CONFIG}, in {len(wrong)} of its tensors: {name} is "
-            f"{_shape(found.get(name))}, not {_shape(expected.get(name))}"
+            f"{origin}/{WEIGHTS} does not fit {CONFIG} in {len(mismatches)} tensors: {name} is "
+            f"{_shape(actual.get(name))}, not {_shape(expected.get(name))}; copy the bundle again"
         )
-    model = Seq2Seq(config.model, config.vocabulary_size)
-    model.load_state_dict(weights, strict=False)
-    return Bundle(model.to(device).eval(), files[TOKENIZER], config.decoding, fingerprint(files))
+    # Assigned rather than copied into an initialized model, because initial values take seconds to compute.
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
+    skeleton.load_state_dict(weights, strict=False, assign=True)
+    if config.model.tied_embeddings:
+        skeleton.decoder.output.weight = skeleton.decoder.embedding.weight
+    return Bundle(skeleton.to(device).eval(), files[TOKENIZER], config.decoding, fingerprint(files))
 
 
 def fingerprint(files: Mapping[str, bytes]) -> str:
-    """sha256, in hex, over weights, tokenizer and configuration."""
-    digest = hashlib.sha256()
+    """Return the SHA-256, in hex, over weights, tokenizer and configuration."""
+    sha256 = hashlib.sha256()
     for name in FILES:
-        digest.update(files[name])
-    return digest.hexdigest()
+        sha256.update(files[name])
+    return sha256.hexdigest()
 
 
 def _read_config(content: bytes, name: str) -> _Config:
@@ -157,12 +164,12 @@ def _read_config(content: bytes, name: str) -> _Config:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not JSON ({error}); copy the bundle again") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
-        raise UserError(f"{name} has bundle format {found}; this version reads format {_FORMAT}")
+        version = values.get("format") if isinstance(values, dict) else None
+        raise UserError(f"{name} has bundle format {version}; this version reads format {_FORMAT}")
     try:
         return _Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{name} is not a model's configuration: {describe_validation_error(error)}") from None
+        raise UserError(f"{name} is not a valid model configuration: {describe_validation_error(error)}") from None
 
 
 def _shape(shape: torch.Size | None) -> str:
@@ -170,7 +177,7 @@ def _shape(shape: torch.Size | None) -> str:
 
 
 def _tied_names(model: Seq2Seq) -> set[str]:
-    """Names of parameters that are another's under a second name; the first alone is stored."""
-    first_of: dict[int, str] = {}
-    named = model.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if first_of.setdefault(id(parameter), name) != name}
+    """Return the second names of shared parameters; the file stores each parameter under its first name."""
+    first_names: dict[int, str] = {}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in parameters if first_names.setdefault(id(parameter), name) != name}

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that was freed."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TOP_PAD_": f"{64 * 2**20}",
     "MALLOC_ARENA_MAX": "1",
 }
-"""Environment of a process that decodes or learns on a CPU. glibc gives a large array back to the kernel when it is freed, and
-the kernel then clears every page of the next step's, a fifth of the time; these have it kept, in one pool for all threads, lest
-each keep as much."""
+"""Environment variables for a process that decodes or trains on a CPU. By default glibc returns a large array to the kernel as
+soon as it is freed, and the kernel clears every page of the next one: a fifth of the time. With these settings glibc keeps
+freed memory, in one pool for all threads."""
 
 
 def give_back_freed_memory() -> None:
-    """Hand what was freed and lies scattered to the kernel. Batches of ever new shapes otherwise spread over more of it."""
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries than glibc have none to be told
+    """Return freed memory to the kernel. Without it, batches of many shapes fragment the heap and memory grows."""
+    with contextlib.suppress(OSError, AttributeError):  # malloc_trim exists in glibc only
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,7 @@
-"""The network's recurrences: whole sequences at a time, and what torch's own modules do not know of them.
+"""Run the network's LSTMs and GRUs over whole sequences, with features that torch's modules lack.
 
-Dropout that is drawn once a row or once a batch, a start with open gates, a state that padding leaves as it is (seq2seq.py
-tells why), and the number type. Shapes: B batch, S source steps, T target steps, E embedding, H hidden.
+These are variational and recurrent dropout, the initialization, weights that freeze the state at padding (see seq2seq.py), and
+control over the dtype under autocast. Shapes: B batch, S source steps, T target steps, E embedding, H hidden.
 """
 
 from __future__ import annotations
@@ -14,94 +14,101 @@ from torch.nn import functional as F
 
 from pipeline.config.model import ModelConfig
 
-_HOLD = 1e4
+_SATURATING = 1e4
 """Added to a gate before its sigmoid: gives exactly 0 or 1, and fits in float16."""
 
-_CUDNN_BFLOAT16 = 91_300
-"""The first cuDNN whose recurrences torch gives bfloat16 to (pytorch/pytorch#164411); before it torch's own may know none."""
+_MIN_CUDNN_BFLOAT16 = 91_300
+"""The first cuDNN version whose RNNs torch runs in bfloat16 (pytorch/pytorch#164411). With an older one, use float32."""
 
 State = tuple[Tensor, ...]
 """A decoder's recurrent state: (h,) of a GRU or (h, c) of an LSTM, each [layers, B, H]."""
 
 
 class Dropout(nn.Module):
-    """Dropout of inputs[B, S or T, E or H]: of each unit at each step apart, or of a unit at all steps of a row alike.
+    """Dropout on inputs[B, S or T, E or H].
 
-    The latter is variational dropout (Gal & Ghahramani 2016, section 4.1).
+    Drops each unit at each step on its own or, if variational, the same units at all steps of a row (Gal & Ghahramani 2016,
+    section 4.1).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.share, self.variational = config.dropout, config.variational_dropout
+        self.rate, self.variational = config.dropout, config.variational_dropout
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The inputs, of which a share is 0 while learning."""
-        if not (self.variational and self.training and self.share):
-            return F.dropout(inputs, self.share, self.training)
-        return inputs * F.dropout(inputs.new_ones(len(inputs), 1, inputs.shape[-1]), self.share)
+        if not (self.variational and self.training and self.rate):
+            return F.dropout(inputs, self.rate, self.training)
+        return inputs * F.dropout(inputs.new_ones(len(inputs), 1, inputs.shape[-1]), self.rate)
 
 
 def recurrence_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What a device's recurrences compute in where all else computes in ``dtype``."""
-    if device.type == "cuda" and dtype == torch.bfloat16 and (torch.backends.cudnn.version() or 0) < _CUDNN_BFLOAT16:  # type: ignore[no-untyped-call]
+    """Return the dtype for a device's RNN modules where everything else computes in ``dtype``."""
+    if device.type == "cuda" and dtype == torch.bfloat16 and (torch.backends.cudnn.version() or 0) < _MIN_CUDNN_BFLOAT16:  # type: ignore[no-untyped-call]
         return torch.float32
     return dtype
 
 
 def run_rnn(
-    recurrence: nn.RNNBase, inputs: Tensor, before: State | None, dropout: Dropout, recurrent_dropout: float
+    rnn: nn.RNNBase, inputs: Tensor, initial: State | None, dropout: Dropout, recurrent_dropout: float
 ) -> tuple[Tensor, State]:
-    """Outputs and last state of ``recurrence``, whole sequences at a time, with what dropout it does not know itself.
+    """Run all layers over whole sequences.
 
-    before: the state to begin with; None for zeros. recurrent_dropout: share of the weights from step to step that are 0, the
-    same at all steps of a batch (DropConnect, as Merity et al. 2018, section 2, use it); costs a copy of the weights.
+    Args:
+        initial: the first state; None for zeros.
+        dropout: between layers, if it is variational; else the module's own dropout applies.
+        recurrent_dropout: share of hidden-to-hidden weights to drop, the same at all steps of a batch (DropConnect, Merity et
+            al. 2018, section 2). Costs a copy of the weights.
+
+    Returns:
+        outputs[B, S, H], or 2H if bidirectional; the last state.
     """
-    is_lstm, layers = isinstance(recurrence, nn.LSTM), recurrence.num_layers
-    if before is None:
-        directions = 2 if recurrence.bidirectional else 1
-        zeros = inputs.new_zeros(directions * layers, len(inputs), recurrence.hidden_size)
-        before = (zeros, zeros) if is_lstm else (zeros,)
-    is_plain = not recurrence.training or not (recurrent_dropout or (dropout.variational and layers > 1))
-    dtype = _dtype_beside_autocast(inputs.device)
+    is_lstm, layers = isinstance(rnn, nn.LSTM), rnn.num_layers
+    if initial is None:
+        directions = 2 if rnn.bidirectional else 1
+        zeros = inputs.new_zeros(directions * layers, len(inputs), rnn.hidden_size)
+        initial = (zeros, zeros) if is_lstm else (zeros,)
+    # The module itself runs all layers at once; layers run one by one where there is dropout that it does not have.
+    is_plain = not rnn.training or not (recurrent_dropout or (dropout.variational and layers > 1))
+    dtype = dtype_instead_of_autocast(inputs.device)
     if is_plain and dtype is None:
-        outputs, after = recurrence(inputs, before if is_lstm else before[0])
-        return outputs, after if is_lstm else (after,)
+        outputs, last = rnn(inputs, initial if is_lstm else initial[0])
+        return outputs, last if is_lstm else (last,)
     with contextlib.nullcontext() if dtype is None else torch.autocast(inputs.device.type, enabled=False):
-        inputs, before = inputs.to(dtype=dtype), tuple(part.to(dtype=dtype) for part in before)
+        inputs, initial = inputs.to(dtype=dtype), tuple(part.to(dtype=dtype) for part in initial)
         states: list[State] = []
         step = layers if is_plain else 1
         for layer in range(0, layers, step):
-            rows = slice(layer * len(before[0]) // layers, (layer + step) * len(before[0]) // layers)
-            # Of each layer and direction: from input, from step to step, and two biases.
+            rows = slice(layer * len(initial[0]) // layers, (layer + step) * len(initial[0]) // layers)
+            # Per layer and direction: input weights, hidden weights, and two biases.
             weights = [
                 part.to(dtype=dtype)
-                for from_input, from_state, *biases in recurrence.all_weights[rows]
-                for part in (from_input, F.dropout(from_state, recurrent_dropout, not is_plain), *biases)
+                for w_input, w_hidden, *biases in rnn.all_weights[rows]
+                for part in (w_input, F.dropout(w_hidden, recurrent_dropout, not is_plain), *biases)
             ]
-            first = tuple(part[rows].contiguous() for part in before)
-            between = recurrence.dropout if is_plain else 0.0
-            shape = (weights, True, step, between, recurrence.training, recurrence.bidirectional, True)
+            first = tuple(part[rows].contiguous() for part in initial)
+            module_dropout = rnn.dropout if is_plain else 0.0
+            arguments = (weights, True, step, module_dropout, rnn.training, rnn.bidirectional, True)
             dropped = dropout(inputs) if layer else inputs
-            inputs, *after = torch.lstm(dropped, first, *shape) if is_lstm else torch.gru(dropped, first[0], *shape)
-            states.append(tuple(after))
+            inputs, *state = torch.lstm(dropped, first, *arguments) if is_lstm else torch.gru(dropped, first[0], *arguments)
+            states.append(tuple(state))
     return inputs, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
 
 
-def _dtype_beside_autocast(device: torch.device) -> torch.dtype | None:
-    """What a recurrence is to compute in where autocast would choose another type; None where it would not.
+def dtype_instead_of_autocast(device: torch.device) -> torch.dtype | None:
+    """Return the dtype to run RNNs in where autocast would choose the wrong one, or None to leave it to autocast.
 
-    On GPUs it takes float16 for cuDNN's, whatever its own type (ATen/cudnn/AutocastRNN.cpp): the gradients of a training in
-    bfloat16, which nobody scales, would be too small for that.
+    On GPUs autocast runs cuDNN's RNNs in float16, whatever its own dtype (ATen/cudnn/AutocastRNN.cpp). Training in bfloat16
+    does not scale gradients, which would underflow in float16.
     """
     if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or torch.get_autocast_dtype("cuda") != torch.bfloat16:
         return None
     return recurrence_dtype(torch.bfloat16, device)
 
 
-def initialize(recurrence: nn.RNNBase) -> None:
-    """Orthogonal recurrent weights (Saxe et al. 2014); an LSTM's forget gate starts open (Jozefowicz et al. 2015)."""
-    hidden = recurrence.hidden_size
-    for name, weight in recurrence.named_parameters():
+def initialize(rnn: nn.RNNBase) -> None:
+    """Initialize with orthogonal hidden weights (Saxe et al. 2014) and an LSTM's forget gate open (Jozefowicz et al. 2015)."""
+    hidden = rnn.hidden_size
+    for name, weight in rnn.named_parameters():
         if name.startswith("weight_hh"):
             for gate in torch.split(weight.data, hidden):
                 nn.init.orthogonal_(gate)
@@ -109,19 +116,19 @@ def initialize(recurrence: nn.RNNBase) -> None:
             nn.init.xavier_uniform_(weight)
         else:
             nn.init.zeros_(weight)
-            if isinstance(recurrence, nn.LSTM) and name.startswith("bias_ih"):
+            if isinstance(rnn, nn.LSTM) and name.startswith("bias_ih"):
                 weight.data[hidden : 2 * hidden] = 1.0
 
 
-def hold_state_at_padding(recurrence: nn.RNNBase) -> None:
-    """Set the last input column's weights so that a 1 there keeps the state as it is (see the module's docstring)."""
-    hidden = recurrence.hidden_size
-    for name, weight in recurrence.named_parameters():
+def hold_state_at_padding(rnn: nn.RNNBase) -> None:
+    """Set the weights of the last input column so that a 1 in it keeps the state unchanged (see seq2seq.py)."""
+    hidden = rnn.hidden_size
+    for name, weight in rnn.named_parameters():
         if name.startswith("weight_ih"):
             column = weight.data[:, -1]
             column.zero_()
-            if isinstance(recurrence, nn.LSTM):
-                column[:hidden] = -_HOLD  # input gate
-                column[hidden : 2 * hidden] = _HOLD  # forget gate
+            if isinstance(rnn, nn.LSTM):
+                column[:hidden] = -_SATURATING  # input gate
+                column[hidden : 2 * hidden] = _SATURATING  # forget gate
             else:
-                column[hidden : 2 * hidden] = _HOLD  # update gate: h' = (1 - z) n + z h
+                column[hidden : 2 * hidden] = _SATURATING  # update gate: h' = (1 - z) n + z h

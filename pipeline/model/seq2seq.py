@@ -1,14 +1,13 @@
-"""The network: an LSTM or GRU encoder-decoder, with or without attention and copying.
+"""The network: an LSTM or GRU encoder-decoder, with optional attention and copying.
 
-Token ids go in, probabilities come out; searching for a sequence (decoding.py) and learning the weights
-(training/) are done elsewhere. Shapes: B batch, S source steps, T target steps, E embedding, H hidden, V vocabulary.
+Token ids go in, probabilities or a loss come out. Searching for a sequence is in decoding/, updating the weights in training/.
+Shapes: B batch, S source steps, T target steps, E embedding, H hidden, V vocabulary, N target positions that are not padding.
 
-Padding never changes a result. The recurrences run over whole padded rectangles, much faster on CPUs than packed
-sequences, because every layer's input has one more column that is 0 at a token and 1 at padding, and whose weights
-hold the state still there: they shut the LSTM's input gate and open its forget gate (or open the GRU's update gate)
-all the way. A reverse pass so arrives at the last token with the zero state it began with, and a forward pass keeps
-the cell that it had after the last token. The gates are flat at that point, so training leaves these weights as they are.
-What a padded position holds otherwise is never read: the attention's weight there is exactly 0.
+Padding never changes a result. RNNs run over whole padded rectangles, which is much faster on CPUs than packed sequences. Every
+encoder layer has one more input column, which is 0 at a token and 1 at padding. Its weights freeze the state at padding: they
+close the LSTM's input gate and open its forget gate (or open the GRU's update gate) completely. So a reverse pass reaches the
+last token with a zero state, and a forward pass keeps the cell state of the last token. The gates are saturated there, so
+training does not change these weights. No other value at a padded position is used: its attention weight is exactly 0.
 """
 
 from __future__ import annotations
@@ -27,19 +26,23 @@ from pipeline.config.model import ModelConfig
 from pipeline.data.special_tokens import BOS, EOS
 from pipeline.model.rnn import Dropout, State, hold_state_at_padding, initialize, run_rnn
 
-_PART_LOGITS = 1 << 24
-"""That are computed at a time while learning: 64 MB in float32. Parts have one size, but for a batch's last: arrays as large as
-their batch find the holes that others left too small, and a training's memory grows for hours (benchmarks/README.md)."""
-_MAX_LOGITS = 1 << 26
-"""That are kept for the way back, 256 MB in float32, whatever the batch and the vocabulary."""
+CHUNK_LOGITS = 1 << 24
+"""Logits computed at a time in training: 64 MB in float32. All chunks of a batch but the last have one size. Arrays as large as
+their batch would fragment the heap, and memory would grow for hours (benchmarks/README.md)."""
+
+MAX_SAVED_LOGITS = 1 << 26
+"""Logits kept for the backward pass: 256 MB in float32. Batches with more compute them again, chunk by chunk."""
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What the decoder may look at of B sources.
+    """What the decoder attends to and copies from.
 
-    source[B, S]: ids. padding[B, S]: True beyond a row's end. states[B, S, H] and keys[B, S, H]: encoder outputs, and
-    their projection that queries are compared with; None without attention.
+    Attributes:
+        source: ids[B, S].
+        padding: [B, S], True beyond a row's end.
+        states: encoder outputs[B, S, H]; None without attention.
+        keys: projection[B, S, H] of the states that queries are compared with; None without attention.
     """
 
     source: Tensor
@@ -50,11 +53,13 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What learning minimises beside the negative log-likelihood.
+    """Terms of the loss besides the negative log-likelihood.
 
-    label_smoothing: share of a target token's probability that goes to the whole vocabulary alike (Szegedy et al. 2016, section
-    7); of what the network generates, not of what it copies. coverage: weight of the attention that goes where it has been
-    (See et al. 2017, eq. 12); the attention is not told, as there, where that was: it would have to be computed step by step.
+    Attributes:
+        label_smoothing: share of the target probability that is spread over the vocabulary (Szegedy et al. 2016, section 7).
+            Applies to generating, not to copying.
+        coverage: weight of attention to positions that earlier steps attended to (See et al. 2017, eq. 12). Unlike there,
+            attention has no coverage input, which would need a loop over target steps.
     """
 
     label_smoothing: float = 0.0
@@ -62,11 +67,7 @@ class LossConfig:
 
 
 class Encoder(nn.Module):
-    """Reads a source.
-
-    Args:
-        config: the network's shape. embedding: the source's embedding table.
-    """
+    """Reads a source."""
 
     def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -92,10 +93,10 @@ class Encoder(nn.Module):
             hold_state_at_padding(cast(nn.RNNBase, layer))
 
     def forward(self, source: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, State]:
-        """Encode source[B, S] with lengths[B] ≥ 1 and padding[B, S], True beyond them.
+        """Encode source[B, S] with lengths[B] ≥ 1 and padding[B, S], True beyond a row's end.
 
         Returns:
-            the last layer's outputs, [B, S, H] wherever there is an attention to read them; the decoder's first state,
+            the last layer's outputs[B, S, H], or 2H if bidirectional without attention; the decoder's first state,
             (h[layers, B, H], c[layers, B, H]) or (h,).
         """
         outputs = self.embedding(source)
@@ -103,8 +104,8 @@ class Encoder(nn.Module):
         for layer in self.layers:
             outputs = self.dropout(outputs)
             inputs = torch.cat((outputs, padding.unsqueeze(-1).to(outputs.dtype)), -1)
-            outputs, held = run_rnn(cast(nn.RNNBase, layer), inputs, None, self.dropout, self.recurrent_dropout)
-            finals.append(self._final_state(outputs, held, lengths))
+            outputs, last = run_rnn(cast(nn.RNNBase, layer), inputs, None, self.dropout, self.recurrent_dropout)
+            finals.append(self._final_state(outputs, last, lengths))
         state = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
         if self.bridges is not None:
             state = tuple(torch.tanh(bridge(part)) for bridge, part in zip(self.bridges, state, strict=True))
@@ -112,51 +113,51 @@ class Encoder(nn.Module):
             outputs = self.memory_bridge(outputs)
         return outputs, state
 
-    def _final_state(self, outputs: Tensor, held: State, lengths: Tensor) -> list[Tensor]:
-        """One layer's state after each row's last token: h and, of an LSTM, c; directions side by side [B, H or 2H]."""
-        # h is read where the row ends: an LSTM's output gate is not held, and a GRU's h is held but for its last bit.
+    def _final_state(self, outputs: Tensor, last: State, lengths: Tensor) -> list[Tensor]:
+        """Return a layer's state after each row's last token: h and, for an LSTM, c; [B, H], or 2H if bidirectional."""
+        # Read h where the row ends: padding does not freeze an LSTM's output gate, and changes the last bit of a GRU's h.
         rows = torch.arange(len(lengths), device=lengths.device)
         h = torch.cat((outputs[rows, lengths - 1, : self.hidden_size], outputs[:, 0, self.hidden_size :]), -1)
-        return [h, *(torch.cat(c.unbind(0), -1) for c in held[1:])]
+        return [h, *(torch.cat(c.unbind(0), -1) for c in last[1:])]
 
 
 class Attention(nn.Module):
     """Weighs source positions by a query.
 
-    kind: ``dot`` and ``general`` are of Luong et al. 2015, section 3.1; ``additive`` of Bahdanau et al. 2015, A.1.2, but
-    with the decoder's new state for its last one, as in Luong.
+    Args:
+        score: ``dot`` or ``general`` (Luong et al. 2015, section 3.1), or ``additive`` (Bahdanau et al. 2015, A.1.2, but with
+            the decoder's new state as the query, as in Luong).
     """
 
-    def __init__(self, kind: str, hidden_size: int) -> None:
+    def __init__(self, score: str, hidden_size: int) -> None:
         super().__init__()
-        self.kind = kind
-        self.to_keys = nn.Identity() if kind == "dot" else nn.Linear(hidden_size, hidden_size, bias=False)
-        if kind == "additive":
+        self.score = score
+        self.to_keys = nn.Identity() if score == "dot" else nn.Linear(hidden_size, hidden_size, bias=False)
+        if score == "additive":
             self.to_query = nn.Linear(hidden_size, hidden_size)
             self.to_score = nn.Linear(hidden_size, 1, bias=False)
 
-    def forward(self, query: Tensor, memory: EncoderOutput) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, encoder_output: EncoderOutput) -> tuple[Tensor, Tensor]:
         """Attend from query[B, T, H].
 
         Returns:
             context[B, T, H]; weights[B, T, S] float32, 0 at padding.
         """
-        assert memory.keys is not None
-        assert memory.states is not None
-        if self.kind == "additive":
-            # One target step at a time, so that without gradients [B, S, H] is held and not [B, T, S, H].
-            projected = self.to_query(query)
-            scores = torch.cat(
-                [self.to_score(torch.tanh(memory.keys + step)).transpose(1, 2) for step in projected.split(1, 1)], 1
-            )
+        states, keys = encoder_output.states, encoder_output.keys
+        assert states is not None
+        assert keys is not None
+        if self.score == "additive":
+            # One target step at a time, so that without gradients memory holds [B, S, H] and not [B, T, S, H].
+            steps = self.to_query(query).split(1, 1)
+            scores = torch.cat([self.to_score(torch.tanh(keys + step)).transpose(1, 2) for step in steps], 1)
         else:
-            scores = query @ memory.keys.transpose(1, 2)
-        weights = scores.float().masked_fill(memory.padding[:, None], -math.inf).softmax(-1)
-        return weights.to(memory.states.dtype) @ memory.states, weights
+            scores = query @ keys.transpose(1, 2)
+        weights = scores.float().masked_fill(encoder_output.padding[:, None], -math.inf).softmax(-1)
+        return weights.to(states.dtype) @ states, weights
 
 
 class Decoder(nn.Module):
-    """Writes a target, given the encoder's last state and, with attention, its outputs."""
+    """Writes a target from the encoder's last state and, with attention, its outputs."""
 
     def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -191,31 +192,27 @@ class Decoder(nn.Module):
             self.output.weight = embedding.weight
 
     def forward(
-        self, tokens: Tensor, state: State, memory: EncoderOutput
+        self, tokens: Tensor, state: State, encoder_output: EncoderOutput
     ) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
-        """Read tokens[B, T], each the one before that to be predicted.
+        """Read tokens[B, T], each the predecessor of the token to predict.
 
         Returns:
-            features[B, T, E or H], to be projected by ``output``; attention weights[B, T, S] or None; logit of
-            generating rather than copying [B, T] or None; state after the last token.
+            features[B, T, E or H], the input of ``output``; attention weights[B, T, S], or None without attention; gate logit
+            [B, T] of generating rather than copying, or None without copying; the state after the last token.
         """
         embedded = self.dropout(self.embedding(tokens))
-        outputs, after = run_rnn(self.recurrence, embedded, state, self.dropout, self.recurrent_dropout)
+        outputs, last = run_rnn(self.recurrence, embedded, state, self.dropout, self.recurrent_dropout)
         weights = gate = None
         if self.attention is not None:
-            context, weights = self.attention(outputs, memory)
+            context, weights = self.attention(outputs, encoder_output)
             outputs = torch.cat((context, outputs), -1)
             if self.copy_gate is not None:
                 gate = self.copy_gate(torch.cat((outputs, embedded), -1)).squeeze(-1).float()
-        return self.dropout(self.readout(outputs)), weights, gate, after
+        return self.dropout(self.readout(outputs)), weights, gate, last
 
 
 class Seq2Seq(nn.Module):
-    """Encoder-decoder over one shared subword vocabulary.
-
-    Args:
-        config: the network's shape. vocabulary_size: V.
-    """
+    """Encoder-decoder over one shared subword vocabulary."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -227,7 +224,7 @@ class Seq2Seq(nn.Module):
         self.decoder = Decoder(config, target_embedding)
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[EncoderOutput, State]:
-        """Read source[B, S] with lengths[B] ≥ 1: the decoder's memory and first state."""
+        """Read source[B, S] with lengths[B] ≥ 1. Return what the decoder attends to, and its first state."""
         padding = torch.arange(source.shape[1], device=source.device) >= lengths[:, None]
         states, state = self.encoder(source, lengths, padding)
         if self.decoder.attention is None:
@@ -240,63 +237,70 @@ class Seq2Seq(nn.Module):
         source_lengths: Tensor,
         target: Tensor,
         target_lengths: Tensor,
-        objective: LossConfig = LossConfig(),
+        loss_config: LossConfig = LossConfig(),
     ) -> Tensor:
-        """Teacher forcing: negative log-likelihood (nat) of target[B, T] with ``</s>`` after it, summed over real tokens.
+        """Return the loss of target[B, T] and its ``</s>`` given source[B, S], with teacher forcing.
 
-        Takes source[B, S]; padding of either may be any ids. Divide by ``(target_lengths + 1).sum()`` for the mean. What the
-        objective has beside it is in the sum.
+        The loss is the negative log-likelihood (nat), summed over real tokens, plus the terms of ``loss_config``. Divide it by
+        ``(target_lengths + 1).sum()`` for the mean. Padding may hold any ids.
         """
-        memory, state = self.encode(source, source_lengths)
-        before = F.pad(target, (1, 0), value=BOS)
-        steps = torch.arange(before.shape[1], device=target.device)
-        after = F.pad(target, (0, 1), value=EOS).masked_fill(steps == target_lengths[:, None], EOS)
-        features, weights, gate, _ = self.decoder(before, state, memory)
-        # The projection to the vocabulary is most of the decoder's work: padded steps are dropped before it. Looking for the
-        # others waits for the device, and is done once.
+        encoder_output, state = self.encode(source, source_lengths)
+        inputs = F.pad(target, (1, 0), value=BOS)
+        steps = torch.arange(inputs.shape[1], device=target.device)
+        gold = F.pad(target, (0, 1), value=EOS).masked_fill(steps == target_lengths[:, None], EOS)
+        features, weights, gate, _ = self.decoder(inputs, state, encoder_output)
+        # The projection to the vocabulary is most of the decoder's work, so drop padded steps before it. ``nonzero`` waits for
+        # the device; call it once.
         real = (steps <= target_lengths[:, None]).flatten().nonzero()[:, 0]
-        gold = _at(real, after)
-        entropies = self._cross_entropies(_at(real, features), gold, objective.label_smoothing > 0)
+        entropies = self._cross_entropies(
+            _select(features, real), _select(gold, real), with_vocabulary_mean=loss_config.label_smoothing > 0
+        )
         nll = entropies[:, 0]
         if weights is not None and gate is not None:
             # P(w) = p_gen P_vocabulary(w) + (1 - p_gen) Σ_{i: source_i = w} attention_i (See et al. 2017, eq. 9),
-            # in logarithms, for the gold token alone. A gold token that is not in the source has 0 copied.
-            copied = _at(real, (weights * (memory.source[:, None] == after[:, :, None])).sum(-1))
-            generate = _at(real, gate)
+            # in logarithms, for the gold token only. A gold token that is not in the source has copied 0.
+            copied = _select((weights * (encoder_output.source[:, None] == gold[:, :, None])).sum(-1), real)
+            generate = _select(gate, real)
             copy_log_prob = copied.clamp_min(torch.finfo(copied.dtype).tiny).log() + F.logsigmoid(-generate)
             nll = -torch.logaddexp(F.logsigmoid(generate) - nll, copy_log_prob)
         loss = nll.sum()
-        if objective.label_smoothing:
-            loss = torch.lerp(loss, entropies[:, 1].sum(), objective.label_smoothing)
-        if objective.coverage and weights is not None:
-            before_this = weights.cumsum(1) - weights
-            loss = loss + objective.coverage * _at(real, torch.minimum(weights, before_this).sum(-1)).sum()
+        if loss_config.label_smoothing:
+            loss = torch.lerp(loss, entropies[:, 1].sum(), loss_config.label_smoothing)
+        if loss_config.coverage and weights is not None:
+            earlier = weights.cumsum(1) - weights
+            loss = loss + loss_config.coverage * _select(torch.minimum(weights, earlier).sum(-1), real).sum()
         return loss
 
-    def _cross_entropies(self, features: Tensor, gold: Tensor, spread: bool) -> Tensor:
-        """Of generating, after features[N, E or H]: [N, 1], of gold[N] (nat), or [N, 2], and of all tokens on average.
+    def _cross_entropies(self, features: Tensor, gold: Tensor, *, with_vocabulary_mean: bool) -> Tensor:
+        """Return cross entropies (nat) of generating after features[N, E or H], in chunks to bound memory.
 
-        In parts, whose logits are computed again on the way back if they are more than memory is to hold.
+        Returns:
+            [N, 1], of gold[N]; or [N, 2], also the mean over the vocabulary.
         """
-        rows = max(1, _PART_LOGITS // self.vocabulary_size)
-        parts = zip(torch.split(features, rows), torch.split(gold, rows), strict=True)
-        of_a_part = self._of_a_part
-        if torch.is_grad_enabled() and len(gold) * self.vocabulary_size > _MAX_LOGITS:
-            of_a_part = partial(checkpoint, of_a_part, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([of_a_part(*part, spread) for part in parts])
+        rows = max(1, CHUNK_LOGITS // self.vocabulary_size)
+        chunks = zip(torch.split(features, rows), torch.split(gold, rows), strict=True)
+        compute = self._chunk_cross_entropies
+        if torch.is_grad_enabled() and len(gold) * self.vocabulary_size > MAX_SAVED_LOGITS:
+            compute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([compute(*chunk, with_vocabulary_mean) for chunk in chunks])
 
-    def _of_a_part(self, features: Tensor, gold: Tensor, spread: bool) -> Tensor:
+    def _chunk_cross_entropies(self, features: Tensor, gold: Tensor, with_vocabulary_mean: bool) -> Tensor:
         logits = self.decoder.output(features).float()
         nll = F.cross_entropy(logits, gold, reduction="none")[:, None]
-        return torch.cat((nll, nll + logits.gather(1, gold[:, None]) - logits.mean(1, True)), 1) if spread else nll
+        if not with_vocabulary_mean:
+            return nll
+        return torch.cat((nll, nll + logits.gather(1, gold[:, None]) - logits.mean(1, True)), 1)
 
 
-def _at(positions: Tensor, values: Tensor) -> Tensor:
-    """Of values[B, T, …] those at positions[N] of a flat [B · T]: [N, …]."""
+def _select(values: Tensor, positions: Tensor) -> Tensor:
+    """Return values[B, T, …] at flat positions[N] of [B · T], as [N, …]."""
     return values.flatten(0, 1).index_select(0, positions)
 
 
 def _embedding(vocabulary_size: int, size: int) -> nn.Embedding:
+    if (weight := torch.empty(vocabulary_size, size)).is_meta:
+        # Meta tensors need no values, and normal_ would import torch._dynamo for them, which takes over a second.
+        return nn.Embedding(vocabulary_size, size, _weight=weight)
     embedding = nn.Embedding(vocabulary_size, size)
     nn.init.normal_(embedding.weight, std=size**-0.5)
     return embedding
