@@ -18,7 +18,7 @@ def main() -> int:
     console = new_console()
     status = run_status(open_location(config.output.path, "--output.path"), config.output.run_id)
     run, at = f"run {status.run_id}", status.progress
-    console.print(progress_line(run, at.seen, at.documents, at.details()) if at else run)
+    console.print(progress_line(run, at.processed, at.documents, at.details()) if at else run)
     console.print(status.state)
     return 0
 

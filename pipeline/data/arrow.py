@@ -1,4 +1,4 @@
-"""Arrow types, columns and tables as the rest of the code needs them."""
+"""Convert Arrow types, columns and tables to the forms that the pipeline uses."""
 
 from __future__ import annotations
 
@@ -7,52 +7,54 @@ from typing import Any
 import pyarrow as pa
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type with strings and bytes in the place of Arrow's views of them, which DataFusion and others write: Arrow itself
-    cannot take rows out of those yet (as of 26)."""
-    plain = _plain_type(kind)
-    return kind if plain == kind else plain  # what has none keeps the names and notes of its parts
+def plain_type(data_type: pa.DataType) -> pa.DataType:
+    """Replace string and binary views by plain strings and binaries, also inside nested types.
+
+    DataFusion and others write views; Arrow 26 cannot take rows out of them yet.
+    """
+    plain = _replace_views(data_type)
+    return data_type if plain == data_type else plain  # keeps the field names and metadata of a type without views
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    def inside(field: pa.Field) -> pa.Field:
+def _replace_views(data_type: pa.DataType) -> pa.DataType:
+    def plain_field(field: pa.Field) -> pa.Field:
         return field.with_type(plain_type(field.type))
 
-    if pa.types.is_string_view(kind):
+    if pa.types.is_string_view(data_type):
         return pa.string()
-    if pa.types.is_binary_view(kind):
+    if pa.types.is_binary_view(data_type):
         return pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([inside(field) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(inside(kind.key_field), inside(kind.item_field), kind.keys_sorted)
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(inside(kind.value_field), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(inside(kind.value_field))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(inside(kind.value_field))
-    return kind
+    if pa.types.is_struct(data_type):
+        return pa.struct([plain_field(field) for field in data_type])
+    if pa.types.is_map(data_type):
+        return pa.map_(plain_field(data_type.key_field), plain_field(data_type.item_field), data_type.keys_sorted)
+    if pa.types.is_fixed_size_list(data_type):
+        return pa.list_(plain_field(data_type.value_field), data_type.list_size)
+    if pa.types.is_list(data_type):
+        return pa.list_(plain_field(data_type.value_field))
+    if pa.types.is_large_list(data_type):
+        return pa.large_list(plain_field(data_type.value_field))
+    return data_type
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type has texts."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def is_text(data_type: pa.DataType) -> bool:
+    """Return whether a column of this type holds text."""
+    return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
 
 
 def to_texts(column: pa.ChunkedArray) -> list[str | None]:
-    """A column's values, strings as Python strings: bytes that are not UTF-8, lone surrogates among them, become U+FFFD."""
+    """Return the values of a column; in strings, bytes that are not UTF-8 become U+FFFD."""
     try:
         column.validate(full=True)
         texts: list[str | None] = column.to_pylist()
         return texts
     except (pa.ArrowInvalid, UnicodeDecodeError):
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [None if text is None else text.decode("utf-8", "replace") for text in raw]
+        values = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
 def to_values(column: Any) -> list[Any]:
-    """An Arrow column as Python values; bytes of a string that are no UTF-8 become U+FFFD."""
+    """Return the values of a column of any type; in strings, bytes that are not UTF-8 become U+FFFD."""
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
@@ -72,15 +74,17 @@ def _to_value(scalar: Any) -> Any:
 
 
 def table_to_row(table: pa.Table) -> pa.Table:
-    """A table of N rows as one whose only row has a list of N values in each column; fields keep what is said of them."""
-    ends = pa.array([0, len(table)], pa.int32())
-    kinds = [pa.list_(field.with_name("item")) for field in table.schema]
-    columns = zip(table.columns, kinds, strict=True)
-    lists = [pa.ListArray.from_arrays(ends, column.combine_chunks(), kind) for column, kind in columns]
-    return pa.table(lists, pa.schema(zip(table.column_names, kinds, strict=True)))
+    """Pack a table of N rows into one row, with a list of N values in each column; field metadata is kept."""
+    offsets = pa.array([0, len(table)], pa.int32())
+    types = [pa.list_(field.with_name("item")) for field in table.schema]
+    columns = [
+        pa.ListArray.from_arrays(offsets, column.combine_chunks(), list_type)
+        for column, list_type in zip(table.columns, types, strict=True)
+    ]
+    return pa.table(columns, pa.schema(zip(table.column_names, types, strict=True)))
 
 
 def row_to_table(row: pa.Table) -> pa.Table:
-    """The table that ``table_to_row`` made a row of."""
+    """Unpack the row that ``table_to_row`` returned."""
     fields = [field.type.value_field.with_name(field.name) for field in row.schema]
     return pa.table([column.combine_chunks().flatten() for column in row.columns], pa.schema(fields))

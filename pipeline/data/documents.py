@@ -1,6 +1,6 @@
-"""Document stores: which Parquet files make one, whether they fit the configuration, and which rows are no documents.
+"""Find the Parquet files of an input of documents and check their columns against the configuration.
 
-Knows columns, types and texts; nothing about tokens or models.
+Knows columns and types; nothing about tokens or models.
 """
 
 from __future__ import annotations
@@ -14,34 +14,40 @@ import pyarrow.parquet as pq
 from pipeline.config.summarize import DocumentsInput
 from pipeline.config.tables import FetchInput
 from pipeline.data.arrow import is_text, plain_type
-from pipeline.data.row_address import ROW_BITS
+from pipeline.data.row_address import MAX_FILE_ROWS
 from pipeline.data.snapshots import POINTER, SNAPSHOTS, current_snapshot
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, StoredFile, open_location
 from pipeline.io.parallel import map_ahead
 
-LISTED_COLUMNS = 20
-"""Of those that there are, where one is not."""
+MAX_LISTED_COLUMNS = 20
+"""Maximum columns that an error message lists."""
 
 
 @dataclass(frozen=True)
 class DocumentFile:
-    """One Parquet file of a store. row_groups: rows of each."""
+    """One Parquet file of an input.
+
+    Attributes:
+        row_groups: Rows of each row group.
+    """
 
     file: StoredFile
     row_groups: tuple[int, ...]
 
     @property
     def rows(self) -> int:
-        """Documents in it."""
+        """Number of documents."""
         return sum(self.row_groups)
 
 
 @dataclass(frozen=True)
 class DocumentSet:
-    """The files of a store, all with the columns that the configuration names.
+    """An input: its files that have all configured columns, and those that are skipped.
 
-    unread: what is wrong with the others, by path, where the configuration says to go on without them; unread_files: these.
+    Attributes:
+        unread: Why each skipped file cannot be read, by path.
+        unread_files: The skipped files.
     """
 
     root: Location
@@ -51,35 +57,35 @@ class DocumentSet:
 
     @property
     def rows(self) -> int:
-        """Documents in all files."""
+        """Number of documents in ``files``."""
         return sum(file.rows for file in self.files)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files."""
+        """Size of ``files``."""
         return sum(file.file.size for file in self.files)
 
 
 def open_documents(config: DocumentsInput) -> DocumentSet:
-    """Find a store's files and read their footers.
+    """Find the files of an input and read their footers.
 
     Raises:
-        UserError: nothing is there; or a file is not Parquet, or a column of it is missing, of another type, or of another
-            one than in the first file, and ``on_bad_file`` is "fail" or there is no other file.
+        UserError: There are no files. Or a file is not Parquet, lacks a column, or has a column of an unsupported type or of
+            another type than in the first file, and ``on_bad_file`` is "fail" or no file is left.
     """
     root = current_snapshot(open_location(config.path, "--input.path"))
-    found = root.parquet_files(recursive=True)
-    first: dict[str, tuple[pa.DataType, str]] = {}  # of each column that is handed on: its type in a store, and the file
+    stored_files = root.parquet_files(recursive=True)
+    first_types: dict[str, tuple[pa.DataType, str]] = {}
     files: list[DocumentFile] = []
     unread: dict[str, str] = {}
     unread_files: list[StoredFile] = []
-    footers = map_ahead(lambda file: _read_footer(root, file), found)
-    for file, footer in zip(found, footers, strict=True):
+    footers = map_ahead(lambda file: _read_footer(root, file), stored_files)
+    for file, footer in zip(stored_files, footers, strict=True):
         try:
             if isinstance(footer, UserError):
                 raise footer
             row_groups, schema = footer
-            _check_columns(file, schema, config, first)
+            _check_same_types(file, schema, config, first_types)
             files.append(DocumentFile(file, row_groups))
         except UserError as error:
             if config.on_bad_file == "fail":
@@ -92,7 +98,7 @@ def open_documents(config: DocumentsInput) -> DocumentSet:
 
 
 def list_files(root: Location) -> list[StoredFile]:
-    """The Parquet files of a store, with those of an earlier snapshot that is still there."""
+    """List the Parquet files of an input, including those of earlier snapshots that still exist."""
     return (root.child(SNAPSHOTS) if root.child(POINTER).exists() else root).parquet_files(recursive=True)
 
 
@@ -100,30 +106,37 @@ def _read_footer(root: Location, file: StoredFile) -> tuple[tuple[int, ...], pa.
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
             groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-            if any(rows < 0 for rows in groups) or sum(groups) >= 1 << ROW_BITS:
-                raise pa.ArrowInvalid(f"it says that it has {sum(groups):,} rows")
+            if any(rows < 0 for rows in groups) or sum(groups) > MAX_FILE_ROWS:
+                raise pa.ArrowInvalid(f"its footer claims {sum(groups):,} rows")
             return groups, parquet.schema_arrow.remove_metadata()
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last of a column's name
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # a column name may not be UTF-8
         return UserError(
             f"{file.path} is not a readable Parquet file: {describe_error(error)}; repair it, set {root.option}, or skip "
             "such files with --input.on_bad_file skip"
         )
 
 
-def _check_columns(
-    file: StoredFile, schema: pa.Schema, config: DocumentsInput, first: dict[str, tuple[pa.DataType, str]]
+def _check_same_types(
+    file: StoredFile, schema: pa.Schema, config: DocumentsInput, first_types: dict[str, tuple[pa.DataType, str]]
 ) -> None:
-    """Raises UserError if columns do not fit the configuration, or the types that the first file had, which are kept."""
+    """Raise UserError unless the columns fit the configuration and the first file, whose types are put into ``first_types``."""
     check_columns(schema, config, file.path)
     for column in (config.id_column, *config.keep_columns):
-        here = plain_type(schema.field(column).type)
-        kind, path = first.setdefault(column, (here, file.path))
-        if kind != here:
-            raise UserError(f"column {column!r} is {kind} in {path} but {here} in {file.path}; all files of a store must agree")
+        data_type = plain_type(schema.field(column).type)
+        first_type, path = first_types.setdefault(column, (data_type, file.path))
+        if first_type != data_type:
+            raise UserError(
+                f"column {column!r} is {first_type} in {path} but {data_type} in {file.path}; "
+                "all files of an input must have the same types"
+            )
 
 
-def check_columns(schema: pa.Schema, options: DocumentsInput | FetchInput, where: str) -> None:
-    """Raises UserError if columns of documents are not there, or are no ids or texts. where: what has the schema."""
+def check_columns(schema: pa.Schema, options: DocumentsInput | FetchInput, source: str) -> None:
+    """Raise UserError if a configured column is missing or ambiguous, or the id or text column has an unsupported type.
+
+    Args:
+        source: The file or table that has the schema, for messages.
+    """
     for option, names in (
         ("id_column", [options.id_column]),
         ("text_column", [options.text_column]),
@@ -131,17 +144,18 @@ def check_columns(schema: pa.Schema, options: DocumentsInput | FetchInput, where
     ):
         for name in names:
             if name not in schema.names:
-                shown = ", ".join(schema.names[:LISTED_COLUMNS]) or "none"
-                raise UserError(f"column {name!r} is not in {where} (it has: {shown}); set --input.{option}")
+                listed = ", ".join(schema.names[:MAX_LISTED_COLUMNS]) or "none"
+                raise UserError(f"column {name!r} is not in {source} (it has: {listed}); set --input.{option}")
             if schema.names.count(name) > 1:
-                raise UserError(f"column {name!r} is in {where} more than once; mend it, or set --input.{option}")
-    kind = plain_type(schema.field(options.id_column).type)
-    if not (pa.types.is_integer(kind) or is_text(kind)):
+                raise UserError(f"column {name!r} is in {source} more than once; rename one, or set --input.{option}")
+    id_type = plain_type(schema.field(options.id_column).type)
+    if not (pa.types.is_integer(id_type) or is_text(id_type)):
         raise UserError(
-            f"column {options.id_column!r} of {where} is {kind}, not a string or an integer; cast it, or set --input.id_column"
+            f"column {options.id_column!r} of {source} is {id_type}, not a string or an integer; cast it, or set "
+            "--input.id_column"
         )
-    kind = plain_type(schema.field(options.text_column).type)
-    if not is_text(kind):
+    text_type = plain_type(schema.field(options.text_column).type)
+    if not is_text(text_type):
         raise UserError(
-            f"column {options.text_column!r} of {where} is {kind}, not a string; cast it, or set --input.text_column"
+            f"column {options.text_column!r} of {source} is {text_type}, not a string; cast it, or set --input.text_column"
         )

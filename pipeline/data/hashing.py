@@ -1,7 +1,4 @@
-"""Keys of documents, by which they are found again: of an id, and of all that its summary follows from.
-
-Knows bytes alone; what is kept of them, and for how long, is the ledger's business.
-"""
+"""Hash keys of documents: of an id, and of the content that a summary depends on."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ Keys = npt.NDArray[np.uint64]
 
 
 def id_keys(ids: Iterable[str]) -> Keys:
-    """16 bytes of each of N ids [N, 2], of which the first eight are its key.
+    """Return 16-byte hashes of N ids as [N, 2]; the first column is the 8-byte key.
 
-    Of a billion ids two share a key with a chance of 3 %, and all 16 bytes with one of 1e-21: where a document would be lost
-    by it, all are compared.
+    Among a billion ids, two share a key with a probability of 3 %, and all 16 bytes with one of 1e-21. Compare all 16 bytes
+    where a collision would lose a document.
     """
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in ids)
     return np.frombuffer(digests, "<u8").reshape(-1, 2)
 
 
 def content_keys(contents: Iterable[str], salt: bytes) -> Keys:
-    """8 bytes of each of N contents [N]. salt: what they are hashed with, 64 bytes at most."""
+    """Return 8-byte hashes of N contents [N], keyed with ``salt`` (at most 64 bytes)."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8, key=salt).digest() for text in contents)
     return np.frombuffer(digests, "<u8")

@@ -1,7 +1,4 @@
-"""Pair stores, as prepare writes them: which Parquet files make one, and the pairs that are in them.
-
-Knows columns and types; nothing of where the pairs came from or what is learnt from them.
-"""
+"""Read Parquet files of (id, source, target) pairs, as jobs.prepare writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from pipeline.data.arrow import to_texts
+from pipeline.data.arrow import is_text, to_texts
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
 
@@ -21,17 +18,21 @@ PAIR_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("target"
 
 @dataclass(frozen=True)
 class PairSet:
-    """An open store. rows: of all files, those included that are no pair since their source or target is null."""
+    """Open files of pairs.
+
+    Attributes:
+        rows: Rows of all files, including incomplete pairs.
+    """
 
     root: Location
     dataset: pads.Dataset
     rows: int
 
     def count_pairs(self) -> int:
-        """Rows with a source and a target. Texts are read for it only where the files' statistics leave it open.
+        """Count the rows that have a source and a target, from the statistics of the files where possible.
 
         Raises:
-            UserError: a file cannot be read, or there is no pair.
+            UserError: A file cannot be read, or there is no such row.
         """
         try:
             pairs = int(self.dataset.count_rows(filter=pads.field("source").is_valid() & pads.field("target").is_valid()))
@@ -42,21 +43,24 @@ class PairSet:
         return pairs
 
     def windows(self, window_rows: int, max_rows: int | None = None) -> Iterator[pa.Table]:
-        """Tables of at most ``window_rows`` rows with the columns id, source, target, in order; UserError if one breaks.
+        """Yield tables of at most ``window_rows`` rows with the columns id, source and target, in order.
 
         Args:
-            max_rows: read the first rows only.
+            max_rows: Stop after this many rows.
+
+        Raises:
+            UserError: A file cannot be read.
         """
-        left = self.rows if max_rows is None else max_rows
+        remaining = self.rows if max_rows is None else max_rows
         try:
             for batch in self.dataset.to_batches(
                 columns=PAIR_SCHEMA.names, batch_size=window_rows, batch_readahead=2, fragment_readahead=1
             ):
-                if left <= 0:
+                if remaining <= 0:
                     return
                 if batch.num_rows:
-                    yield pa.Table.from_batches([batch.slice(0, left)])
-                left -= batch.num_rows
+                    yield pa.Table.from_batches([batch.slice(0, remaining)])
+                remaining -= batch.num_rows
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
 
@@ -65,10 +69,13 @@ class PairSet:
 
 
 def open_pairs(uri: str, option: str) -> PairSet:
-    """Open a Parquet file or a folder of them, not searched below. option: what sets the URI.
+    """Open a Parquet file, or the Parquet files directly in a folder.
+
+    Args:
+        option: Option that sets the URI, for messages.
 
     Raises:
-        UserError: nothing is there, a file is not Parquet, a column is missing or no text, or there are no rows.
+        UserError: There are no files or rows, a file is not Parquet, or a column is missing or is not text.
     """
     root = open_location(uri, option)
     files = [file.path for file in root.parquet_files(recursive=False)]
@@ -80,20 +87,20 @@ def open_pairs(uri: str, option: str) -> PairSet:
     for name in PAIR_SCHEMA.names:
         if name not in dataset.schema.names:
             raise UserError(f"{uri} has no column {name!r} (it has: {', '.join(dataset.schema.names)}); set {option}")
-        kind = dataset.schema.field(name).type
-        if name != "id" and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"column {name!r} of {uri} is {kind}, not a string; set {option}")
+        data_type = dataset.schema.field(name).type
+        if name != "id" and not is_text(data_type):
+            raise UserError(f"column {name!r} of {uri} is {data_type}, not a string; set {option}")
     if rows == 0:
         raise UserError(f"{uri} has no rows; set {option} to pairs")
     return PairSet(root, dataset, rows)
 
 
 def drop_incomplete(rows: pa.Table) -> pa.Table:
-    """The rows that have a source and a target."""
+    """Return the rows that have a source and a target."""
     return rows.filter(pc.and_(rows["source"].is_valid(), rows["target"].is_valid()))
 
 
 def pair_texts(rows: pa.Table) -> tuple[list[str], list[str]]:
-    """Sources and targets of the rows that have both, whatever bytes they hold (``to_texts``)."""
+    """Return the sources and the targets of the complete pairs; bytes that are not UTF-8 become U+FFFD."""
     pairs = drop_incomplete(rows)
     return [str(text) for text in to_texts(pairs["source"])], [str(text) for text in to_texts(pairs["target"])]

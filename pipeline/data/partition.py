@@ -1,6 +1,6 @@
-"""Hash partitions: rows of (id, …) divided by the first bits of their id key, so that each partition fits one task.
+"""Hash partitions: rows divided by the first bits of their id key, so that each partition fits one task.
 
-The number of partitions is a power of two. Partition ``p`` of few partitions is then the union of neighbours of many.
+The number of partitions is a power of two, so each of few partitions is the union of consecutive ones of many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ROWS_PER_PARTITION = 4 * 2**20
 
 
 def partition_count(rows: int) -> int:
-    """Return how many partitions this many rows are divided into, a power of two."""
+    """Return the number of partitions for this many rows, a power of two."""
     return 1 << max(0, rows // _ROWS_PER_PARTITION).bit_length()
 
 
@@ -26,6 +26,6 @@ def partition_of(ids: Keys, partitions: int) -> npt.NDArray[np.int64]:
 
 
 def partition_rows(rows: Rows, partitions: int) -> list[Rows]:
-    """Divide rows with a field ``id`` into partitions, keeping their order."""
+    """Divide rows that have a field ``id`` into partitions, keeping their order."""
     numbers = partition_of(rows["id"], partitions)
     return [rows[numbers == number] for number in range(partitions)]

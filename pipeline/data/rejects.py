@@ -1,4 +1,4 @@
-"""Why a row is rejected: the one place that names the reasons."""
+"""Reasons to reject a row, and the checks that need only its id and text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RejectReason(StrEnum):
 
 
 RETRYABLE = (RejectReason.NULL_ID, RejectReason.DUPLICATE_ID, RejectReason.DECODE_ERROR)
-"""The next run checks these rows again even if they are unchanged: the cause may lie outside of the row."""
+"""The next run checks these rows again even if they are unchanged, since the cause may lie outside the row."""
 
 Rejection = tuple[RejectReason, str] | tuple[None, None]
 """A reason and its detail, or None twice for a row that can be summarized."""
@@ -26,14 +26,7 @@ NO_TOKEN: Rejection = (RejectReason.EMPTY_TEXT, "the tokenizer finds no subword 
 
 
 def check_document(has_id: bool, text: str | None, max_chars: int) -> Rejection:
-    """Check one row before it is tokenized.
-
-    Args:
-        max_chars: ``--input.max_chars``.
-
-    Returns:
-        Why the row is rejected, if it is.
-    """
+    """Return why a row is rejected before tokenization, if it is."""
     if not has_id:
         return RejectReason.NULL_ID, "the row has no id"
     if text is None:

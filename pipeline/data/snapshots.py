@@ -1,4 +1,4 @@
-"""The snapshot that jobs.fetch left in a folder."""
+"""Find the current snapshot in a folder that jobs.fetch writes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.io.location import Location
 
-POINTER, SNAPSHOTS = "_fetched.json", "_snapshots"
-"""In a folder that jobs.fetch writes: which of its snapshots is the last whole one, and where they lie, hidden till then."""
+POINTER = "_fetched.json"
+"""File that names the last complete snapshot of its folder."""
+
+SNAPSHOTS = "_snapshots"
+"""Folder of the snapshots; the underscore hides incomplete ones from readers."""
 
 
 def current_snapshot(root: Location) -> Location:
-    """The last snapshot that jobs.fetch left whole in a folder; of another folder, itself."""
-    found = read_pointer(root)
-    return root if found is None else root.child(SNAPSHOTS).child(found["folder"])
+    """Return the last complete snapshot in a folder; return other folders unchanged."""
+    pointer = read_pointer(root)
+    return root if pointer is None else root.child(SNAPSHOTS).child(pointer["folder"])
 
 
 def read_pointer(root: Location) -> dict[str, Any] | None:
-    """What jobs.fetch wrote of the snapshot that it left whole; None in another folder."""
-    pointer = root.child(POINTER)
-    if not pointer.exists():
+    """Return the name, the number of rows and the request of the last complete snapshot; None if there is none."""
+    file = root.child(POINTER)
+    if not file.exists():
         return None
     try:
-        found = json.loads(pointer.read())
-        return {"folder": str(found["folder"]), "rows": int(found["rows"]), "request": dict(found["request"])}
+        pointer = json.loads(file.read())
+        return {"folder": str(pointer["folder"]), "rows": int(pointer["rows"]), "request": dict(pointer["request"])}
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{pointer.uri} is broken; remove it and run jobs.fetch again, or set {root.option}") from None
+        raise UserError(f"{file.uri} is broken; remove it and run jobs.fetch again, or set {root.option}") from None

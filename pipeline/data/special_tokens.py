@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
-"""Ids of ``<pad>``, ``<unk>``, ``<s>`` and ``</s>`` in every tokenizer and model: a convention, not an option."""
+"""Ids of ``<pad>``, ``<unk>``, ``<s>`` and ``</s>``."""

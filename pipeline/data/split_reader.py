@@ -1,11 +1,7 @@
-"""Which documents make a window: cut from the files of a store in their order, the same each time.
+"""Read the rows of a split from Parquet files, and retry reads that fail.
 
-    files ── units, each read by one task ── windows, each decoded, and written, as a whole
-
-Files of any shape come to the same: small ones share a unit, a large one has many. A unit's windows are numbered from 0, so
-that a window has a name before anyone has read it: one that is computed twice, after a crash, is written over.
-
-Nothing here knows a tokenizer, a model or Ray.
+Small files are read ahead by threads; other files are read as a stream, since a row group may be larger than memory.
+Knows nothing about tokenizers, models or Ray.
 """
 
 from __future__ import annotations
@@ -13,81 +9,79 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.data.arrow import plain_type
-from pipeline.data.row_address import ROW_ADDRESS, ROW_BITS
+from pipeline.data.row_address import ROW_ADDRESS, row_addresses
 from pipeline.data.splits import RowRange, Split
 from pipeline.errors import UserError, describe_error
 from pipeline.io.parallel import map_ahead
 from pipeline.io.retry import STORAGE
 
 _FILES_AHEAD = 8
-"""Small files that are read ahead, since each takes a while to answer and little to read."""
-
-
 _BATCH_BYTES = 64 * 2**20
-
+_BUFFER_BYTES = 2**20  # per column of a file that is read as a stream
 
 _READ_ERRORS = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, MemoryError)
 
 
-_BUFFER_BYTES = 2**20
-"""Of a column that is read as a stream: a row group may be larger than memory."""
-
-
 @dataclass(frozen=True)
 class ReadFailure:
-    """A file, or what is left of one, that cannot be read, however often one tries. rows: of it that were to be read."""
+    """The rest of a file that could not be read after all retries.
+
+    Attributes:
+        rows: Rows of the split that are in it.
+    """
 
     path: str
     rows: int
     error: str
 
 
-def fail_run(file: ReadFailure) -> None:
-    """Raises UserError: for a run that goes on with sound files alone."""
+def fail_run(failure: ReadFailure) -> None:
+    """Raise a UserError for an unreadable file."""
     raise UserError(
-        f"cannot read {file.path}: {file.error}; mend it, or go on without what is left of it: --input.on_bad_file skip"
+        f"cannot read {failure.path}: {failure.error}; repair it, or skip its unreadable rows with --input.on_bad_file skip"
     )
 
 
 def read_split(
-    unit: Split,
+    split: Split,
     filesystem: fs.FileSystem,
     columns: Sequence[str],
-    rows: int,
+    max_rows: int,
     on_unreadable: Callable[[ReadFailure], None] = fail_run,
 ) -> Iterator[pa.Table]:
-    """Read a unit: tables of the columns and ``ROW_ADDRESS``, of so many rows at most; small files, a few ahead.
+    """Yield the rows of a split, in order, as tables of at most ``max_rows`` rows.
 
     Args:
-        on_unreadable: called for a file that cannot be read; the others follow if it does not raise.
+        columns: Columns to read; ``ROW_ADDRESS`` is added to them.
+        on_unreadable: Called for each file that cannot be read; reading continues with the next file if it returns.
 
     Raises:
-        UserError: a file has another number of rows than the plan says.
+        UserError: A file does not have the same number of rows as when the run started.
     """
 
-    def whole(span: RowRange) -> list[pa.Table] | None:
-        """Its tables; None where it is to be read in its turn, as a stream: it is more than it looks, or cannot be read now."""
-        if not span.small:
+    def read_small(row_range: RowRange) -> list[pa.Table] | None:
+        """Return all tables of a small file, or None to read it as a stream, with retries."""
+        if not row_range.is_small:
             return None
-        found, held = list[pa.Table](), 0
+        tables, table_bytes = list[pa.Table](), 0
         try:
-            for table in _read_range(span, filesystem, columns, rows):
-                found.append(table)
-                held += table.nbytes
-                if held > _BATCH_BYTES:
+            for table in read_range(row_range, filesystem, columns, max_rows):
+                tables.append(table)
+                table_bytes += table.nbytes
+                if table_bytes > _BATCH_BYTES:
                     return None
         except _READ_ERRORS:
             return None
-        return found
+        return tables
 
-    for span, found in zip(unit.spans, map_ahead(whole, unit.spans, _FILES_AHEAD, _FILES_AHEAD - 1), strict=True):
-        for table in _read_with_retry(span, filesystem, columns, rows) if found is None else found:
+    small_files = map_ahead(read_small, split.row_ranges, _FILES_AHEAD, _FILES_AHEAD - 1)
+    for row_range, tables in zip(split.row_ranges, small_files, strict=True):
+        for table in _read_with_retry(row_range, filesystem, columns, max_rows) if tables is None else tables:
             if isinstance(table, ReadFailure):
                 on_unreadable(table)
             else:
@@ -95,75 +89,79 @@ def read_split(
 
 
 def rebatch(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The rows of tables, in order, in tables of so many each but for the last."""
-    waiting: list[pa.Table] = []
-    have = 0
+    """Yield the rows of ``tables``, in order, as tables of ``rows`` rows; only the last may have fewer."""
+    pending: list[pa.Table] = []
+    pending_rows = 0
     for table in tables:
-        waiting.append(table)
-        have += len(table)
-        while have >= rows:
-            together = pa.concat_tables(waiting, promote_options="permissive")
-            yield together.slice(0, rows)
-            waiting, have = [together.slice(rows)], have - rows
-    if have:
-        yield pa.concat_tables(waiting, promote_options="permissive")
+        pending.append(table)
+        pending_rows += len(table)
+        while pending_rows >= rows:
+            joined = pa.concat_tables(pending, promote_options="permissive")
+            yield joined.slice(0, rows)
+            pending, pending_rows = [joined.slice(rows)], pending_rows - rows
+    if pending_rows:
+        yield pa.concat_tables(pending, promote_options="permissive")
 
 
 def _read_with_retry(
-    span: RowRange, filesystem: fs.FileSystem, columns: Sequence[str], rows: int
+    row_range: RowRange, filesystem: fs.FileSystem, columns: Sequence[str], max_rows: int
 ) -> Iterator[pa.Table | ReadFailure]:
-    """A span's rows. A storage that fails for a moment does not end a night's run: reading goes on where it was."""
+    """Yield the tables of a row range; after an error, continue with the first row that has not been read."""
     for is_last in STORAGE:
         try:
-            for table in _read_range(span, filesystem, columns, rows):
+            for table in read_range(row_range, filesystem, columns, max_rows):
                 yield table
-                span = replace(span, start=span.start + len(table), rows=span.rows - len(table))
+                start, rows = row_range.start + len(table), row_range.rows - len(table)
+                row_range = replace(row_range, start=start, rows=rows)
             return
-        except _READ_ERRORS as error:  # of memory too: what is read ahead may have taken it
-            told = describe_error(error)
-            is_final = isinstance(error, FileNotFoundError | KeyError | UnicodeDecodeError)
-        if is_final or is_last:
-            yield ReadFailure(span.path, span.rows, told)
+        except _READ_ERRORS as error:  # a MemoryError may pass once the files read ahead are released
+            message = describe_error(error)
+            is_permanent = isinstance(error, FileNotFoundError | KeyError | UnicodeDecodeError)
+        if is_permanent or is_last:
+            yield ReadFailure(row_range.path, row_range.rows, message)
             return
 
 
-def _batch_rows(metadata: pq.FileMetaData, groups: Sequence[int], most: int) -> int:
-    """So many rows as take 64 MB, all columns together, by what the file says of itself; one at least.
+def read_range(row_range: RowRange, filesystem: fs.FileSystem, columns: Sequence[str], max_rows: int) -> Iterator[pa.Table]:
+    """Yield one row range as tables of at most ``max_rows`` rows, without retries."""
+    path, is_small = row_range.path, row_range.is_small
+    # pre_buffer keeps all that it reads in memory.
+    with pq.ParquetFile(path, filesystem=filesystem, buffer_size=_BUFFER_BYTES, pre_buffer=is_small) as parquet:
+        if parquet.metadata.num_rows != row_range.file_rows:
+            raise UserError(
+                f"{path} has {parquet.metadata.num_rows} rows, but it had {row_range.file_rows} when the run started; "
+                "run again once the input no longer changes"
+            )
+        groups, skip = _row_groups_from(parquet.metadata, row_range.start)
+        batch_rows = _batch_rows(parquet.metadata, groups, max_rows)
+        batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=list(columns), use_threads=False)
+        start, remaining = row_range.start, row_range.rows
+        while remaining:
+            if (batch := next(batches, None)) is None:
+                raise pa.ArrowInvalid(f"the file ends {remaining:,} rows early")
+            wanted = batch.slice(min(skip, len(batch)), remaining)
+            skip = max(0, skip - len(batch))
+            if len(wanted):
+                table = pa.Table.from_batches([wanted]).select(list(columns))
+                table = table.cast(pa.schema([field.with_type(plain_type(field.type)) for field in table.schema]))
+                yield table.append_column(ROW_ADDRESS, pa.array(row_addresses(row_range.file_number, start, len(table))))
+                start, remaining = start + len(table), remaining - len(table)
 
-    It is asked of its row groups alone: pyarrow ends the process where what a file says of a column is broken.
+
+def _row_groups_from(metadata: pq.FileMetaData, start: int) -> tuple[list[int], int]:
+    """Return the row groups from the one with row ``start`` on, and the rows to skip in the first of them."""
+    group = 0
+    while group < metadata.num_row_groups and start >= metadata.row_group(group).num_rows:
+        start -= metadata.row_group(group).num_rows
+        group += 1
+    return list(range(group, metadata.num_row_groups)), start
+
+
+def _batch_rows(metadata: pq.FileMetaData, groups: Sequence[int], max_rows: int) -> int:
+    """Return how many rows take about 64 MB, all columns together, according to the footer; at least 1.
+
+    It reads the totals of row groups only: pyarrow aborts the process on broken metadata of a column.
     """
     for group in map(metadata.row_group, groups):
-        most = min(most, max(1, group.num_rows * _BATCH_BYTES // max(group.total_byte_size, 1)))
-    return most
-
-
-def _read_range(span: RowRange, filesystem: fs.FileSystem, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-    at, skip, left = span.start, span.start, span.rows
-    # Buffering ahead is for files that memory may hold: it keeps all that it has read.
-    with pq.ParquetFile(span.path, filesystem=filesystem, buffer_size=_BUFFER_BYTES, pre_buffer=span.small) as parquet:
-        if parquet.metadata.num_rows != span.of_rows:
-            raise UserError(
-                f"{span.path} has {parquet.metadata.num_rows} rows where it had {span.of_rows} when the run began; "
-                "run it again, once the input stays as it is"
-            )
-        groups = list[int]()
-        for group in range(parquet.num_row_groups):
-            in_group = parquet.metadata.row_group(group).num_rows
-            if not groups and skip >= in_group:
-                skip -= in_group
-            else:
-                groups.append(group)
-        at_a_time = _batch_rows(parquet.metadata, groups, rows)
-        batches = parquet.iter_batches(at_a_time, row_groups=groups, columns=list(columns), use_threads=False)
-        while left:
-            if (batch := next(batches, None)) is None:
-                raise pa.ArrowInvalid(f"it ends {left:,} rows before it says that it does")
-            skipped = min(skip, len(batch))
-            kept = batch.slice(skipped, left)
-            skip, left = skip - skipped, left - len(kept)
-            if len(kept):
-                table = pa.Table.from_batches([kept]).select(list(columns))
-                table = table.cast(pa.schema([field.with_type(plain_type(field.type)) for field in table.schema]))
-                positions = np.arange(at, at + len(kept), dtype=np.uint64) + (np.uint64(span.file) << np.uint64(ROW_BITS))
-                yield table.append_column(ROW_ADDRESS, pa.array(positions))
-                at += len(kept)
+        max_rows = min(max_rows, max(1, group.num_rows * _BATCH_BYTES // max(group.total_byte_size, 1)))
+    return max_rows

@@ -1,7 +1,4 @@
-"""Arrow columns of token ids: list<int32>, made from texts and read as flat arrays, without a Python loop over tokens.
-
-And tables as rows: what belongs together is then never cut, nor joined with something else, where rows travel.
-"""
+"""Arrow columns of token ids: list<int32>, encoded from texts and read as flat arrays without a Python loop over tokens."""
 
 from __future__ import annotations
 
@@ -14,28 +11,28 @@ import pyarrow as pa
 from pipeline.data.tokenizer import Tokenizer
 
 
-def encode_column(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> tuple[pa.ListArray, npt.NDArray[np.int64]]:
-    """Encode N texts and cut each to ``longest`` subwords.
+def encode_column(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[pa.ListArray, npt.NDArray[np.int64]]:
+    """Encode N texts and truncate each to ``max_tokens`` tokens.
 
     Returns:
-        ids[N], list<int32>; subwords of each whole text [N].
+        The ids, list<int32> [N], and the tokens of each text before truncation [N].
     """
     values, offsets = tokenizer.encode(texts)
     lengths = np.diff(offsets)
-    within = np.arange(len(values)) - np.repeat(offsets[:-1], lengths) < longest
-    kept = np.concatenate(([0], np.cumsum(np.minimum(lengths, longest))))
-    return list_column(values[within], kept), lengths
+    is_kept = np.arange(len(values)) - np.repeat(offsets[:-1], lengths) < max_tokens
+    kept_offsets = np.concatenate(([0], np.cumsum(np.minimum(lengths, max_tokens))))
+    return list_column(values[is_kept], kept_offsets), lengths
 
 
 def list_column(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> pa.ListArray:
-    """N rows of ids, flat, as a list<int32> column."""
+    """Return N rows as a list<int32> column, from flat ids and offsets [N + 1]."""
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values, pa.int32()))
 
 
 def flatten_column(column: pa.ChunkedArray | pa.ListArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """A list<int32> column without nulls as values and offsets[N + 1]; no copy where it is one chunk."""
+    """Return a list<int32> column of N rows without nulls as flat ids and offsets [N + 1]; one chunk is not copied."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # no chunk at all
+    if isinstance(array, pa.ChunkedArray):  # a column without chunks
         return np.zeros(0, np.int32), np.zeros(1, np.int64)
     offsets = array.offsets.to_numpy().astype(np.int64)
     return array.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0]

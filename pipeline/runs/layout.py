@@ -5,7 +5,7 @@ rejects/run=<run_id>/part-<window>.parquet     rejects of one window, if it has 
 ledger/run=<run_id>/part-<window>.parquet      ledger segment: what the window completed
 ledger/compacted/<sequence>/                   ledger entries of all runs up to that one
 runs/<run_id>/                                 plan, configuration, progress, manifest, report, then _SUCCESS
-lease/                                         which driver may write here
+lease/                                         claim of the driver that may write here
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pipeline.io.location import Location
 
 SUMMARIES, REJECTS, LEDGER, LEASE, RUNS = "summaries", "rejects", "ledger", "lease", "runs"
-KINDS = (SUMMARIES, REJECTS)
+DATA_FOLDERS = (SUMMARIES, REJECTS)
 COMPACTED = f"{LEDGER}/compacted"
 
 # Files and folders of runs/<run_id>.
@@ -37,7 +37,7 @@ def run_folder(output: Location, run_id: str) -> Location:
 
 
 def run_path(run_id: str, name: str = "") -> str:
-    """Return the path of a file of ``runs/<run_id>`` within the output, or of that folder itself."""
+    """Return the path of ``runs/<run_id>``, or of a file in it, relative to the output folder."""
     return f"{RUNS}/{run_id}/{name}" if name else f"{RUNS}/{run_id}"
 
 
@@ -47,11 +47,11 @@ def run_ids(output: Location) -> list[str]:
     return folder.names() if folder.exists() else []
 
 
-def parts_path(kind: str, run_id: str) -> str:
-    """Return the path of a run's folder of Parquet files: ``<kind>/run=<run_id>``."""
-    return f"{kind}/run={run_id}"
+def parts_path(folder: str, run_id: str) -> str:
+    """Return the path of a run's Parquet files: ``<folder>/run=<run_id>``."""
+    return f"{folder}/run={run_id}"
 
 
-def part_path(kind: str, run_id: str, window: str) -> str:
-    """Return the path of one window's Parquet file."""
-    return f"{parts_path(kind, run_id)}/part-{window}.parquet"
+def part_path(folder: str, run_id: str, window: str) -> str:
+    """Return the path of the Parquet file of one window."""
+    return f"{parts_path(folder, run_id)}/part-{window}.parquet"

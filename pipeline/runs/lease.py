@@ -1,13 +1,21 @@
-"""A lease on an output folder: one driver at a time writes there, and one that was killed does not keep others out.
+"""A lease on an output folder: at most one driver writes there at a time, and a killed driver does not lock others out.
 
-A driver writes a claim of its own, then lists the folder: of two that begin at once, the later list has the other's claim, and
-who finds one withdraws. The holder writes its claim anew every few seconds. One that stays as it is has no holder any more: it
-is watched for as long as that takes, by the watcher's own clock, unless its process ran here and is gone. Nothing compares
-clocks, of which each machine has another and any may jump.
+    lease/<random>.json    claim of one driver: who it is, and how often it has renewed the claim
+    lease/holder           name of the claim that holds the lease
 
-Who holds the lease and lost it, since it was stopped for longer, finds its claim removed and ends. A renewal that was on its
-way for so long may come after that, and the claim be there again: therefore who comes to hold the lease also writes its name
-into ``holder``, which has room for one.
+Acquire:
+1. Watch the claims of other drivers until none is left. If one is renewed, or its process runs on this machine, fail. Remove it
+   if its process ran on this machine and has ended, or if it is not renewed for ``EXPIRE_S``.
+2. Write an own claim, then list the folder. If there is another claim, remove the own one and start over after a pause. Of two
+   drivers that claim at the same time, the one that lists last sees both claims, so they never both continue.
+3. Write the name of the own claim into ``holder``.
+
+Keep:
+1. Every ``RENEW_S``, check that the own claim exists and is named in ``holder``. If not, another driver has removed it, because
+   this one did not renew it in time: the lease is lost, and the run stops.
+2. Rewrite the claim with a higher counter. A delayed write may restore a removed claim, but ``holder`` names the other driver.
+
+Clocks of machines are never compared: a watcher measures with its own clock how long a claim does not change.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -34,12 +42,17 @@ from pipeline.runs.layout import LEASE
 
 RENEW_S, EXPIRE_S = 5.0, 30.0
 _CLAIM_CONFLICT = Backoff(attempts=5, pause_s=1.0, jitter=True)
-_NAME = "holder"
+_HOLDER = "holder"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease. machine: its name, and what its processes' numbers mean. born: when it began, as the kernel counts."""
+    """The driver that holds a lease.
+
+    Attributes:
+        machine: Name and boot of the machine, and its namespace of process ids.
+        born: When the process started, in a unit of the machine.
+    """
 
     run_id: str
     machine: str
@@ -47,13 +60,13 @@ class Holder:
     born: float
 
     @property
-    def is_here(self) -> bool:
-        """Whether its process is, or was, one of this machine's, since it last started."""
-        return self.machine == _machine_id()
+    def is_local(self) -> bool:
+        """Whether the process is or was one of this machine since its last boot."""
+        return self.machine == machine_id()
 
     @property
     def is_running(self) -> bool:
-        """Whether a process that is_here runs."""
+        """Whether a local process is still running."""
         try:
             return _process_start(self.pid) == self.born
         except psutil.NoSuchProcess:
@@ -64,75 +77,74 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class _Claim(Holder):
-    """What a claim's file holds. renewals: how often it was written anew."""
+class Claim(Holder):
+    """Content of a claim's file."""
 
     renewals: int
 
     @property
     def holder(self) -> Holder:
-        """Whose it is."""
+        """The claim without its counter."""
         return Holder(self.run_id, self.machine, self.pid, self.born)
 
 
-_CLAIM = TypeAdapter(_Claim)
+_CLAIM = TypeAdapter(Claim)
 
 
 class Lease:
-    """Held by this process."""
+    """A lease that this process holds; ``hold`` creates it."""
 
     def __init__(self, folder: Location, name: str, holder: Holder) -> None:
-        self._claim, self._holder = folder.child(name), holder
-        self._name, self._own_name = folder.child(_NAME), name.encode()
-        self._ended, self._lost = threading.Event(), threading.Event()
+        self._claim, self._owner = folder.child(name), holder
+        self._holder, self._name = folder.child(_HOLDER), name.encode()
+        self._released, self._lost = threading.Event(), threading.Event()
         self._renewals = 0
-        self._thread = threading.Thread(target=self._renew_until_ended, daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_released, daemon=True)
 
     def check(self) -> None:
-        """Raises Stopped if it is known that another driver took over."""
+        """Raise Stopped if the lease is known to be lost."""
         if self._lost.is_set():
-            raise Stopped("another driver took this output folder over, since this one did not answer for a while")
+            raise Stopped(
+                "another driver took over this output folder, because this one did not renew its lease in time; to resume, run "
+                "the same command when the other driver has ended"
+            )
 
     def verify(self) -> None:
-        """Raises Stopped if another driver took over, and UserError if the storage does not say for a while."""
+        """Read the lease from storage; raise Stopped if it is lost, and UserError if storage does not answer."""
         if not STORAGE.run(self._is_held, is_transient=lambda error: isinstance(error, UserError)):
             self._lost.set()
         self.check()
 
-    def _begin(self) -> None:
-        self._name.write(self._own_name)
+    def start(self) -> None:
+        """Become the holder and renew the claim in a thread."""
+        self._holder.write(self._name)
         self._thread.start()
 
+    def release(self) -> None:
+        """Stop renewing and remove the claim. A storage error is ignored, because the claim expires anyway."""
+        self._released.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(UserError):
+            if self._is_holder():
+                self._holder.remove()
+        with suppress(UserError):
+            self._claim.remove()
+
     def _is_held(self) -> bool:
-        return self._claim.exists() and self._is_named()
+        return self._claim.exists() and self._is_holder()
 
-    def _is_named(self) -> bool:
-        return self._name.exists() and self._name.read() == self._own_name
+    def _is_holder(self) -> bool:
+        return self._holder.exists() and self._holder.read() == self._name
 
-    def _write(self) -> None:
-        _write_claim(self._claim, self._holder, self._renewals)
-
-    def _renew_until_ended(self) -> None:
-        while not self._ended.wait(RENEW_S):
-            try:
+    def _renew_until_released(self) -> None:
+        while not self._released.wait(RENEW_S):
+            with suppress(UserError):  # storage may answer next time
                 if not self._is_held():
                     self._lost.set()
                     return
                 self._renewals += 1
-                self._write()
-            except UserError:  # the storage does not answer: it may do so in time
-                continue
-
-    def _end(self) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        # A storage that fails now takes nothing away from what is done: the claim expires.
-        with suppress(UserError):
-            if self._is_named():
-                self._name.remove()
-        with suppress(UserError):
-            self._claim.remove()
+                write_claim(self._claim, self._owner, self._renewals)
 
 
 @contextmanager
@@ -140,87 +152,90 @@ def hold(output: Location, run_id: str) -> Iterator[Lease]:
     """Hold the lease on an output folder while the block runs.
 
     Raises:
-        UserError: another driver holds it; says who. Or the folder cannot be written.
+        UserError: Another driver holds it, or the folder cannot be written.
     """
-    folder = output.child(LEASE)
-    holder = Holder(run_id, _machine_id(), os.getpid(), _process_start(os.getpid()))
-    own = f"{uuid.uuid4().hex}.json"
-    claim = folder.child(own)
+    folder, holder, name = output.child(LEASE), this_process(run_id), f"{uuid.uuid4().hex}.json"
+    claim = folder.child(name)
     for _ in _CLAIM_CONFLICT:
-        _await_expiry(folder)
-        _write_claim(claim, holder, 0)
+        _wait_until_free(folder)
+        write_claim(claim, holder, renewals=0)
         try:
-            others = [name for name in folder.names() if name.endswith(".json") and name != own]
+            is_contested = any(other.endswith(".json") and other != name for other in folder.names())
         except BaseException:
             with suppress(UserError):
                 claim.remove()
             raise
-        if not others:
+        if not is_contested:
             break
         claim.remove()
     else:
-        raise UserError(f"several drivers want to write {output.uri} at once; begin one of them anew")
-    lease = Lease(folder, own, holder)
+        raise UserError(f"several drivers are trying to write {output.uri} at the same time; start them one after another")
+    lease = Lease(folder, name, holder)
     try:
-        lease._begin()
+        lease.start()
         yield lease
     finally:
-        lease._end()
+        lease.release()
 
 
 def current_holder(output: Location) -> Holder | None:
-    """Who holds, or held until it was killed, the lease on a folder."""
+    """Return the driver that holds the lease, or that held it until it was killed."""
     folder = output.child(LEASE)
     claims = [claim for name in (folder.names() if folder.exists() else []) if (claim := _read_claim(folder.child(name)))]
     return claims[0].holder if claims else None
 
 
-def _await_expiry(folder: Location) -> None:
-    """Wait until no claim is held. Raises UserError if one is."""
-    seen = dict[str, tuple[int, float]]()  # of each claim, its renewals and since when they are so many
+def _wait_until_free(folder: Location) -> None:
+    """Wait until all claims are released or expired; raise UserError if a driver is alive."""
+    first_seen = dict[str, tuple[int, float]]()  # by claim: its counter, and when it was read
     while True:
-        hold: list[Holder] = []
+        is_free = True
         for name in folder.names() if folder.exists() else []:
             if not name.endswith(".json") or (claim := _read_claim(folder.child(name))) is None:
                 continue
-            if claim.is_here and not claim.is_running:
-                _remove(folder, name)
-                continue
-            before, since = seen.setdefault(name, (claim.renewals, time.monotonic()))
-            if claim.is_here or before != claim.renewals:
+            renewals, since_s = first_seen.setdefault(name, (claim.renewals, time.monotonic()))
+            if claim.is_local and not claim.is_running:
+                _remove_claim(folder, name)
+            elif claim.is_local or renewals != claim.renewals:
                 raise UserError(
                     f"{claim} is writing {folder.uri.rpartition('/')[0]}; wait until it ends, or set another --output.path"
                 )
-            if time.monotonic() - since > EXPIRE_S:
-                _remove(folder, name)
-                continue
-            hold.append(claim)
-        if not hold:
+            elif time.monotonic() - since_s > EXPIRE_S:
+                _remove_claim(folder, name)
+            else:
+                is_free = False
+        if is_free:
             return
         time.sleep(RENEW_S / 5)
 
 
-def _remove(folder: Location, claim: str) -> None:
-    """A claim whose holder is gone, and what is left of its renewal if that was being written."""
+def _remove_claim(folder: Location, claim: str) -> None:
+    """Remove a claim, and the partial file of a renewal that did not finish."""
     for name in folder.names():
         if name.startswith(claim):
             folder.child(name).remove()
 
 
-def _write_claim(claim: Location, holder: Holder, renewals: int) -> None:
-    claim.write(json.dumps({**holder.__dict__, "renewals": renewals}).encode())
+def write_claim(claim: Location, holder: Holder, renewals: int) -> None:
+    """Write or renew a claim."""
+    claim.write(json.dumps(asdict(holder) | {"renewals": renewals}).encode())
 
 
-def _read_claim(claim: Location) -> _Claim | None:
-    """A claim; None if it has been withdrawn, or is none."""
+def _read_claim(claim: Location) -> Claim | None:
+    """Read a claim; None if it has been removed or is not one."""
     try:
         return _CLAIM.validate_json(claim.read())
     except (UserError, ValidationError):
         return None
 
 
-def _machine_id() -> str:
-    """This machine since it started, and the space of its processes' numbers: containers have one each."""
+def this_process(run_id: str) -> Holder:
+    """Return this process as the holder of a lease."""
+    return Holder(run_id, machine_id(), os.getpid(), _process_start(os.getpid()))
+
+
+def machine_id() -> str:
+    """Identify this machine since its last boot, and its namespace of process ids, of which each container has its own."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
@@ -228,11 +243,11 @@ def _machine_id() -> str:
 
 
 def _process_start(pid: int) -> float:
-    """Not psutil's time but for want of a better: it moves when the clock is set."""
+    """Return when a process started, from the kernel if possible: psutil's time moves when the clock is set."""
     try:
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return psutil.Process(pid).create_time()
-    if state == "Z":  # killed, and not yet taken note of
+    if state == "Z":
         raise psutil.NoSuchProcess(pid)
-    return float(numbers[18])
+    return float(fields[18])

@@ -1,11 +1,11 @@
-"""The ledger: what is done, in 16 bytes a document, by which the next run knows what it need not do again.
+"""The ledger: 16 bytes per processed document, by which later runs know what to skip.
 
-    ledger/run=<run_id>/part-<window>.parquet     a segment: entries of one window, and its record. It is written after the
-                                                  window's other files, and so says that these are whole
-    ledger/compacted/<sequence>/part-<n>.parquet  entries of all runs up to that one, the last of each id; then _SUCCESS
+    ledger/run=<run_id>/part-<window>.parquet     segment: the entries of one window, and its WindowRecord in the footer;
+                                                  written last, so the other files of the window are complete if it exists
+    ledger/compacted/<sequence>/part-<n>.parquet  entries of all runs up to that one, the latest of each id; then _SUCCESS
 
-An entry is a document's two keys (keys.py). The lowest bit of a content key says that the document was rejected. Segments of
-a run count for others once the run is published.
+An entry holds the id key and the content key of a document (data/hashing.py); the lowest bit of the content key marks a reject.
+Other runs read the segments of a run once it is finished.
 """
 
 from __future__ import annotations
@@ -35,32 +35,24 @@ from pipeline.runs.publish import FinishedRun, finished_runs
 
 ENTRY = np.dtype([("id", "<u8"), ("content", "<u8")])
 
-
 REJECTED = np.uint64(1)
-
+"""Bit of a content key that marks a reject."""
 
 Entries = npt.NDArray[np.void]
 
-
 _RECORD = b"nightshift.window"
-
-
 _SEQUENCED_ENTRY = np.dtype([*ENTRY.descr, ("sequence", "<u4")])
-
-
-_ENTRIES = pa.schema([pa.field("id", pa.uint64(), nullable=False), pa.field("content", pa.uint64(), nullable=False)])
-
+_SCHEMA = pa.schema([pa.field("id", pa.uint64(), nullable=False), pa.field("content", pa.uint64(), nullable=False)])
 
 _MAX_EXPANSION = 64
-"""Of a file, to its entries: hashes hardly compress."""
-
+"""Maximum ratio of entries to file size in bytes: hashes hardly compress, so a file with more is broken."""
 
 _TASK_BYTES = 2**28
-"""Of files. They hold little that compresses: some 300 MB of entries, and their runs."""
+"""Size of the files that one task reads."""
 
 
 def encode_segment(entries: Entries, record: WindowRecord) -> pa.Buffer:
-    """The file that is written there."""
+    """Return the content of a segment file."""
     return to_parquet(_table(entries), {_RECORD.decode(): record.model_dump_json()}, store_schema=False)
 
 
@@ -69,18 +61,18 @@ def _table(entries: Entries) -> pa.Table:
 
 
 def window_records(output: Location, run_id: str) -> Iterator[WindowRecord]:
-    """The records of a run's windows that are written, whether it is published or not.
+    """Yield the records of the windows that a run, finished or not, has written.
 
     Raises:
-        UserError: a segment cannot be read.
+        UserError: A segment cannot be read.
     """
-    found = [file for file, _ in _entry_files(output.child(parts_path(LEDGER, run_id)), 0)]
-    yield from map_ahead(lambda file: _read_record(output, file), found)
+    files = _entry_files(output.child(parts_path(LEDGER, run_id)))
+    yield from map_ahead(lambda file: _read_record(output, file), files)
 
 
 def has_records(output: Location, run_id: str) -> bool:
-    """Whether any window of a run is written."""
-    return bool(_entry_files(output.child(parts_path(LEDGER, run_id)), 0))
+    """Return whether a run has written any window."""
+    return bool(_entry_files(output.child(parts_path(LEDGER, run_id))))
 
 
 def _read_record(output: Location, file: StoredFile) -> WindowRecord:
@@ -89,142 +81,141 @@ def _read_record(output: Location, file: StoredFile) -> WindowRecord:
         return WindowRecord.model_validate_json(metadata[_RECORD])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file.path} is no segment of a ledger: {describe_error(error)}; remove it: its window is done again"
+            f"{file.path} is not a ledger segment: {describe_error(error)}; remove it to process its window again"
         ) from None
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The entries of published runs, sorted by id, the last of each; in Ray's object store, by the first bits of the id."""
+    """The latest entry of each id over finished runs, in Ray's object store.
+
+    Attributes:
+        parts: One array per partition of the ids (data/partition.py), sorted by id.
+        entries: Number of entries.
+    """
 
     parts: Sequence[ray.ObjectRef[Entries]]
     entries: int
 
     def lookup(self) -> LedgerLookup:
-        """To look into, in a task."""
+        """Map the parts into the memory of this process."""
         return LedgerLookup(ray.get(list(self.parts)))
 
 
 @dataclass(frozen=True)
 class LedgerLookup:
-    """A ledger whose parts are mapped into this process's memory."""
+    """A ledger in the memory of this process."""
 
     parts: Sequence[Entries]
 
     def find(self, ids: Keys) -> tuple[npt.NDArray[np.bool_], Keys]:
-        """For N ids, by key: which there is an entry of [N], and the content key of it [N]."""
-        found, contents = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.uint64)
-        part_of = partition_of(ids, len(self.parts))
+        """Look up N id keys [N]; return which of them have an entry [N], and its content key [N]."""
+        has_entry, contents = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.uint64)
+        part_numbers = partition_of(ids, len(self.parts))
         for number, part in enumerate(self.parts):
-            [rows] = np.nonzero(part_of == number)
+            [rows] = np.nonzero(part_numbers == number)
             if not len(part) or not len(rows):
                 continue
-            at = np.minimum(np.searchsorted(part["id"], ids[rows]), len(part) - 1)
-            found[rows] = part["id"][at] == ids[rows]
-            contents[rows] = part["content"][at]
-        return found, contents
+            indices = np.minimum(np.searchsorted(part["id"], ids[rows]), len(part) - 1)
+            has_entry[rows] = part["id"][indices] == ids[rows]
+            contents[rows] = part["content"][indices]
+        return has_entry, contents
 
 
 def load(output: Location, runs: Sequence[FinishedRun], until: int) -> Ledger:
     """Load the entries of the runs up to a sequence number; none for 0.
 
     Args:
-        runs: the finished runs of the output.
+        runs: The finished runs of the output.
 
     Raises:
-        UserError: it cannot be read, or does not reach back so far since it was compacted.
+        UserError: The ledger cannot be read, or was compacted to a later run.
     """
     compacted = compacted_sequence(output) if until else 0
     if compacted > until:
         raise UserError(
-            f"the ledger of {output.uri} was compacted just now; run the same command again, or, where the last published run "
-            "has been removed since, with --full, which does without it"
+            f"the ledger of {output.uri} was compacted to a later run; run the same command again, or add --full to process "
+            "all documents if that run has been removed"
         )
-    files = _entry_files(output.child(f"{COMPACTED}/{compacted:06}"), compacted) if compacted else []
-    for run in runs:
-        if compacted < run.sequence <= until:
-            files += _entry_files(output.child(parts_path(LEDGER, run.run_id)), run.sequence)
+    folders = [(f"{COMPACTED}/{compacted:06}", compacted)] if compacted else []
+    folders += [(parts_path(LEDGER, run.run_id), run.sequence) for run in runs if compacted < run.sequence <= until]
+    files = [(file, sequence) for folder, sequence in folders for file in _entry_files(output.child(folder))]
     if not files:
         return Ledger([], 0)
     parts = partition_count(sum(file.size for file, _ in files) // ENTRY.itemsize)
     read = _read_entries.options(num_returns=parts)
-    chosen = cluster.chunk_by_weight(files, lambda file: file[0].size, _TASK_BYTES)
-    by_task = [
-        cluster.as_refs(read.remote(output.filesystem, [(file.path, at) for file, at in some], parts)) for some in chosen
-    ]
+    chunks = cluster.chunk_by_weight(files, lambda file: file[0].size, _TASK_BYTES)
+    by_task = [cluster.as_refs(read.remote(output.filesystem, chunk, parts)) for chunk in chunks]
     merged = [_keep_latest.options(num_returns=2).remote(*pieces) for pieces in zip(*by_task, strict=True)]
     return Ledger([part for part, _ in merged], sum(ray.get([entries for _, entries in merged])))
 
 
-def _entry_files(folder: Location, sequence: int) -> list[tuple[StoredFile, int]]:
-    found = folder.files() if folder.exists() else []  # some may be the rest of one that was cut off
-    return [(file, sequence) for file in found if file.path.endswith(".parquet")]
+def _entry_files(folder: Location) -> list[StoredFile]:
+    files = folder.files() if folder.exists() else []
+    return [file for file in files if file.path.endswith(".parquet")]  # an interrupted write may leave a partial file
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
-def _read_entries(filesystem: Any, files: Sequence[tuple[str, int]], parts: int) -> Any:
-    """The entries of some files, with their runs' sequence numbers, by part."""
-    tables = []
-    for path, sequence in files:
-        entries = read_entries(filesystem, path)
-        dated = np.empty(len(entries), _SEQUENCED_ENTRY)
-        dated["id"], dated["content"], dated["sequence"] = entries["id"], entries["content"], sequence
-        tables.append(dated)
-    together = np.concatenate(tables)
-    divided = partition_rows(together, parts)
-    return divided if parts > 1 else divided[0]
+def _read_entries(filesystem: Any, files: Sequence[tuple[StoredFile, int]], parts: int) -> Any:
+    """Return the entries of files and the sequence numbers of their runs, one array per partition."""
+    pieces = []
+    for file, sequence in files:
+        entries = read_entries(filesystem, file.path)
+        piece = np.empty(len(entries), _SEQUENCED_ENTRY)
+        piece["id"], piece["content"], piece["sequence"] = entries["id"], entries["content"], sequence
+        pieces.append(piece)
+    partitions = partition_rows(np.concatenate(pieces), parts)
+    return partitions if parts > 1 else partitions[0]
 
 
 def read_entries(filesystem: fs.FileSystem, path: str) -> Entries:
-    """The entries of one file. Raises UserError if it cannot be read, or is none of a ledger's."""
+    """Read the entries of one file. Raises UserError if it cannot be read or is not of a ledger."""
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             if file.metadata.num_rows * ENTRY.itemsize > _MAX_EXPANSION * filesystem.get_file_info(path).size:
-                raise pa.ArrowInvalid(f"it says that it has {file.metadata.num_rows:,} entries")
-            table = file.read(columns=_ENTRIES.names, use_threads=False).cast(_ENTRIES)
+                raise pa.ArrowInvalid(f"its footer claims {file.metadata.num_rows:,} entries")
+            table = file.read(columns=_SCHEMA.names, use_threads=False).cast(_SCHEMA)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise UserError(f"cannot read the ledger: {path}: {describe_error(error)}; --full does without it") from None
+        raise UserError(f"cannot read the ledger file {path}: {describe_error(error)}; add --full to run without it") from None
     entries = np.empty(len(table), ENTRY)
-    entries["id"], entries["content"] = (table[name].to_numpy() for name in _ENTRIES.names)
+    entries["id"], entries["content"] = (table[name].to_numpy() for name in _SCHEMA.names)
     return entries
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _keep_latest(*pieces: Any) -> tuple[Any, int]:
-    """Sorted by id; of entries of one id the one of the last run."""
-    dated = np.concatenate(pieces)
-    dated = dated[np.lexsort((dated["sequence"], dated["id"]))]
-    last = np.append(dated["id"][1:] != dated["id"][:-1], True)[: len(dated)]
-    entries = np.empty(int(last.sum()), ENTRY)
-    entries["id"], entries["content"] = dated["id"][last], dated["content"][last]
+    """Return the latest entry of each id, sorted by id, and the number of entries."""
+    joined = np.concatenate(pieces)
+    joined = joined[np.lexsort((joined["sequence"], joined["id"]))]
+    is_latest = np.append(joined["id"][1:] != joined["id"][:-1], True)[: len(joined)]
+    entries = np.empty(int(is_latest.sum()), ENTRY)
+    entries["id"], entries["content"] = joined["id"][is_latest], joined["content"][is_latest]
     return entries, len(entries)
 
 
 def compact(output: Location) -> tuple[int, int]:
-    """Write the ledger's entries into few files, and remove those that they replace. The caller holds the lease.
+    """Rewrite the ledger as few files and remove the old ones; the caller holds the lease.
 
-    Killed at any moment, it leaves a ledger that says the same.
+    The entries stay the same even if it is killed at any moment.
 
     Returns:
-        Entries, and files that were replaced.
+        The number of entries, and the number of files that were replaced.
 
     Raises:
-        UserError: nothing is published there, or the ledger cannot be read or written.
+        UserError: No run is finished, or the ledger cannot be read or written.
     """
     runs = finished_runs(output)
     if not runs:
         raise UserError(f"no run is finished in {output.uri}; set --output.path to a folder that jobs.summarize wrote")
     until = runs[-1].sequence
-    before = compacted_sequence(output)
     target = output.child(f"{COMPACTED}/{until:06}")
-    if before < until:
+    if compacted_sequence(output) < until:
         ledger = load(output, runs, until)
         ray.get([_write_part.remote(target, number, part) for number, part in enumerate(ledger.parts)])
         target.child(SUCCESS).write(b"")
         entries = ledger.entries
     else:
-        files = _entry_files(target, until)
-        entries = sum(pq.read_metadata(file.path, filesystem=output.filesystem).num_rows for file, _ in files)
+        entries = sum(pq.read_metadata(file.path, filesystem=output.filesystem).num_rows for file in _entry_files(target))
     replaced = 0
     for run in runs:
         folder = output.child(parts_path(LEDGER, run.run_id))
@@ -242,7 +233,7 @@ def _write_part(target: Location, number: int, entries: Any) -> None:
 
 
 def compacted_sequence(output: Location) -> int:
-    """The sequence number that the ledger is compacted to; 0 if it is not."""
+    """Return the sequence number of the last run that the ledger is compacted to; 0 if it is not compacted."""
     folder = output.child(COMPACTED)
     names = folder.names() if folder.exists() else []
     return max((int(name) for name in names if folder.child(name).child(SUCCESS).exists()), default=0)

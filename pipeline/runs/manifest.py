@@ -1,17 +1,16 @@
-"""What a run did, as a record per window and a manifest of the whole run.
+"""Records of what a run did: one per window, and a manifest of the whole run.
 
-Pure data: what is counted and how counts add up. Who computes and where files lie is not known here.
+Pure data: defines what is counted and how counts add up. Docstrings become descriptions in manifest.schema.json.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, field_validator
+from pydantic import AwareDatetime, Field, NonNegativeInt, field_validator
 
 from pipeline.config.summarize import DocumentsInput
 from pipeline.data.rejects import RejectReason
@@ -20,44 +19,47 @@ from pipeline.runs.stored import Stored
 from pipeline.runs.timings import StageTimings
 
 
-class OutputFile(BaseModel):
-    """A Parquet file that a run wrote. path: within the output folder."""
+class OutputFile(Stored):
+    """A Parquet file that a run wrote."""
 
     path: Annotated[str, Field(pattern=r"^(summaries|rejects)/run=[^/]+/[^/]+\.parquet$")]
+    """Path relative to the output folder."""
     rows: NonNegativeInt
     bytes: NonNegativeInt
     sha256: str
 
 
-class UnreadRows(BaseModel):
-    """Rows of a file that could not be read, and why. rows: None where not even their number is known."""
+class UnreadRows(Stored):
+    """Rows of a file that could not be read."""
 
     rows: NonNegativeInt | None
+    """Number of rows; null if the footer could not be read either."""
     error: str
 
-    def __add__(self, more: UnreadRows) -> UnreadRows:
-        return UnreadRows(rows=(self.rows or 0) + (more.rows or 0), error=more.error)
+    def __add__(self, other: UnreadRows) -> UnreadRows:
+        return UnreadRows(rows=(self.rows or 0) + (other.rows or 0), error=other.error)
 
 
-Number = Annotated[int, Field(ge=0, lt=1 << 31)]
+Index = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class WindowRecord(Stored):
-    """What became of one window of documents.
+    """The result of one window."""
 
-    unit, number: its name. last: of its unit's windows. actor: the one that decoded it, by Ray's id. documents: summarized and
-    rejected ones. skipped, unread: of the unit, up to its last window, which alone has them; documents that were done before,
-    by what was done, and rows that could not be read, by file.
-    """
-
-    split: Number = Field(alias="unit")
-    number: Number
+    split: Index = Field(alias="unit")
+    number: Index
     last: bool
+    """Whether it is the last window of its split."""
     actor: str
+    """Ray id of the actor that decoded it."""
     documents: int
+    """Summarized and rejected documents."""
     skipped: dict[str, int]
+    """Documents of the split that an earlier run processed, by outcome; empty except in the last window."""
     unread: dict[str, UnreadRows]
+    """Rows of the split that could not be read, by path; empty except in the last window."""
     rejected: dict[str, int]
+    """Rejected documents by reason."""
     truncated: int
     reached_length_limit: int
     source_tokens: int
@@ -67,30 +69,31 @@ class WindowRecord(Stored):
     stats: RunStats = Field(alias="digest")
 
 
-class Counts(BaseModel):
-    """Documents and tokens of a run. read = skipped + summarized + rejected, each the sum of its kinds.
-
-    skipped: documents that an earlier run did, and that are as they were: "summarized" or "rejected" then. unread: rows of
-    files that could not be read.
-    """
+class Counts(Stored):
+    """Documents and tokens of a run, where read = skipped + summarized + rejected."""
 
     read: int = 0
     unread: int = 0
-    skipped: dict[str, int] = {}
+    """Rows that could not be read."""
+    skipped: dict[str, int] = Field({})
+    """Unchanged documents that an earlier run processed, by outcome: "summarized" or "rejected"."""
     summarized: int = 0
-    rejected: dict[str, int] = {}
+    rejected: dict[str, int] = Field({})
+    """Rejected documents by reason."""
     truncated: int = 0
+    """Documents of which the model read only the first part."""
     reached_length_limit: int = 0
+    """Summaries that the length limit ended."""
     source_tokens: int = 0
+    """Tokens of the summarized documents before truncation."""
     summary_tokens: int = 0
 
     def with_window(self, window: WindowRecord) -> Counts:
-        """The counts with a window's added."""
-        before = self.leaving_out(window.skipped, window.unread)
+        """Return the counts with those of one more window."""
         return Counts(
-            read=before.read + window.documents,
-            unread=before.unread,
-            skipped=before.skipped,
+            read=self.read + window.documents + sum(window.skipped.values()),
+            unread=self.unread + sum(unread.rows or 0 for unread in window.unread.values()),
+            skipped=dict(Counter(self.skipped) + Counter(window.skipped)),
             summarized=self.summarized + window.documents - sum(window.rejected.values()),
             rejected=dict(Counter(self.rejected) + Counter(window.rejected)),
             truncated=self.truncated + window.truncated,
@@ -99,19 +102,9 @@ class Counts(BaseModel):
             summary_tokens=self.summary_tokens + window.summary_tokens,
         )
 
-    def leaving_out(self, skipped: Mapping[str, int], unread: Mapping[str, UnreadRows]) -> Counts:
-        """The counts, and documents that are left out, too."""
-        return self.model_copy(
-            update={
-                "read": self.read + sum(skipped.values()),
-                "skipped": dict(Counter(self.skipped) + Counter(skipped)),
-                "unread": self.unread + sum(of_file.rows or 0 for of_file in unread.values()),
-            }
-        )
-
     @property
     def outcomes(self) -> dict[str, int]:
-        """Documents by what became of them."""
+        """Number of documents by outcome."""
         return {
             "summarized": self.summarized,
             "rejected": sum(self.rejected.values()),
@@ -121,42 +114,44 @@ class Counts(BaseModel):
 
     @property
     def done(self) -> int:
-        """Documents that the run summarized or rejected itself."""
+        """Documents that this run summarized or rejected."""
         return self.summarized + sum(self.rejected.values())
 
     @property
     def reject_share(self) -> float:
-        """Rejected documents and unread rows among all, or those of what is new among what is new, whichever is more.
+        """Share of rejected and unread documents: of all documents or of the new ones, whichever is larger.
 
-        Rows without an id of their own are rejected anew each night: in many nights' documents they count among all alone.
+        Rows without a unique id are rejected again in every run, so they do not count as new.
         """
         bad = sum(self.rejected.values()) + self.unread
         new = bad - self.rejected.get(RejectReason.NULL_ID, 0) - self.rejected.get(RejectReason.DUPLICATE_ID, 0)
         return max(bad / max(self.read + self.unread, 1), new / max(self.summarized + new, 1))
 
 
-class StatsSummary(BaseModel):
-    """What is said of a run's documents on average, by which it is compared with the next. None where there is none.
-
-    documents: that were summarized. mean_source_tokens: of whole documents. mean_score: nats a subword. Shares, from 0 to 1:
-    at_limit: of summaries that the length limit ended. truncated: of sources of which the model read a part. repeated: of
-    summaries that say what another one says (estimated: digest.Repeats). empty: of summaries without a word. byte_tokens: of
-    the subwords that the model read, those that are bytes of a character without a subword, or unknown.
-    """
+class StatsSummary(Stored):
+    """Averages over a run's documents, to compare runs; null if there are no documents. Shares are from 0 to 1."""
 
     documents: int = 0
+    """Summarized documents."""
     mean_source_tokens: float | None = None
+    """Tokens per document before truncation."""
     mean_summary_tokens: float | None = None
     mean_score: float | None = None
+    """Log-probability per token (nats)."""
     at_limit: float | None = None
+    """Share of summaries that the length limit ended."""
     truncated: float | None = None
+    """Share of documents of which the model read only the first part."""
     repeated: float | None = None
+    """Estimated share of summaries whose text another summary has."""
     empty: float | None = None
+    """Share of summaries without a word."""
     byte_tokens: float | None = None
+    """Share of the tokens read that are unknown, or a byte of a character outside the vocabulary."""
 
     @classmethod
     def of(cls, counts: Counts, stats: RunStats) -> StatsSummary:
-        """Of a run's."""
+        """Summarize the counts and stats of a run."""
         documents = counts.summarized
         if not documents:
             return cls()
@@ -173,18 +168,15 @@ class StatsSummary(BaseModel):
         )
 
 
-class RemovedDocuments(BaseModel):
-    """Documents that an earlier run did and that are not in the input any more.
-
-    ids: the first of them, sorted, as strings; 100,000 at most are in ``runs/<run_id>/gone.parquet``, if there are any. A run
-    that left files out does not look for them.
-    """
+class RemovedDocuments(Stored):
+    """Documents of earlier runs that are no longer in the input. A run that skipped files does not look for them."""
 
     documents: int = 0
-    ids: list[str] = []
+    ids: list[str] = Field([])
+    """The first ids in order, as strings; ``runs/<run_id>/gone.parquet`` has up to 100,000."""
 
 
-class InputFile(BaseModel):
+class InputFile(Stored):
     """A Parquet file that a run read."""
 
     path: str
@@ -194,52 +186,53 @@ class InputFile(BaseModel):
 
 
 class Manifest(Stored):
-    """``runs/<run_id>/manifest.json``.
-
-    taken_over: documents that an earlier command of this run did, before it was cut off. startup_s: until the first window
-    could be decoded; seconds: from there on; both of the last command. actors: of it, that decoded any. limits: what bounded
-    its speed, in words. reject_share: that of the counts or, in bytes, that of files that are no Parquet or have other columns,
-    whichever is more. unread: files that could not be read, or not wholly, by path. ledger: how many runs had been published
-    when this one began, whose documents it skipped if they were unchanged; 0 with ``--full``. digest: for the next run's report
-    to compare with.
-    """
+    """``runs/<run_id>/manifest.json``."""
 
     format: int = 2
     run_id: str
     started_at: AwareDatetime
     finished_at: AwareDatetime
     startup_s: float
+    """Seconds until the first window could be decoded, in the last command of the run."""
     seconds: float
+    """Seconds from then on."""
     model_fingerprint: str
     config: dict[str, Any]
     decoding: dict[str, Any]
     versions: dict[str, str]
     actors: int
+    """Actors of the last command that decoded a window."""
     ledger: int
+    """Sequence number of the latest finished run when this one started, whose results it reuses; 0 with ``--full``."""
     counts: Counts
     reject_share: float
+    """That of the counts, or the share of unreadable files in bytes, whichever is larger."""
     resumed: int = Field(alias="taken_over")
+    """Documents that earlier, interrupted commands of this run processed."""
     removed: RemovedDocuments = Field(alias="gone")
     stats: StatsSummary = Field(StatsSummary(), alias="digest")
+    """Averages to compare with other runs."""
     timings: StageTimings = Field(alias="effort")
     limits: str
+    """What limited the speed, in one line."""
     input_files: list[InputFile]
     unread: dict[str, UnreadRows]
+    """Files that could not be read completely, by path."""
     output_files: list[OutputFile]
 
     @field_validator("config")
     @classmethod
-    def _is_of_a_run(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def _check_input_options(cls, config: dict[str, Any]) -> dict[str, Any]:
         DocumentsInput.model_validate(config.get("input"))
         return config
 
     @property
     def documents_per_s(self) -> float:
-        """Of the last command."""
+        """Documents per second of the last command."""
         return (self.counts.done - self.resumed) / max(self.seconds, 1e-9)
 
 
 def manifest_schema() -> str:
-    """The JSON schema of manifests, as manifest.schema.json holds it."""
+    """Return the content of manifest.schema.json."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
     return json.dumps(schema, indent=2) + "\n"

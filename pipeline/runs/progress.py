@@ -1,8 +1,8 @@
-"""Where a run stands: for the screen of who started it, and in a file for everyone else.
+"""Report the progress of a run: to its driver, and to everyone else in a file.
 
-    runs/<run_id>/progress.json    written anew every few seconds while the run's driver is alive
+    runs/<run_id>/progress.json    rewritten every few seconds while the driver of the run is alive
 
-The driver notes each window; what it has seen of the last minute is all that is kept.
+The driver calls ``ProgressWriter.update`` after each window.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
@@ -24,12 +24,10 @@ from pipeline.runs.stored import Stored
 
 WRITE_EVERY_S = 5.0
 
+RECENT_S = 60.0
+"""Period of the recent rate."""
 
-_RECENT_S = 60.0
-
-
-_SAMPLE_EVERY_S = 1.0
-
+SAMPLE_EVERY_S = 1.0
 
 Phase = Literal["starting", "running", "finished", "stopped"]
 
@@ -37,10 +35,16 @@ Phase = Literal["starting", "running", "finished", "stopped"]
 class RunProgress(Stored):
     """``runs/<run_id>/progress.json``.
 
-    at: when this was so. starting: until the first window is written; finished, stopped: the driver has ended. documents: of
-    the whole store. taken_over: of those that are done, by an earlier command of this run. seconds: since the first window
-    could start. documents_per_s: done by this command, over all of that time; recent_documents_per_s: over the last minute, if
-    it runs long enough to tell. seconds_left: if anything can be said of it. actors: that have decoded a window.
+    Attributes:
+        at: When the driver wrote this.
+        phase: "starting" until the first window is written; "finished" or "stopped" once the driver has ended.
+        documents: Documents in the input.
+        resumed: Documents processed by earlier commands of this run.
+        seconds: Time since the first window could start.
+        documents_per_s: Documents per second of this command.
+        recent_documents_per_s: The same over the last minute; None until it is known.
+        seconds_left: Estimate; None until it is known.
+        actors: Actors that have decoded a window.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,26 +62,27 @@ class RunProgress(Stored):
     actors: int = 0
 
     @property
-    def seen(self) -> int:
-        """Documents that have been dealt with, of all in the store."""
+    def processed(self) -> int:
+        """Documents of the input that are summarized, rejected, skipped or unreadable."""
         return self.counts.read + self.counts.unread
 
     def details(self) -> str:
-        """How fast it goes and what comes of it, in words: what comes after ``1,200 of 5,000``."""
-        told = []
+        """Return the speed, the time left and the rejects as text, to follow ``1,200 of 5,000``."""
+        parts = []
         if self.actors:
             recent = "" if self.recent_documents_per_s is None else f" ({self.recent_documents_per_s:,.0f} in the last minute)"
-            told += [f"{self.documents_per_s:,.0f} documents/s{recent}"]
-            told += [] if self.seconds_left is None else [f"{timedelta(seconds=round(self.seconds_left))} left"]
-            told += [f"{self.actors} actor{'s' * (self.actors != 1)}"]
-        return ", ".join([*told, f"{sum(self.counts.rejected.values()):,} rejected"])
+            parts.append(f"{self.documents_per_s:,.0f} documents/s{recent}")
+            if self.seconds_left is not None:
+                parts.append(f"{timedelta(seconds=round(self.seconds_left))} left")
+            parts.append(f"{self.actors} actor{'s' * (self.actors != 1)}")
+        return ", ".join([*parts, f"{sum(self.counts.rejected.values()):,} rejected"])
 
 
 def read_progress(output: Location, run_id: str) -> RunProgress | None:
-    """What a run last said; None if it said nothing that this version understands.
+    """Read the progress of a run; None if there is none, or another version wrote it.
 
     Raises:
-        UserError: the file is there and cannot be read.
+        UserError: The file exists but cannot be read.
     """
     file = run_folder(output, run_id).child(PROGRESS)
     try:
@@ -87,72 +92,78 @@ def read_progress(output: Location, run_id: str) -> RunProgress | None:
 
 
 class ProgressWriter:
-    """Keeps a run's progress.json up to date while the block runs; where that fails, the run goes on without.
+    """Keeps progress.json up to date while its block runs. A failed write never stops the run.
 
     Args:
-        file: where to. documents: in the whole store.
+        file: Location of progress.json.
+        documents: Documents in the input.
     """
 
     def __init__(self, file: Location, run_id: str, documents: int) -> None:
         self._file = file
-        self._last = RunProgress(run_id=run_id, at=datetime.now(UTC), phase="starting", documents=documents)
-        self._recent: deque[tuple[float, RunProgress]] = deque()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._write_until_ended, daemon=True)
+        self._latest = RunProgress(run_id=run_id, at=datetime.now(UTC), phase="starting", documents=documents)
+        self._samples: deque[tuple[float, RunProgress]] = deque()  # of the last RECENT_S
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write_until_stopped, daemon=True)
 
     def __enter__(self) -> ProgressWriter:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None) -> None:
-        self._ended.set()
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
         self._thread.join()
-        ended = {"phase": "stopped" if kind else "finished", "recent_documents_per_s": None, "seconds_left": None}
-        self._last = self._last.model_copy(update=ended)
+        phase = "stopped" if error_type else "finished"
+        self._set(phase=phase, recent_documents_per_s=None, seconds_left=None)
         self._write()
 
-    def take_over(self, counts: Counts, documents: int) -> RunProgress:
-        """What an earlier command of the run has counted, and how many documents it did; where the run stands with that."""
-        self._last = self._last.model_copy(update={"counts": counts, "taken_over": documents})
-        return self._last
+    def resume_from(self, counts: Counts, documents: int) -> RunProgress:
+        """Start from the counts, and the number of processed documents, of earlier commands of the run."""
+        return self._set(counts=counts, resumed=documents)
 
-    def note(self, counts: Counts, seconds: float, resumed: int, actors: int) -> RunProgress:
-        """One more window is written; where the run stands now. The arguments are those of Progress."""
-        now = time.monotonic()
-        at = self._last.model_copy(
-            update={
-                "at": datetime.now(UTC),
-                "phase": "running",
-                "counts": counts,
-                "taken_over": resumed,
-                "seconds": seconds,
-                "documents_per_s": (counts.done - resumed) / max(seconds, 1e-9),
-                "actors": actors,
-            }
+    def update(self, counts: Counts, seconds: float, resumed: int, actors: int) -> RunProgress:
+        """Record that another window is written; the arguments are fields of RunProgress."""
+        time_s = time.monotonic()
+        while len(self._samples) > 1 and self._samples[1][0] <= time_s - RECENT_S:
+            self._samples.popleft()
+        recent_rate, seconds_left = self._latest.recent_documents_per_s, self._latest.seconds_left
+        if self._samples:
+            since_s, previous = self._samples[0]
+            period_s = max(time_s - since_s, 1e-9)
+            if period_s >= RECENT_S / 2:
+                recent_rate = (counts.done - previous.counts.done) / period_s
+            # Skipped documents count too: they take little time, and the rest of the input may have as many.
+            processed = counts.read + counts.unread
+            if (rate := (processed - previous.processed) / period_s) > 0:
+                seconds_left = max(0, previous.documents - processed) / rate
+        progress = self._set(
+            at=datetime.now(UTC),
+            phase="running",
+            counts=counts,
+            resumed=resumed,
+            seconds=seconds,
+            documents_per_s=(counts.done - resumed) / max(seconds, 1e-9),
+            recent_documents_per_s=recent_rate,
+            seconds_left=seconds_left,
+            actors=actors,
         )
-        while len(self._recent) > 1 and self._recent[1][0] <= now - _RECENT_S:
-            self._recent.popleft()
-        if self._recent:
-            since, before = self._recent[0]
-            took = max(now - since, 1e-9)
-            if took >= _RECENT_S / 2:
-                at = at.model_copy(update={"recent_documents_per_s": (counts.done - before.counts.done) / took})
-            # By all that are dealt with: of those that were done before, which take no time, more will come.
-            if (rate := (at.seen - before.seen) / took) > 0:
-                at = at.model_copy(update={"seconds_left": max(0, at.documents - at.seen) / rate})
-        if not self._recent or now - self._recent[-1][0] >= _SAMPLE_EVERY_S:
-            self._recent.append((now, at))
-        self._last = at
-        return at
+        if not self._samples or time_s - self._samples[-1][0] >= SAMPLE_EVERY_S:
+            self._samples.append((time_s, progress))
+        return progress
 
-    def _write_until_ended(self) -> None:
+    def _set(self, **fields: Any) -> RunProgress:
+        self._latest = self._latest.model_copy(update=fields)
+        return self._latest
+
+    def _write_until_stopped(self) -> None:
         while True:
             self._write()
-            if self._ended.wait(WRITE_EVERY_S):
+            if self._stop.wait(WRITE_EVERY_S):
                 return
 
     def _write(self) -> None:
-        """As of now, for that the driver is alive is part of what it says."""
-        content = self._last.model_copy(update={"at": datetime.now(UTC)}).model_dump_json(indent=2).encode() + b"\n"
-        with suppress(Exception):  # whatever a storage fails with, no run ends by that nobody can watch it
-            self._file.write(content)
+        progress = self._latest.model_copy(update={"at": datetime.now(UTC)})  # a current time shows that the driver is alive
+        with suppress(Exception):
+            self._file.write(progress.model_dump_json(indent=2).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""Which runs of an output folder are published: those with ``runs/<run_id>/_SUCCESS``, in the order of their ends.
+"""Finished runs of an output folder: those with ``runs/<run_id>/_SUCCESS``, in the order in which they finished.
 
-The file holds the run's sequence number, as JSON: what is the later of two runs does not hang on any clock. And the sha256 of
-its manifest, by which verify.py knows that nobody has edited that.
+The file holds the run's sequence number, so that the order of runs does not depend on clocks, and the SHA-256 of its manifest,
+by which jobs.verify detects an edited manifest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from pipeline.runs.layout import SUCCESS, run_folder, run_ids
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run. sequence: 1 for the first of its folder. manifest_sha256: unset where an earlier version wrote it."""
+    """A finished run.
+
+    Attributes:
+        sequence: 1 for the first run of the output folder.
+        manifest_sha256: None if an earlier version wrote it.
+    """
 
     run_id: str
     sequence: int
@@ -30,35 +35,34 @@ class FinishedRun:
 
 
 class _Success(BaseModel):
-    """What a _SUCCESS holds. The ledger keeps a sequence number in 32 bits."""
+    """Content of _SUCCESS. The ledger keeps sequence numbers in 32 bits."""
 
     sequence: Annotated[int, Field(gt=0, lt=1 << 32)]
     manifest_sha256: str | None = None
 
 
 def finished_runs(output: Location) -> list[FinishedRun]:
-    """The runs that are finished, the first of them first.
+    """List the finished runs, the earliest first.
 
     Raises:
-        UserError: a _SUCCESS is not one that this version writes.
+        UserError: A _SUCCESS was written by another version.
     """
-    found = [run for run in map_ahead(lambda name: read_success(output, name), run_ids(output)) if run is not None]
-    return sorted(found, key=lambda run: run.sequence)
+    runs = [run for run in map_ahead(lambda run_id: read_success(output, run_id), run_ids(output)) if run is not None]
+    return sorted(runs, key=lambda run: run.sequence)
 
 
 def read_success(output: Location, run_id: str) -> FinishedRun | None:
-    """What a run's _SUCCESS says; None if there is none. Raises UserError as ``finished_runs`` does."""
+    """Read the _SUCCESS of a run; None if there is none. Raises UserError as ``finished_runs`` does."""
     marker = run_folder(output, run_id).child(SUCCESS)
     if not marker.exists():
         return None
     try:
-        said = _Success.model_validate_json(marker.read())
+        success = _Success.model_validate_json(marker.read())
     except ValidationError:
         raise UserError(
-            f"{marker.uri} does not say which run of its folder it was the end of: another version wrote it; "
-            "set another --output.path"
+            f"{marker.uri} has no valid sequence number; another version wrote it, so set another --output.path"
         ) from None
-    return FinishedRun(run_id, said.sequence, said.manifest_sha256)
+    return FinishedRun(run_id, success.sequence, success.manifest_sha256)
 
 
 def last_sequence(runs: Sequence[FinishedRun]) -> int:
@@ -70,8 +74,8 @@ def publish(output: Location, run_id: str, sequence: int, manifest: bytes) -> Fi
     """Write _SUCCESS: the run is finished, and readers of the output see it. The caller holds the lease.
 
     Args:
-        sequence: one more than that of the latest finished run.
-        manifest: content of the run's manifest.json, which is already written.
+        sequence: One more than that of the latest finished run.
+        manifest: Content of the run's manifest.json, which is already written.
     """
     run = FinishedRun(run_id, sequence, hashlib.sha256(manifest).hexdigest())
     content = {"sequence": run.sequence, "manifest_sha256": run.manifest_sha256}

@@ -1,4 +1,4 @@
-"""Base of what a run writes as JSON."""
+"""Base of the records that a run writes as JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Stored(BaseModel):
-    """A record whose keys in JSON are fixed by the format of outputs.
+    """A record whose JSON keys are fixed by the output format.
 
-    A field that has been renamed since keeps its key as an alias. Code uses the field's name.
+    A renamed field keeps its key as an alias; code uses the field's name. Docstrings of fields describe them in JSON schemas.
     """
 
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True, use_attribute_docstrings=True)

@@ -1,8 +1,8 @@
-"""The latest summary of each document, over all published runs of an output folder.
+"""Read the latest summary of each document over the finished runs of an output folder.
 
-    runs, the newest first ── files, a few ahead ── rows whose id no newer run has ── the columns of all runs
+    runs, newest first ──> files, a few read ahead ──> rows whose id no newer run has ──> columns of all runs
 
-Knows what the output looks like, not how it came to be: no Ray, no model.
+Knows the layout of the output only; needs no Ray and no model.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from pipeline.io.parallel import map_ahead
 from pipeline.runs.layout import SUMMARIES, parts_path
 from pipeline.runs.publish import finished_runs
 
-RUN = "run"
-"""The column that says which run a row is of."""
+RUN_COLUMN = "run"
+"""Name of the added column that holds the run id of a row."""
+
 _FILES_AHEAD = 8
-"""Read before they are asked for: each holds a window, and takes a while to answer."""
+
 _EXACT_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
-"""Integers of so many bits are floats of that type without loss."""
+"""Bits of the integers that a float type holds exactly."""
 
 
 @dataclass(frozen=True)
 class _RunFiles:
-    """A run with summaries. schema: of each file; its first column is the id."""
+    """The summaries of one run; the first column of the schema is the id."""
 
     run_id: str
     files: Sequence[str]
@@ -41,19 +42,19 @@ class _RunFiles:
 
 
 def read_summaries(output: str, after: int = 0, up_to: int | None = None) -> pa.RecordBatchReader:
-    """What ``pipeline.read_summaries`` does, and says that it does; of runs whose sequence is above one and up to another."""
+    """Implement ``pipeline.read_summaries``, for the runs with ``after`` < sequence number <= ``up_to``."""
     folder = open_location(output, "the output folder")
     finished = [run for run in finished_runs(folder) if after < run.sequence <= (up_to or run.sequence)]
     if not finished:
         raise UserError(f"no run is finished in {output}; name a folder that jobs.summarize wrote")
-    found = map_ahead(lambda run: _open_run(folder, run.run_id), reversed(finished))
-    runs = [run for run in found if run is not None]
+    opened = map_ahead(lambda run: _open_run(folder, run.run_id), reversed(finished))
+    runs = [run for run in opened if run is not None]
     schema = _common_schema(runs)
-    return pa.RecordBatchReader.from_batches(schema, _latest(folder, runs, schema))
+    return pa.RecordBatchReader.from_batches(schema, _read_latest(folder, runs, schema))
 
 
 def _open_run(output: Location, run_id: str) -> _RunFiles | None:
-    """None where it wrote no summary."""
+    """Return the files of a run; None if it wrote no summaries."""
     folder = output.child(parts_path(SUMMARIES, run_id))
     files = [file.path for file in folder.files() if file.path.endswith(".parquet")] if folder.exists() else []
     if not files:
@@ -65,59 +66,60 @@ def _open_run(output: Location, run_id: str) -> _RunFiles | None:
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
-    return UserError(f"cannot read {path}: {describe_error(error)}; jobs.verify says what else is not as it was written")
+    return UserError(f"cannot read {path}: {describe_error(error)}; check the run with jobs.verify")
 
 
 # Columns
 
 
 def _common_schema(runs: Sequence[_RunFiles]) -> pa.Schema:
-    """Of the runs, the newest first: the id, the columns of each, and ``RUN``."""
+    """Return the id column, the other columns of all runs, which come newest first, and ``RUN_COLUMN``."""
     fields: dict[str, pa.Field] = {}
-    first: dict[str, str] = {}
+    first_runs: dict[str, str] = {}
+    id_column = runs[0].schema.names[0] if runs else ""
     for run in runs:
-        for at, field in enumerate(run.schema):
-            name = runs[0].schema.names[0] if at == 0 else field.name
-            if name == RUN or (at and name == runs[0].schema.names[0]):
-                raise UserError(f"run {run.run_id} has a column {name!r} beside that of the same name; rename it in the input")
-            before = fields.setdefault(name, field.with_name(name).with_nullable(True))
-            fields[name] = before.with_type(
-                _common_type(name, before.type, first.setdefault(name, run.run_id), field.type, run)
-            )
-    return pa.schema([*fields.values(), pa.field(RUN, pa.string())])
+        for index, field in enumerate(run.schema):
+            name = id_column if index == 0 else field.name
+            if name == RUN_COLUMN or (index and name == id_column):
+                raise UserError(f"column {name!r} of run {run.run_id} has a reserved name; rename it in the input")
+            common = fields.setdefault(name, field.with_name(name).with_nullable(True))
+            first_run = first_runs.setdefault(name, run.run_id)
+            fields[name] = common.with_type(_common_type(name, (first_run, common.type), (run.run_id, field.type)))
+    return pa.schema([*fields.values(), pa.field(RUN_COLUMN, pa.string())])
 
 
-def _common_type(name: str, kind: pa.DataType, run_id: str, other: pa.DataType, other_run: _RunFiles) -> pa.DataType:
-    """The narrowest type that holds all values of two. Raises UserError if there is none."""
+def _common_type(column: str, first: tuple[str, pa.DataType], second: tuple[str, pa.DataType]) -> pa.DataType:
+    """Return the narrowest type that holds all values of two runs, given as (run id, type). Raises UserError if none does."""
+    (first_run, first_type), (second_run, second_type) = first, second
     try:
-        schemas = [pa.schema([(name, kind)]), pa.schema([(name, other)])]
+        schemas = [pa.schema([(column, data_type)]) for data_type in (first_type, second_type)]
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        if all(_is_exact(common, one) for one in (kind, other)):
+        if _is_exact(common, first_type) and _is_exact(common, second_type):
             return common
     except (pa.ArrowTypeError, pa.ArrowInvalid):
         pass
     raise UserError(
-        f"column {name!r} is {kind} in run {run_id} but {other} in run {other_run.run_id}, and no type holds the values of "
-        f"both; read one run's files alone: {parts_path(SUMMARIES, run_id)}"
+        f"column {column!r} is {first_type} in run {first_run} but {second_type} in run {second_run}, and no type holds the "
+        f"values of both; read the files of one run only: {parts_path(SUMMARIES, first_run)}"
     )
 
 
-def _is_exact(common: pa.DataType, kind: pa.DataType) -> bool:
-    """Arrow takes a float for the common type of integers and floats, whatever their size."""
-    if not pa.types.is_integer(kind):
+def _is_exact(common: pa.DataType, data_type: pa.DataType) -> bool:
+    """Return whether ``common`` holds all integers of a type: Arrow promotes integers to floats of any size."""
+    if not pa.types.is_integer(data_type):
         return True
-    bits = kind.bit_width - pa.types.is_signed_integer(kind)
+    bits = data_type.bit_width - pa.types.is_signed_integer(data_type)
     if pa.types.is_integer(common):
         return bool(bits <= common.bit_width - pa.types.is_signed_integer(common))
     return bool(bits <= _EXACT_BITS.get(common, 64))
 
 
 def _align(rows: pa.Table, run: _RunFiles, path: str, schema: pa.Schema) -> pa.Table:
-    """A file's rows in the columns of all runs."""
+    """Return the rows of a file with the columns of all runs."""
     rows = rows.rename_columns([schema.names[0], *rows.column_names[1:]])
     columns = []
     for field in schema:
-        if field.name == RUN:
+        if field.name == RUN_COLUMN:
             columns.append(pa.repeat(run.run_id, len(rows)))
         elif field.name not in rows.column_names:
             columns.append(pa.nulls(len(rows), field.type))
@@ -132,22 +134,22 @@ def _align(rows: pa.Table, run: _RunFiles, path: str, schema: pa.Schema) -> pa.T
 # Rows
 
 
-def _latest(output: Location, runs: Sequence[_RunFiles], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    newer = _IdSet()
+def _read_latest(output: Location, runs: Sequence[_RunFiles], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    newer_ids = IdSet()
     for run in runs:
-        own: list[Keys] = []
+        run_ids: list[Keys] = []
         for path, rows in _read_ahead(output, run.files):
             keys = id_keys(str(value) for value in to_texts(rows.column(0)))
-            new = ~newer.have(keys)
+            is_latest = ~newer_ids.contains(keys)
             if run is not runs[-1]:
-                own.append(keys[new])
-            yield from _align(rows.filter(pa.array(new)), run, path, schema).to_batches()
-        if own:
-            newer.add(np.concatenate(own))
+                run_ids.append(keys[is_latest])
+            yield from _align(rows.filter(pa.array(is_latest)), run, path, schema).to_batches()
+        if run_ids:
+            newer_ids.add(np.concatenate(run_ids))
 
 
 def _read_ahead(output: Location, paths: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """Files and their rows, in order; of some the rows are read already."""
+    """Yield each path and its rows, in order."""
 
     def read(path: str) -> pa.Table:
         try:
@@ -159,31 +161,31 @@ def _read_ahead(output: Location, paths: Sequence[str]) -> Iterator[tuple[str, p
     yield from zip(paths, map_ahead(read, paths, _FILES_AHEAD, _FILES_AHEAD), strict=True)
 
 
-class _IdSet:
-    """Keys of ids, 16 bytes each, in sorted pieces of which each is twice as large as the next or larger: few to look into."""
+class IdSet:
+    """A set of 16-byte id keys, in sorted arrays each at least twice as large as the next, so that there are few to search."""
 
     def __init__(self) -> None:
         self._pieces: list[Keys] = []
 
     def add(self, keys: Keys) -> None:
-        """Keys [N, 2] of which none is there yet."""
+        """Add N keys [N, 2] that are not in the set."""
         while self._pieces and len(self._pieces[-1]) < 2 * len(keys):
             keys = np.concatenate((self._pieces.pop(), keys))
-        # By column, or each search would copy the halves that it looks into.
+        # Fortran order makes a column contiguous; otherwise each search would copy it.
         self._pieces.append(np.asfortranarray(keys[np.lexsort((keys[:, 1], keys[:, 0]))]))
 
-    def have(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Which of N keys [N, 2] are there [N]."""
-        found = np.zeros(len(keys), np.bool_)
+    def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Return which of N keys [N, 2] are in the set [N]."""
+        is_member = np.zeros(len(keys), np.bool_)
         for piece in self._pieces:
-            at = np.searchsorted(piece[:, 0], keys[:, 0])
-            # A few places at most hold the same first half: one, but for a chance of 3 % in a billion ids.
+            indices = np.searchsorted(piece[:, 0], keys[:, 0])
+            # Keys with the same first half are adjacent; there is rarely more than one.
             while True:
-                inside = at < len(piece)
-                same = np.zeros(len(keys), np.bool_)
-                same[inside] = piece[at[inside], 0] == keys[inside, 0]
-                if not same.any():
+                is_inside = indices < len(piece)
+                is_same = np.zeros(len(keys), np.bool_)
+                is_same[is_inside] = piece[indices[is_inside], 0] == keys[is_inside, 0]
+                if not is_same.any():
                     break
-                found[same] |= piece[at[same], 1] == keys[same, 1]
-                at = at + same
-        return found
+                is_member[is_same] |= piece[indices[is_same], 1] == keys[is_same, 1]
+                indices = indices + is_same
+        return is_member

@@ -1,9 +1,9 @@
-"""Files that cannot be read, where a run goes on without them: what is left out once is left out for good.
+"""Record which rows of unreadable files a run skips, so that it skips the same rows for the rest of the run.
 
-    runs/<run_id>/unread/unit-<n>.json    which rows of a unit's files are, written before a window is cut without them
+    runs/<run_id>/unread/unit-<n>.json    skipped rows of the files of a split, written before a window is cut without them
 
-Windows are cut from the rows that are read, and named by their order. Whoever reads a unit again, after a crash, must find the
-same rows: those that were left out stay so, though they could be read now, and those that were read may not fail.
+Windows consist of the rows that could be read and are named by their order. A task that reads a split again after a crash must
+therefore get the same rows: it skips what was skipped before, even if it is readable now, and must not fail on other rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.io.location import Location
 from pipeline.runs.manifest import UnreadRows
 
-_ROWS_BY_PATH: TypeAdapter[dict[str, UnreadRows]] = TypeAdapter(dict[str, UnreadRows])
+_UNREAD_BY_PATH: TypeAdapter[dict[str, UnreadRows]] = TypeAdapter(dict[str, UnreadRows])
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class UnreadableFiles:
     """The unreadable files of a run.
 
     Attributes:
-        policy: whether the first one ends the run.
-        folder: where skipped rows are recorded; None: nowhere.
-        sealed: rows may no longer be skipped, because a task may already have read them.
+        policy: Whether the first one ends the run.
+        folder: Where skipped rows are recorded; None keeps no record.
+        sealed: Whether no more rows may be skipped, because a task may already have read them.
     """
 
     policy: Literal["fail", "skip"]
@@ -40,50 +40,58 @@ class UnreadableFiles:
         """Return the same files, sealed."""
         return replace(self, sealed=True)
 
-    def of(self, unit: Split) -> SplitUnreadable:
+    def of(self, split: Split) -> SplitUnreadable:
         """Read which rows of a split are skipped."""
-        note = self.folder.child(f"unit-{unit.number:06}.json") if self.folder and self.policy == "skip" else None
+        record = self.folder.child(f"unit-{split.number:06}.json") if self.folder and self.policy == "skip" else None
         try:
-            unread = _ROWS_BY_PATH.validate_json(note.read()) if note and note.exists() else {}
+            unread = _UNREAD_BY_PATH.validate_json(record.read()) if record and record.exists() else {}
         except ValidationError:
-            raise UserError(f"{note.uri if note else ''} is broken; begin another run: --output.run_id") from None
-        return SplitUnreadable(self.policy, note, unit, self.sealed, unread)
+            raise UserError(f"{record.uri if record else ''} is broken; start a new run with --output.run_id") from None
+        return SplitUnreadable(self.policy, record, split, self.sealed, unread)
 
 
 @dataclass(frozen=True)
 class SplitUnreadable:
-    """What is left out of a unit. unread: by path."""
+    """The skipped rows of one split.
+
+    Attributes:
+        record: File that keeps them, if any.
+        unread: Skipped rows by path.
+    """
 
     policy: Literal["fail", "skip"]
-    file: Location | None
-    unit: Split
+    record: Location | None
+    split: Split
     sealed: bool
     unread: dict[str, UnreadRows]
 
     @property
     def readable(self) -> Split:
-        """The unit without it."""
-        return replace(self.unit, spans=tuple(span for whole in self.unit.spans if (span := self._read_of(whole)).rows))
+        """The split without the skipped rows."""
+        row_ranges = map(self._readable_range, self.split.row_ranges)
+        return replace(self.split, row_ranges=tuple(row_range for row_range in row_ranges if row_range.rows))
 
-    def _read_of(self, span: RowRange) -> RowRange:
-        left_out = self.unread.get(span.path)
-        return span if left_out is None else replace(span, rows=max(0, span.rows - (left_out.rows or 0)), small=False)
+    def _readable_range(self, row_range: RowRange) -> RowRange:
+        unread = self.unread.get(row_range.path)
+        if unread is None:
+            return row_range
+        return replace(row_range, rows=max(0, row_range.rows - (unread.rows or 0)), is_small=False)
 
-    def note(self, file: ReadFailure) -> None:
-        """Leave out the rest of a file.
+    def note(self, failure: ReadFailure) -> None:
+        """Skip the rest of a file.
 
         Raises:
-            UserError: the run ends with it; or another task, or command, of this run has read it.
+            UserError: The policy is to fail, or a task of this run could read the file before.
         """
         if self.policy == "fail":
-            fail_run(file)
+            fail_run(failure)
         if self.sealed:
             raise UserError(
-                f"cannot read {file.path}, which this run could before: {file.error}; run it again once it can be read, "
-                "or begin another run: --output.run_id"
+                f"cannot read {failure.path}, which this run could read before: {failure.error}; run the same command when "
+                "it is readable again, or start a new run with --output.run_id"
             )
-        left_out = UnreadRows(rows=file.rows, error=file.error)
-        before = self.unread.get(file.path)  # by the census, further on in the file
-        self.unread[file.path] = left_out if before is None else before + left_out
-        if self.file:
-            self.file.write(_ROWS_BY_PATH.dump_json(self.unread))
+        unread = UnreadRows(rows=failure.rows, error=failure.error)
+        previous = self.unread.get(failure.path)  # skipped further down in the file, when ids were read
+        self.unread[failure.path] = unread if previous is None else previous + unread
+        if self.record:
+            self.record.write(_UNREAD_BY_PATH.dump_json(self.unread))

@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, tiny_bundle: Pat
     assert left_out.manifest.removed == RemovedDocuments()
     (tmp_path / "aside").rename(broken)
     (tmp_path / "in/other.parquet").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*broken\.parquet: .*; mend it, or go on without"):
+    with pytest.raises(UserError, match=r"cannot read .*broken\.parquet: .*--input\.on_bad_file skip"):
         night(tmp_path, tiny_bundle, "failing")
     write(tmp_path, "broken", texts(0, 25))  # mended
     assert night(tmp_path, tiny_bundle, "failing").manifest.counts.skipped == {"summarized": 25}

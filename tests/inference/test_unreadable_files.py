@@ -89,7 +89,7 @@ def test_of_a_file_that_is_left_out_whole_nothing_is_read(files: list[Path], uni
 
 
 def test_what_the_census_left_out_of_a_file_stays_out_when_more_of_it_does(unit: Split, stage: ReadWindows) -> None:
-    path = unit.spans[1].path
+    path = unit.row_ranges[1].path
     for rows in (8, 12):
         stage.bad_files.of(unit, is_first=True).note(ReadFailure(path, rows, f"{rows} rows"))
     left_out = stage.bad_files.of(unit, is_first=False)

@@ -61,36 +61,36 @@ def test_a_run_that_is_being_done(watched: tuple[Path, str]) -> None:
     assert first.startswith("run r, ")
     for said in (" of 3,000, ", " documents/s, ", ", 1 actor, ", "0 rejected"):
         assert said in first
-    assert second.startswith("being done by run r, process PID on ")
-    assert "its last word is 0:00:0" in second
+    assert second.startswith("running: run r, process PID on ")
+    assert "last progress 0:00:0" in second
 
 
 def test_a_run_that_was_cut_off(watched: tuple[Path, str], tmp_path: Path) -> None:
     output = Path(shutil.copytree(watched[0], tmp_path / "out"))
-    assert state(output).startswith("cut off: run r, process ")
+    assert state(output).startswith("interrupted: run r, process ")
     [claim] = (output / "lease").glob("*.json")
     elsewhere = json.loads(claim.read_text()) | {"machine": "far away"}
     claim.write_text(json.dumps(elsewhere))
     said = output / "runs/r/progress.json"
     values = json.loads(said.read_text())
     said.write_text(json.dumps(values | {"at": "2020-01-01T00:00:00Z"}))
-    assert " on far holds the lease and does not answer; its last word is" in state(output)
+    assert " on far holds the lease but does not respond; last progress" in state(output)
     said.write_text(json.dumps(values | {"at": "2120-01-01T00:00:00Z"}))  # its clock is ahead
-    assert state(output).startswith("being done by run r, process ")
+    assert state(output).startswith("running: run r, process ")
     said.unlink()
-    assert "does not answer; it has left no word" in state(output)
+    assert "does not respond; no progress recorded" in state(output)
     claim.write_text(json.dumps(elsewhere | {"run_id": "s"}))
-    assert state(output, "r").startswith("cut off; it has left no word; the same command goes on from there; run s, process ")
+    assert state(output, "r").startswith("interrupted; no progress recorded; resume with the same command; run s, process ")
     claim.unlink()
     said.write_text(json.dumps(values | {"phase": "stopped"}))
-    assert state(output).startswith("stopped; its last word is")
+    assert state(output).startswith("stopped; last progress")
     said.write_text(json.dumps(values | {"phase": "finished"}))
-    assert state(output).startswith("not published: more of it was rejected")
+    assert state(output).startswith("not published: more documents were rejected")
     (output / "runs/r/_SUCCESS").write_text('{"sequence": 3}')
-    assert state(output) == "published, as number 3 of the runs of its folder"
-    with pytest.raises(UserError, match=r"no run s has begun in .* \(the last are r\)"):
+    assert state(output) == "finished, number 3 of the runs in this folder"
+    with pytest.raises(UserError, match=r"run s .*--output\.run_id"):
         state(output, "s")
-    with pytest.raises(UserError, match="no run has begun in"):
+    with pytest.raises(UserError, match=r"no run has started .*--output\.path"):
         state(tmp_path / "nowhere")
 
 

@@ -1,9 +1,10 @@
-"""Where a run stands, as its driver notes it."""
+"""The driver's progress is returned to it and written to progress.json."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pipeline.io.location import Location, open_location
 from pipeline.runs import progress
 from pipeline.runs.layout import run_folder
 from pipeline.runs.manifest import Counts
-from pipeline.runs.progress import ProgressWriter, read_progress
+from pipeline.runs.progress import ProgressWriter, RunProgress, read_progress
 
 
 @pytest.fixture
@@ -23,36 +24,40 @@ def output(tmp_path: Path) -> Location:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "WRITE_EVERY_S", 0.05)
-    monkeypatch.setattr(progress, "_RECENT_S", 0.4)
-    monkeypatch.setattr(progress, "_SAMPLE_EVERY_S", 0.01)
+    monkeypatch.setattr(progress, "RECENT_S", 0.4)
+    monkeypatch.setattr(progress, "SAMPLE_EVERY_S", 0.01)
 
 
-def journal(output: Location, documents: int = 1000) -> ProgressWriter:
+def progress_writer(output: Location, documents: int = 1000) -> ProgressWriter:
     return ProgressWriter(run_folder(output, "r").child("progress.json"), "r", documents)
 
 
+def wait_for(output: Location, condition: Callable[[RunProgress], bool]) -> RunProgress:
+    """Read progress.json until the condition holds."""
+    for _ in range(500):
+        written = read_progress(output, "r")
+        if written is not None and condition(written):
+            return written
+        time.sleep(0.01)
+    raise AssertionError(f"condition not met by {read_progress(output, 'r')}")
+
+
 @pytest.mark.usefixtures("quick")
-def test_the_file_follows_the_run(output: Location) -> None:
-    with journal(output) as noted:
-        assert noted.take_over(Counts(read=100, summarized=100), 100).seen == 100
-        time.sleep(0.3)
-        begun = read_progress(output, "r")
-        assert begun is not None
-        assert (begun.phase, begun.seen, begun.details()) == ("starting", 100, "0 rejected")
-        noted.note(Counts(read=300, summarized=280, rejected={"null_text": 20}), 10.0, 100, 2)
-        time.sleep(0.3)
-        running = read_progress(output, "r")
-        assert running is not None
-        assert (running.phase, running.seen, running.documents) == ("running", 300, 1000)
+def test_file_follows_the_run(output: Location) -> None:
+    with progress_writer(output) as writer:
+        assert writer.resume_from(Counts(read=100, summarized=100), 100).processed == 100
+        starting = wait_for(output, lambda written: written.resumed == 100)
+        assert (starting.phase, starting.processed, starting.details()) == ("starting", 100, "0 rejected")
+        writer.update(Counts(read=300, summarized=280, rejected={"null_text": 20}), seconds=10.0, resumed=100, actors=2)
+        running = wait_for(output, lambda written: written.phase == "running")
+        assert (running.processed, running.documents, running.resumed) == (300, 1000, 100)
         assert running.details() == "20 documents/s, 2 actors, 20 rejected"
-        time.sleep(0.3)
-        later = read_progress(output, "r")
-        assert later is not None
-        assert later.at > running.at, "a driver that waits for its windows says that it is alive"
-    ended = read_progress(output, "r")
-    assert ended is not None
-    assert (ended.phase, ended.seconds_left, ended.counts.summarized) == ("finished", None, 280)
-    with pytest.raises(ZeroDivisionError), journal(output):
+        assert json.loads((run_folder(output, "r").child("progress.json")).read())["taken_over"] == 100
+        wait_for(output, lambda written: written.at > running.at)  # rewritten although no window was completed
+    finished = read_progress(output, "r")
+    assert finished is not None
+    assert (finished.phase, finished.seconds_left, finished.counts.summarized) == ("finished", None, 280)
+    with pytest.raises(ZeroDivisionError), progress_writer(output):
         _ = 1 / 0
     stopped = read_progress(output, "r")
     assert stopped is not None
@@ -60,31 +65,33 @@ def test_the_file_follows_the_run(output: Location) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_last_minute_and_the_time_left(output: Location) -> None:
-    with journal(output) as noted:
-        at = noted.note(Counts(read=100, summarized=100), 100.0, 0, 1)
-        assert (at.recent_documents_per_s, at.seconds_left) == (None, None)
-        for step in range(1, 9):  # a hundred documents in 0.1 s, of which half were done before
+def test_recent_rate_and_time_left(output: Location) -> None:
+    with progress_writer(output) as writer:
+        first = writer.update(Counts(read=100, summarized=100), seconds=100.0, resumed=0, actors=1)
+        assert (first.recent_documents_per_s, first.seconds_left) == (None, None)
+        for step in range(1, 9):  # 100 documents in 0.1 s, half of them skipped
             time.sleep(0.1)
             counts = Counts(read=100 + step * 100, summarized=100 + step * 50, skipped={"summarized": step * 50})
-            at = noted.note(counts, 100.0 + step / 10, 0, 1)
-        assert at.documents_per_s == pytest.approx(500 / 100.8)
-        assert at.recent_documents_per_s is not None
-        assert at.seconds_left is not None
-        assert 250 < at.recent_documents_per_s <= 500
-        assert 100 / 1000 <= at.seconds_left < 100 / 500
-        assert len(noted._recent) < 8, "what is older than a minute is forgotten"
+            latest = writer.update(counts, seconds=100.0 + step / 10, resumed=0, actors=1)
+        assert latest.documents_per_s == pytest.approx(500 / 100.8)
+        assert latest.recent_documents_per_s is not None
+        assert latest.seconds_left is not None
+        assert 250 < latest.recent_documents_per_s <= 500
+        assert 100 / 1000 <= latest.seconds_left < 100 / 500
+        time.sleep(0.5)  # all samples but the last are older than the recent period
+        idle = writer.update(counts, seconds=101.3, resumed=0, actors=1)
+        assert idle.recent_documents_per_s == 0
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_run_goes_on_where_its_progress_cannot_be_written(tmp_path: Path, output: Location) -> None:
+def test_run_continues_if_progress_cannot_be_written(tmp_path: Path, output: Location) -> None:
     (tmp_path / "runs/r/progress.json/full").mkdir(parents=True)
-    with journal(output) as noted:
+    with progress_writer(output) as writer:
         time.sleep(0.2)
-        assert noted.note(Counts(read=1, summarized=1), 1.0, 0, 1).phase == "running"
+        assert writer.update(Counts(read=1, summarized=1), seconds=1.0, resumed=0, actors=1).phase == "running"
 
 
-def test_a_file_of_another_version_says_nothing(tmp_path: Path, output: Location) -> None:
+def test_file_of_another_version_is_ignored(tmp_path: Path, output: Location) -> None:
     assert read_progress(output, "r") is None
     (tmp_path / "runs/r").mkdir(parents=True)
     (tmp_path / "runs/r/progress.json").write_text(json.dumps({"phase": "dreaming"}))
