@@ -1,4 +1,4 @@
-"""Train an encoder-decoder on your own text pairs, and summarize whole document stores with it."""
+"""Train an encoder-decoder on text pairs, and summarize large sets of documents with it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,19 @@ __all__ = ["__version__", "read_summaries"]
 
 
 def read_summaries(output: str) -> pa.RecordBatchReader:
-    """Stream the latest summary of each document over all finished runs of an output folder.
+    """Stream the latest summary of each document from all finished runs of an output folder.
 
-    Rows come newest run first. A document that was rejected or removed from the input since keeps its last summary. Columns
-    are those of all runs, matched by name and null where a run lacks one, and ``run``, the id of the run. Memory grows by 16
-    bytes for each document of every run but the oldest; the length of texts does not matter.
+    Rows come newest run first. A document that was later rejected or removed from the input keeps its last summary. The
+    columns are those of all runs, with null where a run lacks one, plus ``run``, the run id. Memory grows by 16 bytes for each
+    document of every run except the oldest.
 
     Args:
-        output: the ``--output.path`` of the runs, a path or any URI that pyarrow opens.
-
-    Returns:
-        A reader of record batches.
+        output: the ``--output.path`` of the runs: a path or any URI that pyarrow opens.
 
     Raises:
-        UserError: no run has finished there, the types of a column have no common type that holds all of their values, or a
-            file cannot be read; the last also while rows stream.
+        UserError: no run has finished, the types of a column have no common type, or a file cannot be read. Reading the
+            batches may also raise the last one.
     """
-    # Imported here, so that importing another part of this package does not load Arrow.
+    # Imported here, so that importing other parts of this package does not load Arrow.
     reader: pa.RecordBatchReader = importlib.import_module("pipeline.runs.summaries").read_summaries(output)
     return reader

@@ -1,4 +1,4 @@
-"""Model bundles by URI."""
+"""Read model bundles from any location."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.model.bundle import FILES, Bundle, bundle_from_files
 
 
 def read_bundle(uri: str, device: torch.device | str = "cpu") -> tuple[Mapping[str, bytes], Bundle]:
-    """Read a bundle's files from a folder, and load the model to ``device``.
+    """Read the files of a bundle, by name, and load its model to ``device``.
 
     Raises:
-        UserError: there is no such folder, a file is missing or broken, or they do not belong together.
+        UserError: the folder does not exist, a file is missing or broken, or the files do not belong together.
     """
     folder = open_location(uri, "--model.path")
     if not folder.exists():

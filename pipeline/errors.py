@@ -1,4 +1,4 @@
-"""Errors that are told in words: what a user can mend (exit status 2), and what stopped a job that may go on (1)."""
+"""Errors with a message for the user, and the exit statuses of the jobs."""
 
 from __future__ import annotations
 
@@ -9,69 +9,73 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_STOPPED, EXIT_USER_ERROR, EXIT_TOO_MANY_REJECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_OK = 0
+EXIT_STOPPED = 1  # also Python's own status for an unexpected exception
+EXIT_NOT_VERIFIED = 1
+EXIT_USER_ERROR = 2
+EXIT_TOO_MANY_REJECTS = 3
+EXIT_INTERRUPTED = 130
 
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_S3_ERRORS = {
+    "NO_SUCH_BUCKET": "the bucket does not exist",
+    "ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|"
+    "REQUEST_EXPIRED|MISSING_AUTHENTICATION_TOKEN": "the server refuses the credentials, which come from the environment, "
+    "a profile or the machine's role",
+    "NETWORK_CONNECTION": "the server does not answer",
+}
+"""Explanations of the error codes in pyarrow's messages."""
 
 
 class UserError(Exception):
-    """Something the user must change. The message says what, where, and what to do."""
+    """An error that the user can fix. The message says what is wrong, where, and what to do."""
 
 
 class Stopped(Exception):
-    """The cluster, or our own code, failed a job midway. The message says what is known of it, and how to go on."""
+    """A job failed because of the cluster or a bug. The message says what is known and how to resume."""
 
 
 def printable(text: str) -> str:
-    """A stranger's text with U+FFFD for each control character but tab and line feed: none of them steers a terminal."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Replace control characters except tab and line feed by U+FFFD, so that input text cannot control the terminal."""
+    return _CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def exit_status(error: BaseException) -> int:
-    """What a job exits with that ends by an error; of our own faults it is Python's, 1."""
+    """Return the exit status of a job that ends with this error."""
     if isinstance(error, UserError):
         return EXIT_USER_ERROR
     return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_STOPPED
 
 
 def exit_on_user_error(job: str, main: Callable[[], int]) -> NoReturn:
-    """Run a job's ``main`` and exit with its status; a UserError or Stopped is told on stderr, without a traceback.
+    """Run a job's ``main`` and exit with its status; print a UserError or Stopped on stderr, without a traceback.
 
-    SIGTERM, which ``ray job stop`` sends, unwinds it like Ctrl-C: what it holds, such as a lease, is given back.
+    SIGTERM, which ``ray job stop`` sends, is handled like Ctrl-C: context managers exit, so the lease is released.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))  # as Ray does, from when a job joins it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))  # Ray does the same, but only once a job connects
     try:
         status = main()
     except (UserError, Stopped, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, UserError):
-            told = str(error)
+            message = str(error)
         elif isinstance(error, Stopped):
-            told = f"stopped: {error}"
+            message = f"stopped: {error}"
         elif isinstance(error, KeyboardInterrupt):
-            told = "interrupted"
+            message = "interrupted"
         elif error.code == signal.SIGTERM:
-            told = "stopped: it was told to end (SIGTERM)"
+            message = "stopped by SIGTERM"
         else:
             raise
-        print(printable(f"{job}: {told}"), file=sys.stderr)
+        print(printable(f"{job}: {message}"), file=sys.stderr)
         status = exit_status(error)
     sys.exit(status)
 
 
-_S3_ERRORS = {
-    "NO_SUCH_BUCKET": "there is no such bucket",
-    "ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|"
-    "REQUEST_EXPIRED|MISSING_AUTHENTICATION_TOKEN": "the server does not grant this to the credentials that it was shown, "
-    "those of the environment, of a profile or of the machine's role",
-    "NETWORK_CONNECTION": "the server does not answer",
-}
-
-
 def describe_error(error: Exception) -> str:
-    """An error's own words on one line; for the system's errors just what went wrong."""
-    if isinstance(error, OSError) and error.errno and error.errno > 0:  # name resolution counts its own below 0
+    """Return an error's message on one line: only the reason for a system error, with an explanation for an S3 error."""
+    if isinstance(error, OSError) and error.errno and error.errno > 0:  # errors of name resolution have numbers below 0
         return os.strerror(error.errno)
-    told = " ".join(str(error).split()) or type(error).__name__
-    said = re.search(r"AWS Error ([A-Z_]+)", told)
-    known = next((words for codes, words in _S3_ERRORS.items() if said and said[1] in codes.split("|")), None)
-    return f"{known} ({told})" if known else told
+    message = " ".join(str(error).split()) or type(error).__name__
+    code = re.search(r"AWS Error ([A-Z_]+)", message)
+    explanation = next((text for codes, text in _S3_ERRORS.items() if code and code[1] in codes.split("|")), None)
+    return f"{explanation} ({message})" if explanation else message

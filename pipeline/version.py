@@ -1,4 +1,4 @@
-"""The version of this package, and versions that a result depends on, as manifests, model cards and evaluations list them."""
+"""Versions of this package and of the packages that results depend on, for manifests, model cards and evaluations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ _PACKAGES = ("torch", "ray", "pyarrow", "sentencepiece", "rouge-score", "sacrebl
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, Python and the packages that results depend on, by name.
-
-    A job may run from a checkout, so this package's version is not looked up among installed packages.
-    """
-    found = {"nightshift": __version__, "python": platform.python_version()}
+    """Return the versions of this package, Python, and the packages that results depend on, by name."""
+    # A job may run from a checkout, so this package is not looked up among the installed packages.
+    installed = {"nightshift": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed

@@ -1,4 +1,4 @@
-"""Prometheus and its Pushgateway, started for a test."""
+"""Start Prometheus and its Pushgateway for a test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEPLOY = Path(__file__).parents[1] / "deploy" / "grafana"
 
 
 def program(name: str) -> str:
-    """Its path; the test is skipped where it is not installed."""
+    """Return the path of a program; skip the test if it is not installed."""
     package = {"promtool": "prometheus"}.get(name, name)
     return shutil.which(name) or pytest.skip(f"needs {name}: apt-get install {package}")
 
@@ -33,8 +33,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(*command: str, url: str, folder: Path) -> Iterator[None]:
-    """A server that runs while the block does, from when it answers."""
+def _run_server(*command: str, url: str, folder: Path) -> Iterator[None]:
+    """Run a server during the block, which starts once the server answers."""
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     try:
@@ -52,30 +52,31 @@ def serving(*command: str, url: str, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pushgateway(folder: Path) -> Iterator[str]:
-    """Its URL."""
+    """Run a Pushgateway during the block; yield its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    # Debian's gateway keeps what it was told in a file, by default one for all that run.
+    # Debian's gateway stores metrics in a file, by default the same one for all processes.
     options = [f"--web.listen-address=127.0.0.1:{port}", f"--persistence.file={folder}/pushed"]
-    with serving(program("prometheus-pushgateway"), *options, url=f"{url}/-/ready", folder=folder):
+    with _run_server(program("prometheus-pushgateway"), *options, url=f"{url}/-/ready", folder=folder):
         yield url
 
 
 @contextlib.contextmanager
 def prometheus(folder: Path, config: str) -> Iterator[str]:
-    """Its URL. config: the text of its configuration."""
+    """Run Prometheus with this configuration during the block; yield its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     (folder / "prometheus.yaml").write_text(config)
     options = [f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data"]
     listen = f"--web.listen-address=127.0.0.1:{port}"
-    with serving(program("prometheus"), *options, listen, url=f"{url}/-/ready", folder=folder):
+    with _run_server(program("prometheus"), *options, listen, url=f"{url}/-/ready", folder=folder):
         yield url
 
 
-def ask(prometheus: str, expression: str, **at: float) -> list[dict[str, Any]]:
-    """The series of an expression now; or, with start and end, over that time, second by second."""
-    kind = ("query_range", {"step": 1}) if at else ("query", {})
-    with urlopen(f"{prometheus}/api/v1/{kind[0]}?{urlencode({'query': expression, **kind[1], **at})}", timeout=30) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-    return found
+def ask(prometheus: str, expression: str, **range_s: float) -> list[dict[str, Any]]:
+    """Return the series of an expression: the current values, or with start and end one value per second."""
+    endpoint, parameters = ("query_range", {"step": 1}) if range_s else ("query", {})
+    query = urlencode({"query": expression, **parameters, **range_s})
+    with urlopen(f"{prometheus}/api/v1/{endpoint}?{query}", timeout=30) as answer:
+        series: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    return series

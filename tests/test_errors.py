@@ -1,53 +1,57 @@
-"""What a user's mistake looks like from the shell."""
+"""Exit statuses and error messages as the shell sees them."""
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Stopped, UserError, exit_on_user_error
+from pipeline.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    Stopped,
+    UserError,
+    describe_error,
+    exit_on_user_error,
+)
 
 
-def test_a_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("no column 'text'"), EXIT_USER_ERROR, "summarize: no column 'text'\n"),
+        (
+            UserError("title \x1b]0;x\x07"),
+            EXIT_USER_ERROR,
+            "summarize: title \N{REPLACEMENT CHARACTER}]0;x\N{REPLACEMENT CHARACTER}\n",
+        ),
+        (Stopped("a worker was lost"), EXIT_STOPPED, "summarize: stopped: a worker was lost\n"),
+        (KeyboardInterrupt(), EXIT_INTERRUPTED, "summarize: interrupted\n"),
+    ],
+)
+def test_expected_error_is_one_line_with_its_status(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main() -> int:
-        raise UserError("column 'text' is not there")
+        raise error
 
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as caught:
         exit_on_user_error("summarize", main)
-    assert done.value.code == 2
-    assert capsys.readouterr().err == "summarize: column 'text' is not there\n"
+    assert caught.value.code == status
+    assert capsys.readouterr().err == line
 
 
-def test_a_job_that_stopped_says_so_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> int:
-        raise Stopped("a worker was lost")
-
-    with pytest.raises(SystemExit) as done:
-        exit_on_user_error("summarize", main)
-    assert done.value.code == 1
-    assert capsys.readouterr().err == "summarize: stopped: a worker was lost\n"
-
-
-def test_the_status_of_the_job_is_the_exit_status() -> None:
-    with pytest.raises(SystemExit) as done:
+def test_return_value_is_the_exit_status() -> None:
+    with pytest.raises(SystemExit) as caught:
         exit_on_user_error("summarize", lambda: 3)
-    assert done.value.code == 3
+    assert caught.value.code == 3
 
 
-def test_an_interrupt_is_said_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> int:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as done:
-        exit_on_user_error("train", main)
-    assert done.value.code == 130
-    assert capsys.readouterr().err == "train: interrupted\n"
-
-
-def test_our_own_faults_keep_their_traceback() -> None:
+def test_unexpected_error_keeps_its_traceback() -> None:
     def main() -> int:
         raise ZeroDivisionError
 
@@ -55,27 +59,43 @@ def test_our_own_faults_keep_their_traceback() -> None:
         exit_on_user_error("train", main)
 
 
-def test_a_job_that_is_told_to_end_gives_back_what_it_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "[Errno 28] error writing bytes to file"), "No space left on device"),
+        (OSError("two\nlines"), "two lines"),
+        (ValueError(), "ValueError"),
+        (OSError("AWS Error NO_SUCH_BUCKET during HeadBucket"), "the bucket does not exist (AWS Error NO_SUCH_BUCKET "),
+        (OSError("AWS Error ACCESS_DENIED during PutObject"), "the server refuses the credentials"),
+    ],
+)
+def test_errors_are_described_on_one_line(error: Exception, message: str) -> None:
+    description = describe_error(error)
+    assert description.startswith(message)
+    assert "\n" not in description
+
+
+def test_sigterm_exits_context_managers(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
 from pipeline.errors import exit_on_user_error
 
 def main() -> int:
-    held = Path({str(tmp_path / "held")!r})
-    held.touch()
+    lock = Path({str(tmp_path / "lock")!r})
+    lock.touch()
     try:
         time.sleep(60)
     finally:
-        held.unlink()
+        lock.unlink()
 
 exit_on_user_error("summarize", main)
 """
     job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "held").exists():
+    while not (tmp_path / "lock").exists():
         assert job.poll() is None
     job.terminate()
-    _, told = job.communicate(timeout=30)
-    assert job.returncode == 1
-    assert told == "summarize: stopped: it was told to end (SIGTERM)\n"
-    assert not (tmp_path / "held").exists()
+    _, message = job.communicate(timeout=30)
+    assert job.returncode == EXIT_STOPPED
+    assert message == "summarize: stopped by SIGTERM\n"
+    assert not (tmp_path / "lock").exists()

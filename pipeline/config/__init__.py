@@ -1,1 +1,1 @@
-"""Typed, validated options of each job: what they are, their types, defaults and meaning."""
+"""Typed, validated options of each job, with their defaults and descriptions."""

@@ -1,4 +1,4 @@
-"""What a configuration is made of: sections of options, each validated, and what is said of one that is wrong."""
+"""Base classes of all configurations, and messages for invalid options."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 
 class Section(BaseModel):
-    """A group of options. An option that does not exist is an error, so a misspelt one cannot be silently ignored."""
+    """A group of options. An unknown option is an error, so that a misspelt one is not ignored."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class JobConfig(BaseSettings):
-    """Base of the jobs' configurations."""
+    """The configuration of a job: sections of options."""
 
     model_config = SettingsConfigDict(extra="forbid", protected_namespaces=())
 
@@ -29,33 +29,35 @@ class JobConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Values given alone: an environment variable that happens to be called MODEL must not set one."""
+        """Ignore environment variables: one that happens to be called MODEL must not set an option."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
 
 
 def describe_validation_error(error: ValidationError, prefix: str = "", known: Sequence[str] = ()) -> str:
-    """Pydantic's faults in one line.
+    """Return all problems of a validation error on one line.
 
-    prefix: comes before an option's name. known: options to find the nearest right one among, where one does not exist.
+    Args:
+        prefix: text before each option's name, such as "--".
+        known: valid options, of which the nearest is suggested for an unknown one.
     """
-    lines = []
-    for fault in error.errors():
-        option = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
-        name, message = prefix + option, fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"no option {name}{nearest_option(option, known)}")
-        elif fault["type"] == "missing":
-            lines.append(f"{name} must be set")
-        elif isinstance(fault["input"], dict | BaseModel):
-            lines.append(f"{name}: {message}" if option else message)
+    problems = []
+    for problem in error.errors():
+        option = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+        name, message = prefix + option, problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"no option {name}{suggest_option(option, known)}")
+        elif problem["type"] == "missing":
+            problems.append(f"{name} must be set")
+        elif isinstance(problem["input"], dict | BaseModel):
+            problems.append(f"{name}: {message}" if option else message)
         else:
-            lines.append(f"{name}: {message[0].lower()}{message[1:]}, not {fault['input']!r}")
-    return "; ".join(lines)
+            problems.append(f"{name}: {message[0].lower()}{message[1:]}, not {problem['input']!r}")
+    return "; ".join(problems)
 
 
-def nearest_option(name: str, known: Sequence[str]) -> str:
-    """Of the known options, in words; nothing if none is near."""
-    same_ending = [option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, same_ending or known, n=1, cutoff=0.5) or same_ending[:1]
-    return f" (did you mean --{near[0]}?)" if near else ""
+def suggest_option(name: str, known: Sequence[str]) -> str:
+    """Return " (did you mean --section.option?)" for the known option nearest to ``name``, or "" if none is near."""
+    same_option = [option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2]]
+    matches = difflib.get_close_matches(name, same_option or known, n=1, cutoff=0.5) or same_option[:1]
+    return f" (did you mean --{matches[0]}?)" if matches else ""

@@ -1,4 +1,4 @@
-"""The options of jobs.evaluate."""
+"""Options of jobs.evaluate."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from pipeline.config.types import DecodingPrecision, Positive
 class EvaluateInput(Section):
     """Pairs to evaluate on."""
 
-    path: str = Field("prepared/dev", description="folder of pair shards, as prepare writes them, or a Parquet file")
-    max_rows: Positive | None = Field(None, description="evaluate on the first rows only")
+    path: str = Field("prepared/dev", description="folder of pair shards from prepare, or one Parquet file")
+    max_rows: Positive | None = Field(None, description="evaluate only this many rows from the start; unset: all rows")
 
 
 class MetricsOptions(Section):
-    """What is measured."""
+    """Metrics."""
 
     bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="resamples for the 95 % intervals; 0: none")
-    lead_words: Positive = Field(10, description="words of the lead-words baseline")
+    lead_words: Positive = Field(10, description="length of the lead-words baseline, in words")
     rouge_tokenizer: Literal["standard", "unicode"] = Field(
-        "standard", description="standard knows a to z and 0 to 9 alone, as published figures do; unicode: any script"
+        "standard", description="standard: only a-z and 0-9, as in published results; unicode: any script"
     )
     bleu_tokenizer: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = Field(
-        "13a", description="sacrebleu's; zh, ja-mecab or char where text has no spaces"
+        "13a", description="tokenizer of sacrebleu; use zh, ja-mecab or char for text without spaces"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="of the resampling")
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="random seed of the resampling")
 
 
 class EvaluateResources(Section):
-    """What the evaluation computes with."""
+    """Compute resources."""
 
     precision: DecodingPrecision = Field(
         "float32",
-        description="float32 is the reference; bfloat16, int8 (CPUs) and float16 (GPUs) are faster, and some summaries differ; "
-        "auto is bfloat16 where the device computes in it",
+        description="float32: the reference; bfloat16, int8 (CPUs) and float16 (GPUs): faster, but some summaries differ; "
+        "auto: bfloat16 if the device supports it, else float32",
     )
 
 
 class EvaluateOutput(Section):
-    """Where the figures go."""
+    """Where to write the results."""
 
-    path: str = Field("evaluation.json", description="JSON file to write, with every figure")
+    path: str = Field("evaluation.json", description="JSON file to write, with all results")
     hypotheses: str | None = Field(
-        None, description="Parquet file to write, with id, source, reference, hypothesis, score, finish_reason"
+        None,
+        description="Parquet file to write, with id, source, reference, hypothesis, score and finish_reason; unset: no file",
     )
 
 
 class EvaluateConfig(JobConfig):
-    """Score a model's hypotheses against references and the lead baselines."""
+    """Score a model's summaries and two lead baselines against reference summaries."""
 
     input: EvaluateInput = EvaluateInput()
     model: ModelPath = ModelPath()

@@ -1,8 +1,8 @@
-"""The network, and the search with it: what a bundle holds and several jobs set."""
+"""Options of the network and of decoding, which several jobs share and a model bundle stores."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,103 +12,100 @@ from pipeline.errors import UserError
 
 
 class ModelConfig(Section):
-    """The network's shape."""
+    """Shape of the network."""
 
-    cell: Literal["lstm", "gru"] = Field("lstm", description="recurrent cell of encoder and decoder")
-    embedding_size: Width = Field(256, description="size of a token's embedding")
+    cell: Literal["lstm", "gru"] = Field("lstm", description="recurrent cell of the encoder and the decoder")
+    embedding_size: Width = Field(256, description="size of a token embedding")
     hidden_size: Width = Field(256, description="units per layer of the decoder, and per direction of the encoder")
     layers: Depth = Field(1, description="stacked recurrent layers, in the encoder and in the decoder")
-    bidirectional: bool = Field(True, description="encoder reads in both directions; a learned bridge joins the states")
+    bidirectional: bool = Field(
+        True, description="the encoder reads in both directions, and a learned bridge combines its final states"
+    )
     attention: Literal["none", "dot", "general", "additive"] = Field(
         "general",
-        description="none is the plain network; dot, general: Luong et al. 2015; additive: Bahdanau et al. 2015",
+        description="none: plain encoder-decoder; dot, general: Luong et al. 2015; additive: Bahdanau et al. 2015",
     )
     copy_source: bool = Field(
         True, alias="copy", description="let the decoder copy source subwords (See et al. 2017); needs attention"
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="dropout on embeddings, between layers and before the output"
+        0.1, description="dropout on embeddings, between layers and before the output layer"
     )
-    variational_dropout: bool = Field(
-        False, description="dropout drops the same units at each step of a text (Gal & Ghahramani 2016)"
-    )
+    variational_dropout: bool = Field(False, description="drop the same units at each step of a text (Gal & Ghahramani 2016)")
     recurrent_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="dropout on the weights from step to step, a draw a batch (Merity et al. 2018)"
+        0.0, description="dropout on the recurrent weights, drawn once per batch (Merity et al. 2018)"
     )
     tied_embeddings: bool = Field(True, description="source, target and output layers share one embedding table")
 
     @model_validator(mode="after")
-    def _copy_needs_attention(self) -> ModelConfig:
+    def _check_copy(self) -> ModelConfig:
         if self.copy_source and self.attention == "none":
-            raise ValueError("copy: true needs an attention to copy by; set attention to dot, general or additive")
+            raise ValueError("copy: true needs attention; set attention to dot, general or additive, or copy to false")
         return self
 
 
 class DecodingConfig(Section):
-    """How a summary is searched for. Saved in the bundle as its defaults."""
+    """Decoding options, which the model bundle stores as its defaults."""
 
-    max_source_tokens: TokenCount = Field(128, description="longer sources are cut to this many subwords and marked so")
-    max_target_tokens: TokenCount = Field(48, description="a summary that has not ended by then is cut")
-    min_target_tokens: Annotated[int, Field(ge=0)] = Field(1, description="no </s> before this many subwords")
+    max_source_tokens: TokenCount = Field(128, description="truncate sources to this many subwords, and mark them as truncated")
+    max_target_tokens: TokenCount = Field(48, description="truncate summaries to this many subwords")
+    min_target_tokens: Annotated[int, Field(ge=0)] = Field(1, description="write at least this many subwords before </s>")
     max_target_ratio: Annotated[float, Field(gt=0, le=1000)] | None = Field(
-        None, description="also cut a summary at this many subwords for each one of its source, and max_target_extra more"
+        None,
+        description="also truncate a summary to this ratio times its source length, plus max_target_extra; unset: no limit",
     )
     max_target_extra: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        10, description="see max_target_ratio, which must be set"
+        10, description="subwords added to the limit of max_target_ratio; no effect if that is unset"
     )
     no_repeat_ngram: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        3, description="never write the same n subwords twice in a summary; 0 turns this off"
+        3, description="never repeat n subwords in a row within a summary; 0: allow repeats"
     )
-    beam_size: BeamSize = Field(1, description="hypotheses followed at a time; 1 is greedy search")
+    beam_size: BeamSize = Field(1, description="hypotheses kept at each step; 1: greedy search")
     length_penalty: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.6, description="beam search: how much longer hypotheses are favoured (alpha in Wu et al. 2016, eq. 14)"
+        0.6, description="beam search: how much to favor longer hypotheses (alpha in Wu et al. 2016, eq. 14)"
     )
     coverage_penalty: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="beam search: weight of having attended to all of the source (beta there); needs attention"
+        0.0, description="beam search: how much to favor attention to all of the source (beta in eq. 14); needs attention"
     )
 
     @model_validator(mode="after")
-    def _can_end(self) -> DecodingConfig:
+    def _check_lengths(self) -> DecodingConfig:
         if self.min_target_tokens > self.max_target_tokens:
             raise ValueError(f"min_target_tokens {self.min_target_tokens} is over max_target_tokens {self.max_target_tokens}")
         return self
 
 
-class DecodingOverrides(Section):
-    """Decoding options that replace the bundle's own; unset ones keep them."""
+def _override(option: str) -> Any:
+    return Field(None, description=DecodingConfig.model_fields[option].description)
 
-    max_source_tokens: Positive | None = Field(None, description="longer sources are cut to this many subwords and marked so")
-    max_target_tokens: Positive | None = Field(None, description="a summary that has not ended by then is cut")
-    min_target_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="no </s> before this many subwords")
-    max_target_ratio: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="also cut a summary at this many subwords for each one of its source, and max_target_extra more"
-    )
-    max_target_extra: Annotated[int, Field(ge=0)] | None = Field(None, description="see max_target_ratio, which must be set")
-    no_repeat_ngram: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="never write the same n subwords twice in a summary; 0 turns this off"
-    )
-    beam_size: Positive | None = Field(None, description="hypotheses followed at a time; 1 is greedy search")
-    length_penalty: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="beam search: how much longer hypotheses are favoured (alpha in Wu et al. 2016, eq. 14)"
-    )
-    coverage_penalty: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="beam search: weight of having attended to all of the source (beta there); needs attention"
-    )
+
+class DecodingOverrides(Section):
+    """Decoding options; an unset option keeps the model bundle's default."""
+
+    max_source_tokens: Positive | None = _override("max_source_tokens")
+    max_target_tokens: Positive | None = _override("max_target_tokens")
+    min_target_tokens: Annotated[int, Field(ge=0)] | None = _override("min_target_tokens")
+    max_target_ratio: Annotated[float, Field(gt=0)] | None = _override("max_target_ratio")
+    max_target_extra: Annotated[int, Field(ge=0)] | None = _override("max_target_extra")
+    no_repeat_ngram: Annotated[int, Field(ge=0)] | None = _override("no_repeat_ngram")
+    beam_size: Positive | None = _override("beam_size")
+    length_penalty: Annotated[float, Field(ge=0)] | None = _override("length_penalty")
+    coverage_penalty: Annotated[float, Field(ge=0)] | None = _override("coverage_penalty")
 
     def applied_to(self, defaults: DecodingConfig, model: ModelConfig) -> DecodingConfig:
-        """The bundle's options with those set here put over them; UserError if they do not go together, or with the model."""
+        """Return the bundle's options with these overrides; UserError if they conflict with each other or the model."""
         try:
             options = DecodingConfig.model_validate(defaults.model_dump() | self.model_dump(exclude_none=True))
         except ValidationError as error:
             raise UserError(
-                f"the options of --decoding do not go with the model's own: {describe_validation_error(error)}"
+                f"the --decoding options do not fit the defaults of the model: {describe_validation_error(error)}"
             ) from None
         if self.coverage_penalty and model.attention == "none":
-            raise UserError("--decoding.coverage_penalty goes by attention, of which this model has none; leave it out")
+            raise UserError("--decoding.coverage_penalty needs attention, which this model does not have; leave it unset")
         return options
 
 
 class ModelPath(Section):
-    """The model bundle."""
+    """The model."""
 
-    path: str = Field(str(SAMPLE / "model"), description="model bundle, a folder")
+    path: str = Field(str(SAMPLE / "model"), description="folder of the model bundle")

@@ -1,4 +1,4 @@
-"""What the jobs of a night tell those who watch them."""
+"""Options for the monitoring of jobs by Prometheus."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pipeline.config.base import Section
 
 
 class MonitoringSection(Section):
-    """What Prometheus is told."""
+    """Monitoring by Prometheus."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(
-        "nightshift", description="name of this job in metrics, by which alerts tell it from others"
+        "nightshift", description="name of this job in metrics and alerts; use another name for each scheduled job"
     )
     pushgateway: str | None = Field(
-        None, description="URL of a Prometheus Pushgateway, which keeps how this job ended and when it last succeeded"
+        None, description="URL of a Prometheus Pushgateway that stores how this job ended; unset: push nothing"
     )
 
     @model_validator(mode="after")
-    def _is_an_address(self) -> MonitoringSection:
+    def _check_pushgateway(self) -> MonitoringSection:
         url = urlsplit(self.pushgateway or "http://none")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError("watch.pushgateway must be a URL such as http://pushgateway:9091")
         if url.username is not None or url.password is not None or url.query:
             raise ValueError(
-                "watch.pushgateway must have no user, password or query: the configuration is kept with the output"
+                "watch.pushgateway must have no user, password or query, since the configuration is stored with the output"
             )
         return self

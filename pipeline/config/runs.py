@@ -1,4 +1,4 @@
-"""The options of the jobs that look after what summarize wrote: verify, status, compact."""
+"""Options of the jobs that work on the output of summarize: verify, status, compact."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ from pipeline.config.types import RunId
 
 
 class RunsOutput(Section):
-    """What summarize wrote."""
+    """Output folder of summarize."""
 
-    path: str = Field("out", description="folder that summarize wrote, any URI that pyarrow opens")
+    path: str = Field("out", description="output folder of summarize: a path or any URI that pyarrow opens")
 
 
 class VerifyOutput(RunsOutput):
     """The run to verify."""
 
-    run_id: RunId | None = Field(None, description="name of the run; unset: the last one that is published")
+    run_id: RunId | None = Field(None, description="name of the run; unset: the last finished run")
 
 
 class StatusOutput(RunsOutput):
-    """The run to look at."""
+    """The run to look up."""
 
-    run_id: RunId | None = Field(
-        None, description="name of the run; unset: the one that is being done, else the last to be seen"
-    )
+    run_id: RunId | None = Field(None, description="name of the run; unset: the active run, or else the latest one")
 
 
 class VerifyConfig(JobConfig):
-    """Prove what a run wrote against its manifest and its input; status 0 if all is as it should be, 1 if not."""
+    """Check the output of a run against its manifest and its input. Exit status: 0 if they agree, 1 if not."""
 
     output: VerifyOutput = VerifyOutput()
 
 
 class StatusConfig(JobConfig):
-    """Say where a run stands, whichever machine does it, from its output folder alone."""
+    """Show the progress of a run on any machine, from its output folder alone."""
 
     output: StatusOutput = StatusOutput()
 
 
 class CompactConfig(JobConfig):
-    """Write the ledger of all finished runs, by which the next one knows what is done, into few files."""
+    """Merge the ledger of all finished runs into a few files, so that the next run loads it faster."""
 
     output: RunsOutput = RunsOutput()

@@ -1,4 +1,4 @@
-"""The options of jobs.summarize."""
+"""Options of jobs.summarize."""
 
 from __future__ import annotations
 
@@ -17,63 +17,62 @@ from pipeline.config.types import SAMPLE, Positive, RunId, Share
 class DocumentsInput(Section):
     """Documents to summarize."""
 
-    path: str = Field(str(SAMPLE / "documents"), description="Parquet file or folder, any URI that pyarrow opens")
+    path: str = Field(str(SAMPLE / "documents"), description="Parquet file or folder: a path or any URI that pyarrow opens")
     id_column: str = Field("id", description="column of unique ids, string or integer")
     text_column: str = Field("text", description="column of texts: string, large_string or string_view")
-    keep_columns: list[str] = Field([], description="further columns to pass through to the summaries")
-    max_chars: Positive = Field(10_000_000, description="longer texts are rejected as too_long")
+    keep_columns: list[str] = Field([], description="other columns to copy to the summaries")
+    max_chars: Positive = Field(10_000_000, description="reject longer texts as too_long")
     on_bad_file: Literal["fail", "skip"] = Field(
-        "fail", description="a file that cannot be read, or has other columns, ends the run, or is named and left out"
+        "fail",
+        description="what to do if a file cannot be read or lacks a column: stop the run, or skip the file and report it",
     )
     max_reject_share: Share = Field(
-        1.0, description="with more of the documents rejected or unread, the run ends with status 3 and is not published"
+        1.0, description="if a larger share of documents is rejected or unread, do not publish the run; exit with status 3"
     )
 
 
 class SummarizeOutput(Section):
-    """Where the summaries go."""
+    """Where to write the summaries."""
 
-    path: str = Field("out", description="folder to write, any URI that pyarrow opens")
+    path: str = Field("out", description="output folder: a path or any URI that pyarrow opens")
     run_id: RunId | None = Field(
-        None, description="name of this run; unset: the one that was cut off, if it asked for the same, else the time in UTC"
+        None, description="name of this run; unset: resume an interrupted run with the same options, or else the time in UTC"
     )
 
 
 class Resources(EvaluateResources):
-    """What the run computes with."""
+    """Compute resources."""
 
     actors: Positive | None = Field(
-        None, description="model actors, at most; unset: as many as find room on the GPUs, or without GPUs one per core"
+        None, description="maximum number of model actors; unset: as many as fit on the GPUs or, without GPUs, one per core"
     )
     min_actors: Positive | None = Field(
-        None, description="actors to begin with, where the pool may grow as GPUs, or cores, become free; unset: all of them"
+        None, description="start with this many actors and add more as GPUs or cores become free; unset: start with all"
     )
-    use_gpu: bool | None = Field(None, description="compute on GPUs; unset: if the cluster has any")
+    use_gpu: bool | None = Field(None, description="run the model on GPUs; unset: if the cluster has any")
     gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="part of a GPU that an actor takes; with 0.5, two share one, and its memory"
+        1.0, description="share of a GPU per actor; 0.5: two actors share a GPU and its memory"
     )
     accelerator_type: str | None = Field(
-        None, description="only nodes with this accelerator, by Ray's name, such as H100; unset: any"
+        None, description="use only nodes with this accelerator, by Ray's name, such as H100; unset: all nodes"
     )
     custom_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="other resources of Ray's that each actor takes, by name, such as '{\"nightly\": 1}'"
+        {}, description="custom Ray resources that each actor needs, such as '{\"nightly\": 1}'"
     )
-    threads: Positive | None = Field(None, description="CPU threads an actor computes with; unset: its share of the cores")
+    threads: Positive | None = Field(None, description="CPU threads per actor; unset: its share of the cores")
     wait_s: Annotated[float, Field(ge=0)] = Field(
-        60.0, description="seconds to wait until the cluster has room for the actors, before the run ends with what is missing"
+        60.0, description="seconds to wait for room for the actors in the cluster before the run fails"
     )
-    tokenizers: Positive | None = Field(None, description="most tokenizer tasks at a time; unset: as many as find room")
-    window_rows: Positive = Field(512, description="documents sorted by length and written together")
-    window_tokens: Positive | None = Field(
-        None, description="also end a window before its sources have more subwords than this together; unset: no bound"
-    )
+    tokenizers: Positive | None = Field(None, description="maximum number of concurrent tokenizer tasks; unset: as many as fit")
+    window_rows: Positive = Field(512, description="documents that are sorted by length and written together")
+    window_tokens: Positive | None = Field(None, description="maximum number of source subwords in a window; unset: no limit")
     token_budget: Positive | Literal["auto"] = Field(
-        "auto", description="padded source tokens of a decode batch; auto: what the free memory has room for"
+        "auto", description="padded source tokens per decoding batch; auto: as many as fit in free memory"
     )
 
 
 class SummarizeConfig(JobConfig):
-    """Summarize the documents of a Parquet store that are new, or have changed since the last run."""
+    """Summarize the documents of Parquet files that are new or have changed since the last run."""
 
     input: DocumentsInput = DocumentsInput()
     output: SummarizeOutput = SummarizeOutput()
@@ -81,7 +80,7 @@ class SummarizeConfig(JobConfig):
     decoding: DecodingOverrides = DecodingOverrides()
     resources: Resources = Resources()
     watch: MonitoringSection = MonitoringSection()
-    full: CliImplicitFlag[bool] = Field(False, description="do documents again that an earlier run did and that are unchanged")
+    full: CliImplicitFlag[bool] = Field(False, description="also summarize documents again that have not changed")
     dry_run: CliImplicitFlag[bool] = Field(
-        False, alias="dry-run", description="print the plan and what it will take, and stop there"
+        False, alias="dry-run", description="print the plan and an estimate of the time, and write nothing"
     )

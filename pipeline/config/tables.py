@@ -1,4 +1,4 @@
-"""The options of jobs.fetch and jobs.deliver."""
+"""Options of jobs.fetch and jobs.deliver."""
 
 from __future__ import annotations
 
@@ -12,68 +12,73 @@ from pipeline.config.types import RunId
 
 
 class TableSection(Section):
-    """A document store."""
+    """A table."""
 
-    kind: Literal["iceberg", "delta", "jsonl", "postgres"] = Field(..., description="what the store is")
+    kind: Literal["iceberg", "delta", "jsonl", "postgres"] = Field(..., description="type of table")
     table: str = Field(
-        ..., description="NAMESPACE.TABLE in Iceberg, [SCHEMA.]TABLE in PostgreSQL; of Delta and JSON lines the folder, any URI"
+        ...,
+        description="Iceberg: NAMESPACE.TABLE; PostgreSQL: [SCHEMA.]TABLE; Delta and JSON lines: the folder, a path or any URI",
     )
-    catalog: str = Field("default", description="Iceberg: the catalog's name in .pyiceberg.yaml or PYICEBERG_CATALOG__NAME__…")
+    catalog: str = Field("default", description="Iceberg: name of the catalog in .pyiceberg.yaml or PYICEBERG_CATALOG__NAME__…")
     catalog_properties: dict[str, str] = Field(
-        {}, description='Iceberg: further properties of the catalog, such as \'{"uri": "sqlite:///c.db"}\'; no passwords'
+        {}, description='Iceberg: more catalog properties, such as \'{"uri": "sqlite:///c.db"}\'; no passwords'
     )
     connection: str = Field(
-        "", description="PostgreSQL: what libpq connects to, as URI or 'host=… dbname=…', beside PGHOST and so on; no password"
+        "", description="PostgreSQL: libpq URI or 'host=… dbname=…' without a password; PGHOST and so on are also read"
     )
     password_env: str | None = Field(
-        None, description="PostgreSQL: environment variable with the password; unset: PGPASSWORD, .pgpass or the service's"
+        None,
+        description="PostgreSQL: environment variable that holds the password; unset: PGPASSWORD, .pgpass or the service file",
     )
 
 
 class FetchInput(TableSection):
-    """The documents in their store."""
+    """Table to read documents from."""
 
     id_column: str = Field(
-        "id", description="column of unique ids, string or integer; of PostgreSQL also uuid, which becomes text"
+        "id", description="column of unique ids, string or integer; PostgreSQL: or uuid, which is fetched as text"
     )
     text_column: str = Field("text", description="column of texts")
-    keep_columns: list[str] = Field([], description="further columns to take along")
+    keep_columns: list[str] = Field([], description="other columns to fetch")
     filter: str | None = Field(
-        None, description="rows to take alone, in PostgreSQL's SQL, else as Ray Data has it: n > 5 and lang == 'en'; unset: all"
+        None,
+        description="fetch only matching rows; PostgreSQL: an SQL condition; others: a Ray Data expression such as "
+        "n > 5 and lang == 'en'; unset: all rows",
     )
-    snapshot: int | None = Field(None, description="snapshot id of Iceberg or version of Delta to read; unset: the latest")
+    snapshot: int | None = Field(None, description="Iceberg snapshot id or Delta version to read; unset: the latest")
 
 
 class FetchOutput(Section):
-    """Where the documents go."""
+    """Where to write the documents."""
 
-    path: str = Field("documents", description="folder to write, any URI; then jobs.summarize reads it: --input.path")
+    path: str = Field("documents", description="output folder, a path or any URI; use it as --input.path of jobs.summarize")
 
 
 class DeliverInput(RunsOutput):
-    """The summaries to deliver."""
+    """Summaries to deliver."""
 
-    run_id: RunId | None = Field(None, description="deliver up to this run; unset: up to the last one that is published")
-    columns: list[str] = Field([], description="columns to deliver beside the id; empty: all of them")
+    run_id: RunId | None = Field(None, description="deliver all runs up to this one; unset: up to the last finished run")
+    columns: list[str] = Field([], description="columns to deliver in addition to the id; empty: all columns")
 
 
 class DeliverOutput(TableSection):
-    """The store that gets them."""
+    """Table to write summaries to."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(
-        "nightshift", description="what the table remembers this output folder by; another one for each that delivers into it"
+        "nightshift",
+        description="name under which the table records what was delivered; use another name for each output folder",
     )
 
 
 class FetchConfig(JobConfig):
-    """Copy the documents of an Iceberg, Delta or PostgreSQL table, or of JSON lines, to Parquet that summarize reads."""
+    """Copy the documents of an Iceberg, Delta, PostgreSQL or JSON lines table to Parquet files for jobs.summarize."""
 
     input: FetchInput
     output: FetchOutput = FetchOutput()
 
 
 class DeliverConfig(JobConfig):
-    """Bring the latest summary of each document that is new or has changed into a store, each once."""
+    """Write new and changed summaries to a table, exactly once."""
 
     input: DeliverInput = DeliverInput()
     output: DeliverOutput

@@ -1,7 +1,4 @@
-"""A result folder that appears whole or not at all, and replaces an earlier one only once it is whole.
-
-Knows folders and the names of what a job writes to one; nothing of what is in them.
-"""
+"""Output folders and files that appear complete or not at all, and replace earlier ones only when complete."""
 
 from __future__ import annotations
 
@@ -20,86 +17,86 @@ _SCRATCH = ".scratch"
 
 
 @contextlib.contextmanager
-def atomic_folder(output: Location, names: Sequence[str], overwrite: bool) -> Iterator[tuple[Location, Path]]:
-    """A folder to write to that becomes ``output`` if the block ends well and is removed if it does not.
+def atomic_folder(output: Location, names: Sequence[str], *, overwrite: bool) -> Iterator[tuple[Location, Path]]:
+    """Yield a folder that becomes ``output`` when the block succeeds and is removed when it fails.
 
-    It is written as ``<output>.partial``; one that a killed job left is removed first. A result that is there already is
-    moved to ``<output>.replaced`` for the moment between the two renames. An object store knows no renaming of folders:
-    there the files are moved one by one.
+    The folder is written as ``<output>.partial``. An earlier result is renamed to ``<output>.replaced`` and removed once the
+    new one is in its place. Leftovers of a killed job are removed first. An object store cannot rename a folder, so its files
+    are moved one by one.
 
     Args:
-        names: of what the job writes, the one that marks a whole result last. A folder that holds other things, or no
-            whole result, is never replaced.
+        names: names that the job writes to the folder; the last one marks a complete result. A folder with other names or
+            without the last one is never replaced.
+        overwrite: replace an earlier result.
 
     Yields:
-        The folder, and a local one for scratch files, which goes away.
+        The folder to write to, and a local folder for scratch files, which is removed at the end.
 
     Raises:
-        UserError: ``output`` is taken, or cannot be written.
+        UserError: ``output`` exists and may not be replaced, or cannot be written.
     """
     output, partial, replaced = output.with_suffix(""), output.with_suffix(".partial"), output.with_suffix(".replaced")
     try:
-        _require_free(output, names, overwrite)
-        _require_own_files(partial, [*names, _SCRATCH])
-        _require_own_files(replaced, names)
+        _require_replaceable(output, names, overwrite)
+        _require_known_names(partial, [*names, _SCRATCH])
+        _require_known_names(replaced, names)
         partial.remove_folder()
         partial.make_folder()
         try:
-            with _scratch_in(partial) as scratch:
+            with _scratch_folder(partial) as scratch:
                 yield partial, scratch
-            _require_free(output, names, overwrite)  # another job may have ended meanwhile
-            if _list_names(output):
+            _require_replaceable(output, names, overwrite)  # another job may have finished in the meantime
+            if output.names():
                 replaced.remove_folder()
-                _move(output, replaced, names[::-1])  # so that what is still there is not taken for a whole result
+                _move(output, replaced, names[::-1])  # the marker first, so that the rest is not taken for a complete result
             _move(partial, output, names)
             replaced.remove_folder()
         finally:
             partial.remove_folder()
     except OSError as error:
-        raise UserError(f"cannot write {output.uri}: {describe_error(error)}; make room or set another --output.path") from None
+        raise UserError(
+            f"cannot write {output.uri}: {describe_error(error)}; free some space or set another --output.path"
+        ) from None
 
 
-def _require_free(output: Location, names: Sequence[str], overwrite: bool) -> None:
-    """UserError unless nothing is at ``output``, or a whole result that may be replaced."""
+def _require_replaceable(output: Location, names: Sequence[str], overwrite: bool) -> None:
+    """Raise UserError unless ``output`` is missing, is empty, or holds a complete result that may be replaced."""
     if output.filesystem.get_file_info(output.path).type == fs.FileType.File:
         raise UserError(f"{output.uri} is a file; set another --output.path")
-    found = _list_names(output)
-    if not found:
+    existing = output.names()
+    if not existing:
         output.remove_folder()
     elif not overwrite:
-        raise UserError(f"{output.uri} exists already; set --output.overwrite true or another --output.path")
-    _require_own_files(output, names)
-    if found and names[-1] not in found:
+        raise UserError(f"{output.uri} already exists; set --output.overwrite true or another --output.path")
+    _require_known_names(output, names)
+    if existing and names[-1] not in existing:
         raise UserError(
-            f"{output.uri} holds no {names[-1]}, so it may be something else; remove it or set another --output.path"
+            f"{output.uri} has no {names[-1]}, so this job may not have written it; remove it or set another --output.path"
         )
 
 
-def _require_own_files(folder: Location, names: Sequence[str]) -> None:
-    """UserError if a folder holds something else than what is called one of the names."""
-    if strangers := [name for name in _list_names(folder) if name.removesuffix(PARTIAL_SUFFIX) not in names]:
-        raise UserError(f"{folder.uri} holds {min(strangers)!r}, which this job does not write; set another --output.path")
-
-
-def _list_names(folder: Location) -> set[str]:
-    return {info.base_name for info in folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))}
+def _require_known_names(folder: Location, names: Sequence[str]) -> None:
+    """Raise UserError if a folder holds a name that the job does not write."""
+    if unknown := [name for name in folder.names() if name.removesuffix(PARTIAL_SUFFIX) not in names]:
+        raise UserError(f"{folder.uri} holds {unknown[0]!r}, which this job does not write; set another --output.path")
 
 
 def _move(source: Location, target: Location, names: Sequence[str]) -> None:
-    store = source.filesystem
+    """Rename a folder, or move its files one by one in the order of ``names``."""
+    filesystem = source.filesystem
     if source.can_rename:
-        store.move(source.path, target.path)
+        filesystem.move(source.path, target.path)
         return
-    found = store.get_file_info(fs.FileSelector(source.path, recursive=True))
-    files = [info.path.removeprefix(source.path + "/") for info in found if info.is_file]
+    infos = filesystem.get_file_info(fs.FileSelector(source.path, recursive=True))
+    files = [info.path.removeprefix(source.path + "/") for info in infos if info.is_file]
     for file in sorted(files, key=lambda file: names.index(file.partition("/")[0])):
         target.child(file).make_parent()
-        store.move(f"{source.path}/{file}", f"{target.path}/{file}")
+        filesystem.move(f"{source.path}/{file}", f"{target.path}/{file}")
 
 
 @contextlib.contextmanager
-def _scratch_in(folder: Location) -> Iterator[Path]:
-    """In the folder itself where that is local, since the room is there; else where temporary files go."""
+def _scratch_folder(folder: Location) -> Iterator[Path]:
+    """Yield a local scratch folder: in ``folder`` if it is local, since its disk has the space, else a temporary folder."""
     if folder.filesystem.type_name != "local":
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
@@ -111,26 +108,26 @@ def _scratch_in(folder: Location) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(uri: str, option: str) -> Iterator[pa.NativeFile]:
-    """A file to write that appears whole at the end or not at all. One that cannot be written is found out at once.
+    """Open a file for writing that appears complete when the block succeeds, or not at all.
 
     Raises:
-        UserError: it cannot; the error names the option, which sets the URI.
+        UserError: the file cannot be written, which is checked at the start as far as possible; names the option.
     """
     target = open_location(uri, option)
-    part = target.path + PARTIAL_SUFFIX
+    temporary = target.path + PARTIAL_SUFFIX
     try:
         if target.filesystem.get_file_info(target.path).type == fs.FileType.Directory:
             raise UserError(f"cannot write {uri}: it is a folder; set {option} to a file")
         target.make_parent()
-        if not target.has_folders:  # a file is opened there once there is something to send
+        if not target.has_folders:  # an object store would report an error only once there is data to send
             target.with_suffix(PARTIAL_SUFFIX).write(b"")
-        file = target.filesystem.open_output_stream(part)
+        file = target.filesystem.open_output_stream(temporary)
         try:
             with file:
                 yield file
         except BaseException:
-            target.filesystem.delete_file(part)
+            target.filesystem.delete_file(temporary)
             raise
-        target.filesystem.move(part, target.path)
+        target.filesystem.move(temporary, target.path)
     except OSError as error:
         raise UserError(f"cannot write {uri}: {describe_error(error)}; set {option}") from None

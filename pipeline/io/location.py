@@ -1,7 +1,6 @@
-"""Files by URI: plain local paths, ``file``, ``s3``, ``gs``, ``hdfs``, through pyarrow's filesystems.
+"""Files and folders by URI (plain paths, ``file``, ``s3``, ``gs``, ``hdfs``), through pyarrow's filesystems.
 
-Knows where bytes lie, not what they mean. What a user can mend comes out as a UserError that names the URI and the
-option that sets it.
+This module knows nothing of what files contain. Its errors are UserErrors that name the URI and the option that sets it.
 """
 
 from __future__ import annotations
@@ -21,20 +20,24 @@ from pipeline.io.s3 import open_s3
 from pipeline.io.secrets import refuse_secrets
 
 PARQUET_SUFFIXES = [".parquet", ".pq"]
-"""Of the names of Parquet files. Training's reader, Ray Data's own, takes no file of another name."""
-
+"""Suffixes of Parquet files. Ray Data's reader, which training uses, ignores all other files."""
 
 PARTIAL_SUFFIX = ".part"
-"""Ends the name of a file that is being written, where a rename then puts it in its place."""
-
+"""Suffix of a file while it is written; a rename then gives it its final name."""
 
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it where a process was started by ``ray job submit``, in a folder that Ray removes afterwards."""
+"""Variable that is set in a process started by ``ray job submit``; Ray later deletes the working directory of such a job."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file found by ``Location.files``. path: as its filesystem spells it; size in bytes; modified in UTC, if known."""
+    """A file found by ``Location.files``.
+
+    Attributes:
+        path: path in its filesystem.
+        size: size in bytes.
+        modified: time of the last change in UTC, if known.
+    """
 
     path: str
     size: int
@@ -43,7 +46,14 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Location:
-    """A URI opened: its filesystem, the path within it, and the option that sets it, which errors name."""
+    """A file or folder, which may not exist yet. Methods raise UserError unless they document OSError.
+
+    Attributes:
+        uri: the URI or path as the user wrote it, for messages.
+        filesystem: the filesystem that holds it.
+        path: path in the filesystem.
+        option: command-line option that sets the URI, for messages.
+    """
 
     uri: str
     filesystem: fs.FileSystem
@@ -52,37 +62,38 @@ class Location:
 
     @property
     def can_rename(self) -> bool:
-        """Whether files and folders are renamed at once, and not, as in an object store, by copying each file."""
+        """True if files and folders are renamed atomically; an object store copies each file instead."""
         return self.filesystem.type_name in ("local", "hdfs")
 
     @property
     def has_folders(self) -> bool:
-        """Whether a folder is a thing of its own, and not just what names of files begin with, which goes with the last."""
+        """True if folders exist on their own; in an object store they are only prefixes of file names."""
         return self.filesystem.type_name not in ("s3", "gcs", "abfs")
 
     def child(self, name: str) -> Location:
-        """The place of ``name`` under this one."""
+        """Return the location of ``name`` in this folder."""
         return self.with_suffix(f"/{name}")
 
-    def with_suffix(self, ending: str) -> Location:
-        """The place whose name is this one's with ``ending`` after it."""
-        address, question, query = self.uri.partition("?")
-        return replace(self, uri=f"{address.rstrip('/')}{ending}{question}{query}", path=self.path.rstrip("/") + ending)
+    def with_suffix(self, suffix: str) -> Location:
+        """Return the location whose name is this one's plus ``suffix``."""
+        address, question_mark, query = self.uri.partition("?")
+        uri = f"{address.rstrip('/')}{suffix}{question_mark}{query}"
+        return replace(self, uri=uri, path=self.path.rstrip("/") + suffix)
 
     def contains(self, other: Location) -> bool:
-        """Whether the other place is this one or below it."""
-        same_store = self.filesystem.equals(other.filesystem)
-        return bool(same_store) and f"{other.path.rstrip('/')}/".startswith(f"{self.path.rstrip('/')}/")
+        """Return whether ``other`` is this location or below it."""
+        same_filesystem = bool(self.filesystem.equals(other.filesystem))
+        return same_filesystem and f"{other.path.rstrip('/')}/".startswith(f"{self.path.rstrip('/')}/")
 
     def exists(self) -> bool:
-        """Whether a file or folder is there."""
+        """Return whether the file or folder exists."""
         try:
             return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
         except OSError as error:
-            raise self._error("look at", error) from None
+            raise self._error("access", error) from None
 
     def read(self) -> bytes:
-        """A file's bytes. Raises UserError if it cannot be read."""
+        """Return the content of a file."""
         try:
             with self.filesystem.open_input_file(self.path) as file:
                 content: bytes = file.read()
@@ -91,57 +102,93 @@ class Location:
             raise self._error("read", error) from None
 
     def write(self, content: bytes | pa.Buffer) -> None:
-        """Write a file, which appears whole or stays as it was, and the folders above it. Raises UserError if it cannot."""
+        """Write a file atomically: readers see the whole file or the previous one. Creates missing folders."""
         try:
             self._put(content)
         except OSError as error:
             raise self._error("write", error) from None
 
     def write_with_retry(self, content: bytes | pa.Buffer) -> None:
-        """As ``write``, but a storage that fails for a moment does not end a night's run."""
+        """Write a file like ``write``, and retry if the storage fails for a moment."""
         try:
             STORAGE.run(lambda: self._put(content))
         except OSError as error:
             raise self._error("write", error) from None
 
     def _put(self, content: bytes | pa.Buffer) -> None:
-        # An object store shows a file once it is closed. Elsewhere it has a name of its own until then: two may write it.
-        written = f"{self.path}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}" if self.can_rename else self.path
+        # An object store shows a file only once it is complete. Elsewhere, a unique name lets two processes write it.
+        temporary = f"{self.path}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}" if self.can_rename else self.path
         self.make_parent()
         try:
-            with self.filesystem.open_output_stream(written) as file:
+            with self.filesystem.open_output_stream(temporary) as file:
                 file.write(content)
             if self.filesystem.type_name == "local":
-                _fsync(written)
-            if written != self.path:
-                self.filesystem.move(written, self.path)
+                _fsync(temporary)
+            if temporary != self.path:
+                self.filesystem.move(temporary, self.path)
             if self.filesystem.type_name == "local":
                 _fsync(self.path.rpartition("/")[0])
         except OSError:
-            if written != self.path:
+            if temporary != self.path:
                 with contextlib.suppress(OSError):
-                    self.filesystem.delete_file(written)
+                    self.filesystem.delete_file(temporary)
             raise
 
     def make_folder(self) -> None:
-        """And those above it, where there are such things. Raises OSError."""
+        """Create this folder and its parents, unless the filesystem has no folders. Raises OSError."""
         if self.has_folders:
             self.filesystem.create_dir(self.path, recursive=True)
 
     def make_parent(self) -> None:
-        """Make the folders above a file. Raises OSError."""
+        """Create the folders above this location. Raises OSError."""
         replace(self, path=self.path.rpartition("/")[0]).make_folder()
 
     def names(self) -> list[str]:
-        """What lies directly in a folder, files and folders, sorted. Raises UserError if it cannot be listed."""
+        """Return the sorted names of the files and folders directly in a folder; none if it does not exist."""
         try:
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=not self.has_folders))
-            return sorted(info.base_name for info in found)
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         except OSError as error:
             raise self._error("list", error) from None
+        return sorted(info.base_name for info in infos)
+
+    def files(self) -> list[StoredFile]:
+        """Return the files below a folder, or the file itself, sorted by path, without hidden ones (``.x``, ``_x``).
+
+        Raises:
+            UserError: nothing exists at this location.
+        """
+        try:
+            info = self.filesystem.get_file_info(self.path)
+            if info.type == fs.FileType.NotFound:
+                if not self.has_folders:
+                    self.filesystem.get_file_info(fs.FileSelector(self.path))  # raises if the bucket is missing
+                raise UserError(f"there is nothing at {self.uri}; set {self.option}")
+            infos = [info] if info.type == fs.FileType.File else self._visible_files()
+        except OSError as error:
+            raise self._error("list", error) from None
+        return sorted((StoredFile(file.path, file.size, file.mtime) for file in infos), key=lambda file: file.path)
+
+    def parquet_files(self, *, recursive: bool) -> list[StoredFile]:
+        """Return the files of ``files()`` that have a Parquet suffix; UserError if there are none."""
+        files = [file for file in self.files() if file.path.endswith(tuple(PARQUET_SUFFIXES))]
+        if not recursive:
+            files = [file for file in files if "/" not in file.path[len(self.path) :].strip("/")]
+        if not files:
+            raise UserError(
+                f"no Parquet file at {self.uri}; set {self.option} to a file whose name ends in .parquet or .pq, or to a "
+                "folder with such files"
+            )
+        return files
+
+    def _visible_files(self) -> list[fs.FileInfo]:
+        def is_hidden(path: str) -> bool:
+            return any(part.startswith((".", "_")) for part in path[len(self.path) :].split("/"))
+
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True))
+        return [info for info in infos if info.type == fs.FileType.File and not is_hidden(info.path)]
 
     def remove(self) -> None:
-        """Delete a file; nothing happens if it is not there. Raises UserError if it stays."""
+        """Delete a file if it exists."""
         try:
             self.filesystem.delete_file(self.path)
         except FileNotFoundError:
@@ -149,43 +196,8 @@ class Location:
         except OSError as error:
             raise self._error("remove", error) from None
 
-    def files(self) -> list[StoredFile]:
-        """The files below a folder, or the file itself, sorted by path. Hidden ones (``.x``, ``_x``) are left out.
-
-        Raises UserError where nothing is there.
-        """
-        try:
-            info = self.filesystem.get_file_info(self.path)
-            if info.type == fs.FileType.NotFound:
-                if not self.has_folders:
-                    self.filesystem.get_file_info(fs.FileSelector(self.path))  # which tells of a bucket that is missing
-                raise UserError(f"there is nothing at {self.uri}; set {self.option}")
-            found = [info] if info.type == fs.FileType.File else self._below()
-        except OSError as error:
-            raise self._error("list", error) from None
-        return sorted((StoredFile(file.path, file.size, file.mtime) for file in found), key=lambda file: file.path)
-
-    def parquet_files(self, recursive: bool) -> list[StoredFile]:
-        """The files of a folder that are named as Parquet files are, or such a file itself. UserError if there is none."""
-        found = [file for file in self.files() if file.path.endswith(tuple(PARQUET_SUFFIXES))]
-        if not recursive:
-            found = [file for file in found if "/" not in file.path[len(self.path) :].strip("/")]
-        if not found:
-            raise UserError(
-                f"{self.uri} is or holds no .parquet file; set {self.option} to a Parquet file, whose name must end so "
-                "or in .pq, or to a folder of them"
-            )
-        return found
-
-    def _below(self) -> list[fs.FileInfo]:
-        def hidden(path: str) -> bool:
-            return any(part.startswith((".", "_")) for part in path[len(self.path) :].split("/"))
-
-        below = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True))
-        return [info for info in below if info.type == fs.FileType.File and not hidden(info.path)]
-
     def remove_folder(self) -> None:
-        """Delete a folder with all in it; nothing happens if it is not there. Raises UserError if it stays."""
+        """Delete a folder and its content if it exists."""
         if not self.exists():
             return
         try:
@@ -198,7 +210,7 @@ class Location:
 
 
 def _fsync(path: str) -> None:
-    """Have a file, or the names in a folder, on the disk: what a run says is written outlives a power failure."""
+    """Flush a file, or the names in a folder, to disk, so that a recorded write survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -207,21 +219,27 @@ def _fsync(path: str) -> None:
 
 
 def relative_to_cwd(path: str) -> str:
-    """A path as a person at the working directory would write it; the shipped sample's are absolute. URIs stay as they are."""
+    """Return a path relative to the working directory if it is below it; URIs and other paths stay as they are."""
     return path.removeprefix(f"{os.getcwd()}/")
 
 
 def open_location(uri: str, option: str) -> Location:
-    """Open a URI or a local path, which ``option`` sets.
+    """Open a URI or local path.
+
+    Args:
+        option: command-line option that sets the URI, for messages.
 
     Raises:
-        UserError: no filesystem is known for its scheme; it holds a password, which the message does not repeat; or a submitted
-            job would write to its own working directory.
+        UserError: the scheme is unknown, the URI holds a password, or a submitted job would write to its own working
+            directory.
     """
     if "://" not in uri:
         path = os.path.expanduser(uri)
         if option.startswith("--output") and not os.path.isabs(path) and _SUBMITTED_JOB_VARIABLE in os.environ:
-            raise UserError(f"{uri} would go when the job ends; set {option} to a URI, or a whole path, that all nodes reach")
+            raise UserError(
+                f"{uri} is in the job's working directory, which Ray deletes when the job ends; set {option} to a URI or an "
+                "absolute path that all nodes reach"
+            )
         return Location(uri, fs.LocalFileSystem(), os.path.abspath(path), option)
     refuse_secrets(uri, option)
     try:

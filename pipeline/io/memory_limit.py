@@ -1,7 +1,7 @@
-"""A bound on the memory of a process while it reads what strangers wrote.
+"""A memory limit for a process that reads untrusted files.
 
-A Parquet file of some kilobytes may unpack to terabytes, and nothing in it has to say so. Who asks for more than the bound gets
-a MemoryError, and can name the file, where the kernel would end a process of its own choice. Linux alone keeps to it.
+A Parquet file of a few kilobytes may unpack to terabytes. Beyond the limit, an allocation fails with a MemoryError, and the
+message can name the file; without it, the kernel would kill some process. The limit has an effect only on Linux.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from pipeline.errors import UserError
 
 LIMIT_BYTES = 4 * 2**30
 _INITIAL_LIMIT = resource.getrlimit(resource.RLIMIT_DATA)
-"""That the process came with. A block that is left late, by the garbage collector, must not leave another's behind."""
+"""Limit at import. Always restored in full, since the garbage collector may close an abandoned block late."""
 _STATUS = Path("/proc/self/status")
 
 
 @contextmanager
-def memory_limit(what: str) -> Iterator[None]:
-    """Let this process take ``LIMIT_BYTES`` more at most while the block, which reads ``what``, runs.
+def memory_limit(name: str) -> Iterator[None]:
+    """Let this process allocate at most ``LIMIT_BYTES`` more while the block reads the file ``name``.
 
     Raises:
-        UserError: it asked for more, and did not help itself.
+        UserError: the block ran out of memory.
     """
     if _STATUS.exists():
-        bounds = [limit for limit in (_data_bytes() + LIMIT_BYTES, *_INITIAL_LIMIT) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), _INITIAL_LIMIT[1]))
+        limits = [limit for limit in (_data_bytes() + LIMIT_BYTES, *_INITIAL_LIMIT) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), _INITIAL_LIMIT[1]))
     try:
         yield
     except MemoryError:
         raise UserError(
-            f"{what}: takes more than {LIMIT_BYTES / 2**30:.1f} GiB of memory to read; mend it, or take it away"
+            f"{name}: takes more than {LIMIT_BYTES / 2**30:.1f} GiB of memory to read; repair or remove the file"
         ) from None
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, _INITIAL_LIMIT)
 
 
 def _data_bytes() -> int:
-    """Private writable memory, which the kernel counts."""
-    found = re.search(r"VmData:\s*(\d+) kB", _STATUS.read_text())
-    return int(found[1]) * 1024 if found else 0
+    """Return the private writable memory of this process, which RLIMIT_DATA bounds."""
+    match = re.search(r"VmData:\s*(\d+) kB", _STATUS.read_text())
+    return int(match[1]) * 1024 if match else 0

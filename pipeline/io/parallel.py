@@ -1,4 +1,4 @@
-"""Threads that wait for storage: each answer takes a while, and most of that is waiting."""
+"""Run functions that wait for storage in threads."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ R = TypeVar("R")
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int = 16, ahead: int = 64) -> Iterator[R]:
-    """Yield ``function`` of each item, in order, computed by threads up to ``ahead`` items before it is asked for.
-
-    Memory holds ``ahead`` results at most, however many items there are.
-    """
-    pool, waiting = ThreadPoolExecutor(threads), deque[Future[R]]()
+    """Yield ``function(item)`` for each item, in order, while threads compute up to ``ahead`` further results."""
+    pool, pending = ThreadPoolExecutor(threads), deque[Future[R]]()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

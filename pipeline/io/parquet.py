@@ -1,4 +1,4 @@
-"""Tables as Parquet files in memory, as every stage writes them."""
+"""Write tables as Parquet to memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def to_parquet(table: pa.Table, footer: Mapping[str, str] | None = None, **optio
     """Return a table as the bytes of a Parquet file, compressed with zstd.
 
     Args:
-        footer: further key-value metadata of the file. (As metadata of the table, Arrow's schema would repeat it.)
-        options: of ``pyarrow.parquet.ParquetWriter`` or ``write_table``, such as ``row_group_size``.
+        footer: key-value metadata of the file. (Arrow's schema would repeat metadata of the table.)
+        options: options of ``pyarrow.parquet.ParquetWriter`` or ``write_table``, such as ``row_group_size``.
     """
     sink = pa.BufferOutputStream()
     row_group_size = options.pop("row_group_size", None)

@@ -1,6 +1,6 @@
-"""Retries with exponential back-off: the one place that repeats what fails for a moment.
+"""Retries with exponential backoff.
 
-Requests to S3 are retried below this, by the AWS library that pyarrow uses: see ``s3.py``.
+Requests to S3 are retried at a lower level, by the AWS library in pyarrow: see ``s3.py``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def _is_os_error(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class Backoff:
-    """A number of attempts, with a pause between them that doubles each time.
+    """A number of attempts with a pause between them that doubles each time.
 
     Args:
-        attempts: how often to try, at least 1.
-        pause_s: seconds after the first failure.
-        jitter: wait a random part of each pause, so that processes in conflict do not meet again.
+        attempts: number of attempts, at least 1.
+        pause_s: pause after the first failed attempt.
+        jitter: sleep a random part of each pause, so that processes in conflict do not collide again.
     """
 
     attempts: int
@@ -41,7 +41,7 @@ class Backoff:
             yield attempt == self.attempts - 1
 
     def run(self, action: Callable[[], T], is_transient: Callable[[Exception], bool] = _is_os_error) -> T:
-        """Return the action's result; retry it as long as it raises a transient error and attempts are left."""
+        """Return the result of ``action()``; retry it after a transient error until no attempts are left."""
         for is_last in self:
             try:
                 return action()
@@ -52,4 +52,4 @@ class Backoff:
 
 
 STORAGE = Backoff(attempts=4, pause_s=0.5)
-"""For reading and writing files during a run: a storage that fails for a moment must not end it."""
+"""Retries of reads and writes during a run, which must survive a short failure of the storage."""

@@ -1,6 +1,6 @@
-"""How a job ended, for a Prometheus Pushgateway: it outlives the job, and the cluster that was started for it.
+"""Push how a job ended to a Prometheus Pushgateway, which outlives the job and its cluster.
 
-A file for node_exporter would be as simple, but the driver runs where Ray puts it: in a pod, whose disk goes with it.
+A file for node_exporter would not do, since the driver may run in a pod whose disk is temporary.
 """
 
 from __future__ import annotations
@@ -11,39 +11,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from types import TracebackType
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
 
 from pipeline.config.monitoring import MonitoringSection
-from pipeline.errors import describe_error, exit_status
+from pipeline.errors import EXIT_OK, describe_error, exit_status
 
-_TIMEOUT_S = 5.0
+PUSH_TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
 
 OUTCOME_METRICS = {
-    "nightshift_start_timestamp_seconds": "When the job was last started.",
-    "nightshift_end_timestamp_seconds": "When it last ended, well or not.",
-    "nightshift_exit_status": "Its exit status then.",
-    "nightshift_success_timestamp_seconds": "When it last reached its goal: a run that is published, a bundle.",
-    "nightshift_last_documents": "Documents of the last run that ended, by what became of them.",
-    "nightshift_last_documents_per_second": "How fast it did them.",
+    "nightshift_start_timestamp_seconds": "Time when the job was last started.",
+    "nightshift_end_timestamp_seconds": "Time when the job last ended, successful or not.",
+    "nightshift_exit_status": "Exit status of the job when it last ended.",
+    "nightshift_success_timestamp_seconds": "Time when the job last succeeded: it published a run or wrote a model bundle.",
+    "nightshift_last_documents": "Documents of the last run that ended, by outcome.",
+    "nightshift_last_documents_per_second": "Speed of the last run that ended.",
 }
-"""What is pushed, under job="nightshift_summarize" or "nightshift_train" and the name of ``--watch.name``."""
+"""Metrics that are pushed, with the job ``nightshift_summarize`` or ``nightshift_train`` and the name of ``--watch.name``."""
 
 
 @dataclass
 class JobOutcome:
-    """Tells the gateway that the block begins, and how it ended; a gateway that does not answer is warned of.
+    """Context manager that pushes the start of a job and how it ended; a failed push only logs a warning.
 
-    What is not told anew stays there as it was: when a job that fails now last succeeded.
+    A metric that is not pushed keeps its value in the gateway, such as the time of the last success when a job fails.
 
-    job: "summarize" or "train". status: what the job will exit with. succeeded: it reached its goal just now. documents: by
-    what became of them.
+    Attributes:
+        status: exit status of the job.
+        succeeded: True if the job reached its goal.
+        documents: number of documents by outcome.
     """
 
-    job: str
+    job: Literal["summarize", "train"]
     watch: MonitoringSection
-    status: int = 0
+    status: int = EXIT_OK
     succeeded: bool = False
     documents: Mapping[str, int] = field(default_factory=dict)
     documents_per_s: float | None = None
@@ -52,33 +55,33 @@ class JobOutcome:
         self._push({"nightshift_start_timestamp_seconds": time.time()})
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if error is not None:
             self.status = exit_status(error)
             self.succeeded = False
-        now = time.time()
-        figures = {"nightshift_end_timestamp_seconds": now, "nightshift_exit_status": float(self.status)}
+        end_s = time.time()
+        values = {"nightshift_end_timestamp_seconds": end_s, "nightshift_exit_status": float(self.status)}
         if self.succeeded:
-            figures["nightshift_success_timestamp_seconds"] = now
+            values["nightshift_success_timestamp_seconds"] = end_s
         if self.documents_per_s is not None:
-            figures["nightshift_last_documents_per_second"] = self.documents_per_s
-        self._push(figures)
+            values["nightshift_last_documents_per_second"] = self.documents_per_s
+        self._push(values)
 
-    def _push(self, figures: Mapping[str, float]) -> None:
+    def _push(self, values: Mapping[str, float]) -> None:
         if self.watch.pushgateway is None:
             return
         registry = CollectorRegistry()
-        for name, value in figures.items():
+        for name, value in values.items():
             Gauge(name, OUTCOME_METRICS[name], registry=registry).set(value)
         if self.documents:
-            documents = Gauge(
-                "nightshift_last_documents", OUTCOME_METRICS["nightshift_last_documents"], ["outcome"], registry=registry
-            )
-            for outcome, number in self.documents.items():
-                documents.labels(outcome).set(number)
+            name = "nightshift_last_documents"
+            documents = Gauge(name, OUTCOME_METRICS[name], ["outcome"], registry=registry)
+            for outcome, count in self.documents.items():
+                documents.labels(outcome).set(count)
+        job, tags = f"nightshift_{self.job}", {"name": self.watch.name}
         try:
-            pushadd_to_gateway(
-                self.watch.pushgateway, f"nightshift_{self.job}", registry, {"name": self.watch.name}, timeout=_TIMEOUT_S
-            )
-        except (OSError, HTTPException, ValueError) as problem:  # ValueError: a name that no host can have
-            _log.warning("cannot push to --watch.pushgateway %s: %s", self.watch.pushgateway, describe_error(problem))
+            pushadd_to_gateway(self.watch.pushgateway, job, registry, tags, timeout=PUSH_TIMEOUT_S)
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: the host name is invalid
+            _log.warning("cannot push to --watch.pushgateway %s: %s", self.watch.pushgateway, describe_error(error))

@@ -1,9 +1,8 @@
-"""Pages for people: one file each, which loads nothing and runs nothing.
+"""Render HTML pages. A page is one file that loads nothing and runs no scripts.
 
-    values ── base.html.jinja and a job's own template ── a page
+    values ── template of the job, which extends base.html.jinja ── page
 
-Texts of documents are strangers': all that goes into a page is escaped, and its own policy forbids scripts and loads.
-Jinja2 is imported once there is a page to make: a job starts sooner without.
+Document texts are untrusted, so all values are escaped, and the page's content security policy forbids scripts and loads.
 """
 
 from __future__ import annotations
@@ -23,12 +22,15 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 def render_page(
     template: str, plots: Mapping[str, str | None], filters: Mapping[str, Callable[..., str]], **values: Any
 ) -> str:
-    """A page.
+    """Return a page as HTML.
 
     Args:
-        template: of a job, a file below ``pipeline/`` that extends ``pages/base.html.jinja``. plots: SVG, which is trusted, of
-            plots.py. filters: that the template has beside those of all pages. values: what it shows.
+        template: path below ``pipeline/`` of a template that extends ``pages/base.html.jinja``.
+        plots: trusted SVG from ``pages/svg.py``, by name.
+        filters: filters of the template, in addition to those of all pages.
+        values: variables of the template.
     """
+    # Imported here, so that a job starts faster.
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -44,15 +46,15 @@ def render_page(
         "percent": lambda value: "–" if value is None else f"{value:.1%}",
         "duration": _duration,
         "moment": _moment,
-        "text": _readable,
+        "text": display_text,
         **filters,
     }
-    drawn = {name: svg and Markup(svg) for name, svg in plots.items()}
-    return environment.get_template(template).render(plots=drawn, **values)
+    markup = {name: svg and Markup(svg) for name, svg in plots.items()}
+    return environment.get_template(template).render(plots=markup, **values)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested options as dotted names with their values, as JSON."""
+    """Return nested options as pairs of a dotted name and a value; values other than strings are JSON."""
     pairs = list[tuple[str, str]]()
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -62,8 +64,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return pairs
 
 
-def _readable(text: str) -> str:
-    """Without control characters, which pages may not hold, and without a password in a URI."""
+def display_text(text: str) -> str:
+    """Return a text without control characters, which HTML forbids, and without passwords in URIs."""
     return _PASSWORD.sub("…@", printable(text))
 
 
@@ -74,5 +76,5 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
-def _moment(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+def _moment(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,6 +1,6 @@
-"""Plots as SVG that stands in a page and takes its colours from there.
+"""Draw plots as SVG elements that take their colors from the page.
 
-Matplotlib takes a while to import: whoever needs no plot does not import this.
+Matplotlib is slow to import, so import this module only where a plot is drawn.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _VARIABLES = {
     GRID: "var(--line)",
     THIRD: "var(--good)",
 }
-"""What colours stand for: the page sets them, once for light and once for dark screens."""
-_INCHES = (4.3, 2.1)
+"""CSS variables that replace the colors; the page defines them for light and for dark screens."""
+_SIZE_INCHES = (4.3, 2.1)
 
 
 def new_figure() -> tuple[Figure, Axes]:
-    """An empty plot, with an axis below alone."""
-    figure = Figure(figsize=_INCHES, layout="tight")
+    """Return an empty plot with only a bottom axis."""
+    figure = Figure(figsize=_SIZE_INCHES, layout="tight")
     axes = figure.subplots()
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
@@ -40,11 +40,11 @@ def new_figure() -> tuple[Figure, Axes]:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an element of a page: letters stay letters, in the page's font, and ids are this plot's own."""
+    """Return a figure as an SVG element: text stays text, in the page's font, and ids start with the plot's name."""
     file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", metadata=nothing)
+        figure.savefig(file, format="svg", metadata=no_metadata)
     text = file.getvalue()
     text = re.sub(
         r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL
@@ -52,7 +52,7 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r' xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"| version="[\d.]+"', "", text)
     text = re.sub(r'(?<= )id="', f'id="{name}-', text)
     text = re.sub(r'(?<=href="#)|(?<=url\(#)', f"{name}-", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
     text = re.sub(r"font-family: [^;]*; ", "", text)
     return re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")

@@ -7,7 +7,7 @@ import functools
 from pipeline.config.types import SAMPLE
 from pipeline.data.rejects import check_document
 from pipeline.data.tokenizer import Tokenizer, without_surrogates
-from pipeline.pages.page import _readable
+from pipeline.pages.page import display_text
 
 _SEEDS = [
     "We study the growth of graphs.", "\ud800 lone \udfff", "nul \x00 nul", "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘", "مرحبا \u202e שלום \u2066",
@@ -33,7 +33,7 @@ def target(data: bytes) -> None:
     except UnicodeDecodeError:
         text = data.decode("utf-8", "surrogateescape")
     check_document(True, text, 1000)
-    assert "\x00" not in _readable(text)
+    assert "\x00" not in display_text(text)
     values, offsets = _tokenizer().encode([text])
     plain = " ".join(without_surrogates(text).replace("\u2581", " ").split())
     [back] = _tokenizer().decode(values, offsets)
