@@ -19,7 +19,7 @@ def main() -> int:
     with progress(console, f"delivering to {table}"):
         done = deliver(config)
     if done.had_rows:
-        before = f", and was at run {done.before} before" if done.before else ""
+        before = f", and was at run {done.previous_run_id} before" if done.previous_run_id else ""
         console.print(f"{table} has the latest summaries up to run {done.run_id}{before}")
     else:
         console.print(f"{table} has the latest summaries up to run {done.run_id} already: nothing is new")

@@ -1,8 +1,9 @@
-"""From an output folder to a table: the latest summary of each document, once, whatever is killed and whoever else delivers.
+"""Deliver summaries from an output folder to a table: the latest summary of each document, exactly once.
 
-A table remembers up to which run it has been brought (store.Mark), in the same commit as the rows. A delivery brings what came
-since, up to a run, and nothing where that run is not later. So it does not matter how often a run is delivered, nor in which
-order runs are: a run that was left out comes with the next one, and none takes a later one's place.
+In the same commit as the rows, a table records up to which run it has been brought (base.Watermark). A delivery brings the
+summaries of all runs since then, up to a given run, and nothing if the table is already past that run. So deliveries may be
+killed, repeated, run at the same time, or given in any order: a run that was left out comes with the next one, and an older
+summary never replaces a newer one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ _CONFLICT = Backoff(attempts=6, pause_s=0.5, jitter=True)
 
 @dataclass(frozen=True)
 class Delivered:
-    """Up to which run the table is brought, and up to which it was before; had_rows: whether there was anything to bring."""
+    """Result of a delivery.
+
+    Attributes:
+        run_id: run that the table is now at.
+        previous_run_id: run that it was at before; None if this was its first delivery.
+        had_rows: True if there was anything to bring.
+    """
 
     run_id: str
-    before: str | None
+    previous_run_id: str | None
     had_rows: bool
 
 
@@ -33,44 +40,44 @@ def deliver(config: DeliverConfig) -> Delivered:
     """Bring a table up to a run.
 
     Raises:
-        UserError: no such run is published; the store has no such table, or columns that do not fit; it cannot be reached; or
-            what was delivered there before is of another output folder.
-        Stopped: others kept changing the table meanwhile.
+        UserError: there is no such run; the table cannot be reached or its columns do not fit; or its last delivery came from
+            another output folder.
+        Stopped: other writers kept changing the table.
     """
     output = open_location(config.input.path, "--input.path")
-    folder = output.uri if "://" in output.uri else output.path  # a task may read it, which starts from elsewhere
+    folder = output.uri if "://" in output.uri else output.path  # absolute: a Ray task has another working directory
     runs = finished_runs(output)
-    run = _asked_for(runs, config)
+    run = _select_run(runs, config)
     for _ in _CONFLICT:
         with open_sink(config.output) as sink:
-            before = _last_delivered(sink, runs, config.output)
+            previous = _last_delivered(sink, runs, config.output)
             if sink.sequence >= run.sequence:
-                return Delivered(before or "", before, had_rows=False)
+                return Delivered(previous or "", previous, had_rows=False)
             after = 0 if sink.keeps_all else sink.sequence
             summaries = Summaries(folder, after, run.sequence, tuple(config.input.columns))
-            if summaries.is_empty:  # the mark stays where it is: what comes later is brought with the next run
-                return Delivered(run.run_id, before, had_rows=False)
+            if summaries.is_empty:  # the watermark stays: a later delivery starts from the same run
+                return Delivered(run.run_id, previous, had_rows=False)
             if sink.deliver(summaries, Watermark.of(run)):
-                return Delivered(run.run_id, before, had_rows=True)
-    raise Stopped(f"others kept changing {config.output.table} meanwhile; deliver again when they are done")
+                return Delivered(run.run_id, previous, had_rows=True)
+    raise Stopped(f"other writers kept changing {config.output.table}; run jobs.deliver again when they have finished")
 
 
-def _asked_for(runs: Sequence[FinishedRun], config: DeliverConfig) -> FinishedRun:
-    found = [run for run in runs if config.input.run_id in (None, run.run_id)]
-    if not found:
+def _select_run(runs: Sequence[FinishedRun], config: DeliverConfig) -> FinishedRun:
+    matches = [run for run in runs if config.input.run_id in (None, run.run_id)]
+    if not matches:
         which = f"run {config.input.run_id} is not" if config.input.run_id else "no run is"
         raise UserError(f"{which} finished in {config.input.path}; set --input.path to a folder that jobs.summarize wrote")
-    return found[-1]
+    return matches[-1]
 
 
 def _last_delivered(sink: Sink, runs: Sequence[FinishedRun], output: DeliverOutput) -> str | None:
-    """The run that the table was last brought up to. It must be of this folder: numbers of another one say nothing here."""
+    """Return the id of the last delivered run. Raises UserError if it is a run of another output folder."""
     if not sink.sequence:
         return None
     for run in runs:
-        if run.sequence == sink.sequence and sink.remembers(Watermark.of(run)):
+        if run.sequence == sink.sequence and sink.is_at(Watermark.of(run)):
             return run.run_id
-    told = f"{output.table} was last brought up to run number {sink.sequence} of another output folder than --input.path; "
+    message = f"{output.table} holds run number {sink.sequence} of another output folder than --input.path; "
     if sink.keeps_all:
-        raise UserError(f"{told}it has all summaries of one alone: set another --output.table")
-    raise UserError(f"{told}if both belong there, give this one another --output.name than {output.name!r}")
+        raise UserError(f"{message}set another --output.table: this type of table holds the summaries of one folder")
+    raise UserError(f"{message}to deliver both into this table, set another --output.name than {output.name!r}")

@@ -1,7 +1,7 @@
 """Delta tables.
 
-Documents are read at a version, by Ray Data. Summaries come by a MERGE, of which Ray Data has none as of 2.60: delta-rs does it
-in one commit, and the mark is a transaction of an application's, as the protocol has it, in that same commit.
+Ray Data reads the documents of one version. As of 2.60 it has no MERGE, so delta-rs delivers the summaries: one commit holds
+the rows and the watermark, which is an application transaction of the Delta protocol.
 """
 
 from __future__ import annotations
@@ -13,44 +13,51 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from pipeline.config.tables import DeliverOutput, FetchInput, TableSection
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import open_location
-from pipeline.tables.base import Summaries, Watermark, require_module
+from pipeline.tables.base import Sink, Summaries, Watermark
 from pipeline.tables.ray_source import RaySource
 from pipeline.tables.schema import align_schema, document_schema
 
 
 @contextmanager
 def source(options: FetchInput) -> Iterator[RaySource]:
-    """The documents of a table's version, the latest one unless another is named."""
+    """Open the documents of one version of a table, by default the latest."""
     table = _open(options, options.snapshot)
     if table is None:
         raise UserError(f"there is no Delta table at {options.table}; set --input.table")
-    uri = _uri(options)
+    uri = _table_uri(options)
     version = table.version()
     try:
         files = table.to_pyarrow_dataset()
         rows = None if options.filter else files.count_rows()
-    except Exception as error:  # files were vacuumed, or have what is not read: deletion vectors, mapped columns
+    except Exception as error:  # vacuumed files, or a feature that delta-rs cannot read: deletion vectors, mapped columns
         raise UserError(f"cannot read the Delta table {options.table}: {describe_error(error)}") from None
-    schema = document_schema(files.schema, options)
-    # Of a table that was removed and made anew, versions count from 0 again.
-    name = f"{version} of {table.metadata().id}"
-    yield RaySource(name, schema, rows, options.filter, lambda: ray.data.read_delta(uri, version=version))
+    yield RaySource(
+        snapshot=f"{version} of {table.metadata().id}",  # with the id: the versions of a re-created table start over at 0
+        schema=document_schema(files.schema, options),
+        rows=rows,
+        filter=options.filter,
+        open_dataset=lambda: ray.data.read_delta(uri, version=version),
+    )
 
 
 @contextmanager
 def sink(options: DeliverOutput) -> Iterator[DeltaSink]:
-    """A table that summaries are delivered to."""
+    """Open a table that summaries are delivered to."""
     yield DeltaSink(options)
 
 
-class DeltaSink:
-    """See store.Sink."""
+class DeltaSink(Sink):
+    """A Delta table (see base.Sink).
 
-    keeps_all = False
+    A Delta transaction holds a number, not a watermark. So each delivery commits two: one with the sequence number under the
+    delivery's name, and one under the watermark's hash.
+    """
 
     def __init__(self, options: DeliverOutput) -> None:
         self._options = options
@@ -59,40 +66,38 @@ class DeltaSink:
 
     @property
     def sequence(self) -> int:
-        """That of the last delivery's mark; 0 if there was none under this name."""
+        """Sequence number of the last delivered run; 0 if there is none."""
         return (self._table.transaction_version(self._application) or 0) if self._table else 0
 
-    def remembers(self, mark: Watermark) -> bool:
-        """Whether this is the last delivery's mark."""
-        return bool(self._table and self._table.transaction_version(self._delivery(mark)) == mark.sequence)
+    def is_at(self, watermark: Watermark) -> bool:
+        """Return whether this is the watermark of the last delivery."""
+        return bool(self._table and self._table.transaction_version(self._hashed(watermark)) == watermark.sequence)
 
-    def deliver(self, summaries: Summaries, mark: Watermark) -> bool:
-        """Bring the rows and the mark into the table, in one commit; False where another writer was faster."""
-        from deltalake import CommitProperties, DeltaTable, Transaction
-        from deltalake.exceptions import CommitFailedError, DeltaError
-
+    def deliver(self, summaries: Summaries, watermark: Watermark) -> bool:
+        """Merge the rows and commit the watermark; False if another writer was faster."""
         name = self._options.table
         try:
-            table = self._table or DeltaTable.create(_uri(self._options), summaries.schema, mode="error")
+            table = self._table or DeltaTable.create(_table_uri(self._options), summaries.schema, mode="error")
         except (DeltaError, OSError) as error:
-            if _open(self._options):  # another delivery's
+            if _open(self._options):  # another delivery has created it
                 return False
             raise UserError(f"cannot create the Delta table {name}: {describe_error(error)}") from None
-        there = pa.schema(table.schema().to_arrow())
-        schema = align_schema(summaries.schema, there, name)
-        key, *others = (f'"{column}"' for column in schema.names)
-        marks = [Transaction(app, mark.sequence) for app in (self._application, self._delivery(mark))]
+        schema = align_schema(summaries.schema, pa.schema(table.schema().to_arrow()), name)
         properties = CommitProperties(
-            # No second try over what another writer committed: that may be a delivery.
-            max_commit_retries=0,
-            app_transactions=marks,
-            custom_metadata={self._application: mark.model_dump_json()},
+            max_commit_retries=0,  # a conflicting commit may be another delivery: do not retry over it
+            app_transactions=[Transaction(app, watermark.sequence) for app in (self._application, self._hashed(watermark))],
+            custom_metadata={self._application: watermark.model_dump_json()},
         )
-        rows = pa.RecordBatchReader.from_batches(schema, summaries.batches(schema))
+        columns = [f'"{column}"' for column in schema.names]
         merge = table.merge(
-            rows, f"target.{key} = source.{key}", "source", "target", commit_properties=properties, error_on_type_mismatch=False
+            pa.RecordBatchReader.from_batches(schema, summaries.batches(schema)),
+            predicate=f"target.{columns[0]} = source.{columns[0]}",
+            source_alias="source",
+            target_alias="target",
+            commit_properties=properties,
+            error_on_type_mismatch=False,
         )
-        values = {column: f"source.{column}" for column in (key, *others)}
+        values = {column: f"source.{column}" for column in columns}
         try:
             merge.when_matched_update(values).when_not_matched_insert(values).execute()
         except CommitFailedError:
@@ -101,25 +106,21 @@ class DeltaSink:
             raise UserError(f"cannot write the Delta table {name}: {describe_error(error)}") from None
         return True
 
-    def _delivery(self, mark: Watermark) -> str:
-        return f"{self._application}.{hashlib.sha256(mark.model_dump_json().encode()).hexdigest()[:32]}"
+    def _hashed(self, watermark: Watermark) -> str:
+        return f"{self._application}.{hashlib.sha256(watermark.model_dump_json().encode()).hexdigest()[:32]}"
 
 
-def _uri(options: TableSection) -> str:
-    """Of the table; of a local one the whole path."""
+def _table_uri(options: TableSection) -> str:
+    """Return the table's URI; the absolute path of a local table."""
     option = "--input.table" if isinstance(options, FetchInput) else "--output.table"
     return options.table if "://" in options.table else open_location(options.table, option).path
 
 
 def _open(options: TableSection, version: int | None = None) -> Any:
-    """None where there is no table."""
-    delta = require_module("deltalake", "delta")
+    """Open a table at a version; None if there is no table."""
+    uri = _table_uri(options)
     try:
-        if not delta.DeltaTable.is_deltatable(_uri(options)):
-            return None
-        return delta.DeltaTable(_uri(options), version=version)
-    except UserError:
-        raise
+        return DeltaTable(uri, version=version) if DeltaTable.is_deltatable(uri) else None
     except Exception as error:
-        of = "" if version is None else f" at version {version}"
-        raise UserError(f"cannot open the Delta table {options.table}{of}: {describe_error(error)}") from None
+        at_version = "" if version is None else f" at version {version}"
+        raise UserError(f"cannot open the Delta table {options.table}{at_version}: {describe_error(error)}") from None

@@ -1,10 +1,11 @@
-"""From a store to a folder of Parquet documents, which a reader finds whole or not at all.
+"""Fetch the documents of a table into a folder of Parquet files. Readers find the complete snapshot or nothing.
 
-    <path>/_snapshots/<name>/*.parquet    the documents of one snapshot; hidden from who lists the folder
-    <path>/_fetched.json                  written last, at once: which snapshot is the one to read, and what it is of
+    <path>/_snapshots/<name>/*.parquet    the documents of one snapshot; hidden from readers that list the folder
+    <path>/_fetched.json                  written last, in one step: the current snapshot, and the request that it answers
 
-Who asks for the same again finds it done. Each fetch has a name of its own, for tasks of one that was killed may write for a
-moment more. The snapshot before stays until the next fetch, so that a run that reads it, or was cut off over it, can go on.
+If the folder already holds what is requested, nothing is done. Each fetch writes to a new folder, because tasks of a killed
+fetch may keep writing for a moment. The previous snapshot stays until the next fetch, so that a run over it can finish or
+resume.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from pipeline.config.tables import FetchConfig
 from pipeline.data.snapshots import POINTER, SNAPSHOTS, read_pointer
 from pipeline.errors import Stopped, UserError, describe_error
 from pipeline.io.location import Location, open_location
+from pipeline.io.parquet import to_parquet
 from pipeline.runs import lease
 from pipeline.tables.base import open_source
 
-_OF_THE_REQUEST = {"kind", "table", "catalog", "connection", "id_column", "text_column", "keep_columns", "filter"}
+_REQUEST_OPTIONS = {"kind", "table", "catalog", "connection", "id_column", "text_column", "keep_columns", "filter"}
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What lies in the folder now. is_new: it did not before."""
+    """Snapshot that the folder now holds. is_new: False if it already did."""
 
     snapshot: str
     rows: int
@@ -39,58 +41,54 @@ class Fetched:
 
 
 def fetch(config: FetchConfig) -> Fetched:
-    """Bring the documents of a store, as they are now, into the folder.
+    """Write the current documents of a table into the folder.
 
     Raises:
-        UserError: the store has no such table or column, cannot be reached, or a value is not of its column's type; the folder
-            cannot be written, or another fetch does so.
-        Stopped: not as many documents came through as the store says it has. The folder is as it was.
+        UserError: the table or a column is missing, or the table cannot be reached; a value does not fit its column's type; the
+            folder cannot be written, or another fetch is writing it.
+        Stopped: fewer or more rows arrived than the table has. The folder is unchanged.
     """
     folder = open_location(config.output.path, "--output.path")
-    pointer = folder.child(POINTER)
     with lease.hold(folder, "fetch") as held, open_source(config.input) as source:
-        request = {**config.input.model_dump(include=_OF_THE_REQUEST), "snapshot": source.snapshot}
-        before = read_pointer(folder) or {}
-        if before.get("request") == request:
-            return Fetched(source.snapshot, before["rows"], is_new=False)
+        request = {**config.input.model_dump(include=_REQUEST_OPTIONS), "snapshot": source.snapshot}
+        previous = read_pointer(folder) or {}
+        if previous.get("request") == request:
+            return Fetched(source.snapshot, previous["rows"], is_new=False)
         held.verify()
-        _remove_all_but(folder.child(SNAPSHOTS), before.get("folder"))
+        _remove_old_snapshots(folder.child(SNAPSHOTS), keep=previous.get("folder"))
         name = uuid.uuid4().hex[:16]
         snapshot = folder.child(SNAPSHOTS).child(name)
         try:
             expected = source.write(snapshot)
-            rows = _written(snapshot, source.schema)
+            rows = complete_snapshot(snapshot, source.schema)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"cannot write {snapshot.uri}: {describe_error(error)}; set --output.path") from None
         if expected is not None and rows != expected:
-            raise Stopped(f"{rows:,} documents came through where {config.input.table} has {expected:,}; fetch them again")
-        manifest = {"folder": name, "rows": rows, "fetched_at": datetime.now(UTC).isoformat(), "request": request}
+            raise Stopped(f"{rows:,} rows arrived, but {config.input.table} has {expected:,}; run jobs.fetch again")
         held.verify()
-        _point_to(manifest, pointer)
+        pointer = {"folder": name, "rows": rows, "fetched_at": datetime.now(UTC).isoformat(), "request": request}
+        write_pointer(folder, pointer)
     return Fetched(source.snapshot, rows, is_new=True)
 
 
-def _point_to(manifest: Mapping[str, Any], pointer: Location) -> None:
-    """From here on readers find this snapshot."""
-    pointer.write(json.dumps(manifest, indent=2).encode() + b"\n")
+def write_pointer(folder: Location, pointer: Mapping[str, Any]) -> None:
+    """Make a snapshot the one that readers find."""
+    folder.child(POINTER).write(json.dumps(pointer, indent=2).encode() + b"\n")
 
 
-def _remove_all_but(snapshots: Location, name: str | None) -> None:
-    """What was cut off, and all but the last that is whole."""
-    for other in snapshots.names() if snapshots.exists() else []:
-        if other != name:
-            snapshots.child(other).remove_folder()
-
-
-def _written(snapshot: Location, schema: pa.Schema) -> int:
-    """The rows of a folder, by the files' ends. Of none there is a file all the same, by which columns are known."""
+def complete_snapshot(snapshot: Location, schema: pa.Schema) -> int:
+    """Return the number of rows in a snapshot's files. If there is no file, write an empty one, which has the columns."""
     rows = 0
     files = snapshot.files() if snapshot.exists() else []
     for file in files:
         with pq.ParquetFile(file.path, filesystem=snapshot.filesystem) as parquet:
             rows += parquet.metadata.num_rows
     if not files:
-        sink = pa.BufferOutputStream()
-        pq.write_table(schema.empty_table(), sink)
-        snapshot.child("part-none.parquet").write(sink.getvalue())
+        snapshot.child("part-none.parquet").write(to_parquet(schema.empty_table()))
     return rows
+
+
+def _remove_old_snapshots(snapshots: Location, keep: str | None) -> None:
+    for name in snapshots.names() if snapshots.exists() else []:
+        if name != keep:
+            snapshots.child(name).remove_folder()

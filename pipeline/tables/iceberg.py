@@ -1,8 +1,8 @@
-"""Iceberg tables, in any catalog that PyIceberg knows.
+"""Iceberg tables, in any catalog that PyIceberg supports.
 
-Documents are read at a snapshot, by Ray Data. Summaries are written by Ray Data's upsert to a branch, which readers do not see,
-and which one commit then makes the table's main line: if that has not moved since, and with the mark among the table's
-properties. Ray Data alone would write to a table as it finds it, an older run over a newer one.
+Ray Data reads the documents of one snapshot. Its upsert writes the summaries to a branch, which readers do not see. One commit
+then makes the branch the table's current state and records the watermark in the table's properties, provided that the table has
+not changed meanwhile. Ray Data's upsert alone would let an older run overwrite a newer one.
 """
 
 from __future__ import annotations
@@ -10,108 +10,98 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 import ray.exceptions
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import CommitFailedException, NoSuchNamespaceError, NoSuchTableError
+from pyiceberg.table import Table
+from pyiceberg.table.update.snapshot import ManageSnapshots
 from ray.data import SaveMode
 from ray.data._internal.datasource.iceberg_datasink import IcebergDatasink
 
 from pipeline import cluster
 from pipeline.config.tables import DeliverOutput, FetchInput, TableSection
 from pipeline.errors import UserError, describe_error
-from pipeline.tables.base import OneMark, Summaries, Watermark, require_module
+from pipeline.tables.base import Sink, Summaries, Watermark
 from pipeline.tables.ray_source import RaySource
 from pipeline.tables.schema import align_schema, document_schema
-
-if TYPE_CHECKING:
-    from pyiceberg.catalog import Catalog
-    from pyiceberg.table import Table
 
 
 @contextmanager
 def source(options: FetchInput) -> Iterator[RaySource]:
-    """The documents of a table's snapshot, the latest one unless another is named."""
+    """Open the documents of one snapshot of a table, by default the latest."""
     table = _open(options, "--input")
     if table is None:
         raise UserError(f"the catalog {options.catalog!r} has no table {options.table}; set --input.table")
-    found = table.current_snapshot() if options.snapshot is None else table.snapshot_by_id(options.snapshot)
-    if found is None:
-        which = "no snapshot yet" if options.snapshot is None else f"no snapshot {options.snapshot}"
-        raise UserError(f"{options.table} has {which}; set --input.snapshot to one that it has, or write to it first")
-    scan = table.scan(snapshot_id=found.snapshot_id)
+    snapshot = table.current_snapshot() if options.snapshot is None else table.snapshot_by_id(options.snapshot)
+    if snapshot is None:
+        which = "no snapshot yet; write to it first" if options.snapshot is None else f"no snapshot {options.snapshot}"
+        raise UserError(f"{options.table} has {which}; set --input.snapshot to one that it has")
+    snapshot_id = snapshot.snapshot_id
+    scan = table.scan(snapshot_id=snapshot_id)
     schema = document_schema(scan.projection().as_arrow(), options)
     try:
         rows = None if options.filter else scan.count()
-    except Exception as error:  # what its files' storage raises, or of what PyIceberg does not read: deletes by equality
+    except Exception as error:  # an error of the storage, or a feature that PyIceberg cannot read: equality deletes
         raise UserError(f"cannot read the Iceberg table {options.table}: {describe_error(error)}") from None
     yield RaySource(
-        str(found.snapshot_id),
-        schema,
-        rows,
-        options.filter,
-        lambda: ray.data.read_iceberg(
-            table_identifier=options.table, snapshot_id=found.snapshot_id, catalog_kwargs=_catalog_options(options)
+        snapshot=str(snapshot_id),
+        schema=schema,
+        rows=rows,
+        filter=options.filter,
+        open_dataset=lambda: ray.data.read_iceberg(
+            table_identifier=options.table, snapshot_id=snapshot_id, catalog_kwargs=_catalog_options(options)
         ),
     )
 
 
 @contextmanager
 def sink(options: DeliverOutput) -> Iterator[IcebergSink]:
-    """A table that summaries are delivered to."""
+    """Open a table that summaries are delivered to."""
     yield IcebergSink(options)
 
 
-class IcebergSink(OneMark):
-    """See store.Sink."""
-
-    keeps_all = False
+class IcebergSink(Sink):
+    """An Iceberg table (see base.Sink)."""
 
     def __init__(self, options: DeliverOutput) -> None:
         self._options = options
-        self._key, self._branches = f"nightshift.{options.name}", f"nightshift-{options.name}-"
+        self._property, self._branch_prefix = f"nightshift.{options.name}", f"nightshift-{options.name}-"
         self._table = _open(options, "--output")
-        said = self._table.properties.get(self._key) if self._table else None
-        self._mark = Watermark.model_validate_json(said) if said else None
+        if self._table and (value := self._table.properties.get(self._property)):
+            self.watermark = Watermark.model_validate_json(value)
 
-    def deliver(self, summaries: Summaries, mark: Watermark) -> bool:
-        """Bring the rows and the mark into the table, in one commit; False where another writer was faster."""
-        from pyiceberg.exceptions import CommitFailedException
-
+    def deliver(self, summaries: Summaries, watermark: Watermark) -> bool:
+        """Write the rows to a branch and commit it with the watermark; False if another writer was faster."""
         table = self._table or _create(self._options, summaries.schema)
         schema = align_schema(summaries.schema, table.schema().as_arrow(), self._options.table)
-        start = _main(table)
-        branch = f"{self._branches}{uuid.uuid4().hex[:12]}"
+        start = _current_snapshot_id(table)
+        branch = f"{self._branch_prefix}{uuid.uuid4().hex[:12]}"
         try:
-            if table.current_snapshot() is None:  # a branch begins at a snapshot
+            if table.current_snapshot() is None:  # a branch needs a snapshot to start from
                 table.append(table.schema().as_arrow().empty_table())
-                start = _main(table)
+                start = _current_snapshot_id(table)
             table.manage_snapshots().create_branch(start, branch).commit()
-            self._upsert(summaries, schema, branch, {self._key: mark.model_dump_json()})
+            self._upsert(summaries, schema, branch, {self._property: watermark.model_dump_json()})
             head = table.refresh().snapshot_by_name(branch)
-            if head is None or head.parent_snapshot_id != start or _main(table) != start:
+            if head is None or head.parent_snapshot_id != start or _current_snapshot_id(table) != start:
                 return False
-            self._publish(table, head.snapshot_id, mark)
-        except Exception as error:  # of which kind hangs on the step: another delivery that is done removes this one's branch
-            if isinstance(error, CommitFailedException) or self._has_moved(table, start):
+            self._commit_branch(table, head.snapshot_id, watermark)
+        except Exception as error:  # any type: another delivery that finishes first removes this one's branch
+            if isinstance(error, CommitFailedException) or _has_changed(table, start):
                 return False
             if isinstance(error, UserError):
                 raise
             raise UserError(f"cannot write the Iceberg table {self._options.table}: {describe_error(error)}") from None
         return True
 
-    @staticmethod
-    def _has_moved(table: Any, start: int) -> bool:
-        try:
-            return _main(table.refresh()) != start
-        except Exception:  # the catalog does not answer: what was raised before says why
-            return False
-
     def _upsert(self, summaries: Summaries, schema: pa.Schema, branch: str, properties: dict[str, str]) -> None:
         cluster.connect()
         try:
-            # One task reads, in order, since of each id the latest is to be found; those that write are many.
+            # One task reads all runs in order, to find the latest summary of each id. Many tasks write.
             rows = ray.data.range(1, override_num_blocks=1).map_batches(
                 lambda _: (pa.Table.from_batches([batch]) for batch in summaries.batches(schema))
             )
@@ -127,23 +117,21 @@ class IcebergSink(OneMark):
         except ray.exceptions.RayError as error:
             raise cluster.to_user_error(error) from None
 
-    def _publish(self, table: Table, head: int, mark: Watermark) -> None:
-        """Make a branch's head the table's, if that is still where it was, and remove what was left by deliveries cut off."""
-        from pyiceberg.table.update.snapshot import ManageSnapshots
-
+    def _commit_branch(self, table: Table, head: int, watermark: Watermark) -> None:
+        """Make a branch's head the current snapshot, and remove the branches that killed deliveries have left."""
         with table.transaction() as transaction:
-            # The first of these says what must be so that all are done: the main line is where it was.
+            # Comes first: it makes the whole transaction depend on the current snapshot being unchanged.
             ManageSnapshots(transaction).set_current_snapshot(snapshot_id=head)
-            transaction.set_properties({self._key: mark.model_dump_json()})
-            for branch in [name for name in table.refs() if name.startswith(self._branches)]:
+            transaction.set_properties({self._property: watermark.model_dump_json()})
+            for branch in [name for name in table.refs() if name.startswith(self._branch_prefix)]:
                 ManageSnapshots(transaction).remove_branch(branch).commit()
 
 
 class _BranchDatasink(IcebergDatasink):
-    """Ray Data's, which writes into a folder of the branch's own.
+    """Ray Data's sink, writing its files into a folder of the branch's own.
 
-    The rows of a file that stay it writes to a file whose name hangs on that one alone (as of 2.60): two deliveries at once
-    would write over each other's, and so over what one of them has published.
+    As of 2.60, Ray Data names a rewritten file after the original file alone. Two deliveries at the same time would overwrite
+    each other's files, even those that one of them has already committed.
     """
 
     def _reload_table(self) -> None:
@@ -154,35 +142,37 @@ class _BranchDatasink(IcebergDatasink):
         self._table_metadata = metadata.model_copy(update={"properties": properties})
 
 
-def _main(table: Table) -> int:
-    """The table's current snapshot."""
+def _current_snapshot_id(table: Table) -> int:
     snapshot = table.current_snapshot()
     return snapshot.snapshot_id if snapshot else 0
+
+
+def _has_changed(table: Table, start: int) -> bool:
+    try:
+        return _current_snapshot_id(table.refresh()) != start
+    except Exception:  # the catalog does not answer; the caller's own error says more
+        return False
 
 
 def _catalog_options(options: TableSection) -> dict[str, Any]:
     return {"name": options.catalog, **options.catalog_properties}
 
 
-def _catalog(options: TableSection, option: str) -> Catalog:
-    catalogs = require_module("pyiceberg.catalog", "iceberg")
+def _open_catalog(options: TableSection, section: str) -> Catalog:
     try:
-        catalog: Catalog = catalogs.load_catalog(options.catalog, **options.catalog_properties)
-        return catalog
-    except Exception as error:  # of each kind of catalog's own library; their words may have what connects to it
+        return load_catalog(options.catalog, **options.catalog_properties)
+    except Exception as error:  # each type of catalog has errors of its own; their messages may contain passwords
         raise UserError(
-            f"cannot open the Iceberg catalog {options.catalog!r} ({type(error).__name__}); set {option}.catalog_properties, "
-            "or the catalog in .pyiceberg.yaml"
+            f"cannot open the Iceberg catalog {options.catalog!r} ({type(error).__name__}); set {section}.catalog_properties, "
+            "or configure the catalog in .pyiceberg.yaml"
         ) from None
 
 
-def _open(options: TableSection, option: str) -> Table | None:
-    """None where there is no such table."""
-    catalog = _catalog(options, option)
-    from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
-
+def _open(options: TableSection, section: str) -> Table | None:
+    """Open a table; None if it does not exist."""
+    catalog = _open_catalog(options, section)
     if "." not in options.table:
-        raise UserError(f"{option}.table {options.table!r} is no name of an Iceberg table; it has the form NAMESPACE.TABLE")
+        raise UserError(f"{section}.table {options.table!r} is not the name of an Iceberg table; set it to NAMESPACE.TABLE")
     try:
         return catalog.load_table(options.table)
     except (NoSuchTableError, NoSuchNamespaceError):
@@ -194,7 +184,7 @@ def _open(options: TableSection, option: str) -> Table | None:
 
 
 def _create(options: DeliverOutput, schema: pa.Schema) -> Table:
-    catalog = _catalog(options, "--output")
+    catalog = _open_catalog(options, "--output")
     try:
         catalog.create_namespace_if_not_exists(options.table.rpartition(".")[0])
         return catalog.create_table_if_not_exists(options.table, schema)

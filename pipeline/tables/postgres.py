@@ -1,9 +1,9 @@
-"""PostgreSQL tables.
+"""PostgreSQL tables, read and written in one transaction each.
 
-Not by Ray Data's own reader and writer (as of 2.60): each of its readers has a transaction, and so a moment, of its own and
-holds all of its rows, whose types it guesses; each of its writers commits alone, and does its work again where it fails.
-Here one transaction streams the documents of one moment, and another brings summaries, by COPY to a table of its own and from
-there to the one that is read, together with the mark.
+Ray Data's own reader and writer do not fit (as of 2.60). Each of its read tasks has a transaction, and so a snapshot, of its
+own, holds all its rows in memory and guesses their types. Each of its write tasks commits alone and repeats its work after an
+error. Here, one transaction streams the documents of one moment. Another one copies the summaries to a temporary table, merges
+them into the table and records the watermark in the table ``nightshift_deliveries``.
 """
 
 from __future__ import annotations
@@ -13,269 +13,215 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psycopg import sql
 
 from pipeline.config.tables import DeliverOutput, FetchInput, TableSection
 from pipeline.data.arrow import to_values
 from pipeline.errors import UserError
 from pipeline.io.location import Location
-from pipeline.tables.base import OneMark, Summaries, Watermark, require_module
-from pipeline.tables.schema import align_schema, chosen, document_schema, rows_to_table
+from pipeline.tables.base import Sink, Summaries, Watermark
+from pipeline.tables.postgres_types import ARROW_TYPES, TEXT_TYPES, arrow_type, sql_type
+from pipeline.tables.schema import align_schema, document_schema, requested_columns, to_column
 
-if TYPE_CHECKING:
-    import psycopg
-    from psycopg import sql
+Connection = psycopg.Connection[Any]
 
-_ROWS_AT_A_TIME = 256
-"""Of a cursor: they are all in memory, however long their texts."""
-_BYTES_OF_A_GROUP, _ROWS_OF_A_FILE = 32 * 2**20, 100_000
-_MARKS = "nightshift_deliveries"
+_FETCH_ROWS = 256
+"""Rows that a cursor returns at a time. All of them are in memory, whatever the length of their texts."""
+
+_ROW_GROUP_BYTES, _FILE_ROWS = 32 * 2**20, 100_000
+_DELIVERIES = "nightshift_deliveries"
 _SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
-"""Parameters of libpq."""
-_MOST_DIGITS = 38
-"""Of a decimal in Parquet as all read it."""
-_TEXTS = {"text", "varchar", "bpchar", "name", "uuid", "json", "jsonb"}
-"""Read as text. An enumeration's name is its own: a view can cast it."""
-_KINDS = {
-    "int2": pa.int32(),
-    "int4": pa.int32(),
-    "int8": pa.int64(),
-    "float4": pa.float32(),
-    "float8": pa.float64(),
-    "bool": pa.bool_(),
-    "bytea": pa.binary(),
-    "date": pa.date32(),
-    "timestamp": pa.timestamp("us"),
-    "timestamptz": pa.timestamp("us", "UTC"),
-}
-_NAMES = {
-    pa.string(): "text",
-    pa.int32(): "integer",
-    pa.int64(): "bigint",
-    pa.float32(): "real",
-    pa.float64(): "double precision",
-    pa.bool_(): "boolean",
-    pa.binary(): "bytea",
-    pa.date32(): "date",
-    pa.timestamp("us"): "timestamp",
-    pa.timestamp("us", "UTC"): "timestamptz",
-}
+"""Parameters of libpq that hold secrets."""
 
 
 @contextmanager
 def source(options: FetchInput) -> Iterator[PostgresSource]:
-    """The documents of a table or a view, as of one moment."""
+    """Open the documents of a table or a view at this moment."""
     if options.snapshot is not None:
-        raise UserError("PostgreSQL keeps no earlier snapshots; take --input.snapshot away")
-    with _connected(options, "--input") as connection:
+        raise UserError("PostgreSQL keeps no earlier snapshots; remove --input.snapshot")
+    with _connect(options, "--input") as connection:
         yield PostgresSource(connection, options)
 
 
 class PostgresSource:
-    """See store.Source. The snapshot changes with each transaction that anybody commits in the server."""
+    """A table or view as one transaction sees it (see base.Source).
 
-    def __init__(self, connection: psycopg.Connection[Any], options: FetchInput) -> None:
-        import psycopg
+    The name of the snapshot changes with every transaction that anybody commits on the server.
+    """
 
+    def __init__(self, connection: Connection, options: FetchInput) -> None:
         self._connection, self._options = connection, options
         connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
-        with _explained("read", options.table):
-            columns = _columns(connection, options.table)
-        if not columns:
-            raise UserError(f"there is no table {options.table} that can be read; set --input.table")
-        wanted = set(chosen(options))
-        self.schema = document_schema(
-            pa.schema([(name, _kind(name, columns[name], options) if name in wanted else pa.null()) for name in columns]),
-            options,
-        )
-        self._as_text = {name for name in wanted if columns[name] in _TEXTS}
-        where = (connection.info.host, connection.info.port, connection.info.dbname)
-        with _explained("read", options.table):
+        with _as_user_error("read", options.table):
+            types = _column_types(connection, options.table)
             [moment] = connection.execute("SELECT pg_current_snapshot()::text").fetchone() or [None]
-        self.snapshot = hashlib.sha256(json.dumps([*where, moment]).encode()).hexdigest()[:16]
+        if not types:
+            raise UserError(f"there is no table {options.table}, or it cannot be read; set --input.table")
+        names = set(requested_columns(options))
+        fields = [(name, arrow_type(name, types[name], options) if name in names else pa.null()) for name in types]
+        self.schema = document_schema(pa.schema(fields), options)
+        self._cast_to_text = {name for name in names if types[name] in TEXT_TYPES}
+        server = (connection.info.host, connection.info.port, connection.info.dbname)
+        self.snapshot = hashlib.sha256(json.dumps([*server, moment]).encode()).hexdigest()[:16]
 
-    def write(self, folder: Location) -> int | None:
-        """Write the documents as Parquet files; how many there are."""
-        from psycopg import sql
-
-        rows = part = 0
-        query = sql.SQL("SELECT {} FROM {}").format(
-            sql.SQL(", ").join(self._selected(name) for name in self.schema.names), _table(self._options.table)
-        )
-        if self._options.filter:
-            query += sql.SQL(" WHERE ({})").format(sql.SQL(self._options.filter))
+    def write(self, folder: Location) -> int:
+        """Write the documents as Parquet files and return their number."""
         folder.make_folder()
-        with _explained("read", self._options.table), self._connection.cursor("nightshift_fetch") as cursor:
-            cursor.itersize = _ROWS_AT_A_TIME
-            cursor.execute(query)
-            tables = self._groups(cursor)
-            while (group := next(tables, None)) is not None:
-                path = folder.child(f"part-{part:05}.parquet").path
+        rows = number = 0
+        with _as_user_error("read", self._options.table), self._connection.cursor("nightshift_fetch") as cursor:
+            cursor.execute(self._query())
+            groups = self._row_groups(cursor)
+            for first in groups:
+                path = folder.child(f"part-{number:05}.parquet").path
                 with pq.ParquetWriter(path, self.schema, filesystem=folder.filesystem, compression="zstd") as file:
-                    in_file = 0
-                    while group is not None:
+                    file_rows = 0
+                    for group in chain([first], groups):
                         file.write_table(group)
-                        in_file += len(group)
-                        group = next(tables, None) if in_file < _ROWS_OF_A_FILE else None
-                rows, part = rows + in_file, part + 1
+                        file_rows += len(group)
+                        if file_rows >= _FILE_ROWS:
+                            break
+                rows, number = rows + file_rows, number + 1
         return rows
 
-    def _groups(self, cursor: psycopg.ServerCursor[Any]) -> Iterator[pa.Table]:
-        """Rows of a row group each."""
-        some: list[pa.Table] = []
-        while found := cursor.fetchmany(_ROWS_AT_A_TIME):
-            columns = zip(*found, strict=True)
-            some.append(pa.table([rows_to_table(c, f) for c, f in zip(columns, self.schema, strict=True)], self.schema))
-            if sum(table.nbytes for table in some) >= _BYTES_OF_A_GROUP:
-                yield pa.concat_tables(some)
-                some = []
-        if some:
-            yield pa.concat_tables(some)
+    def _query(self) -> sql.Composed:
+        columns = [sql.Identifier(name) + sql.SQL("::text" if name in self._cast_to_text else "") for name in self.schema.names]
+        query = sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(columns), _identifier(self._options.table))
+        if self._options.filter:
+            query += sql.SQL(" WHERE ({})").format(sql.SQL(self._options.filter))
+        return query
 
-    def _selected(self, name: str) -> sql.Composable:
-        from psycopg import sql
-
-        return sql.SQL("{}::text").format(sql.Identifier(name)) if name in self._as_text else sql.Identifier(name)
+    def _row_groups(self, cursor: psycopg.ServerCursor[Any]) -> Iterator[pa.Table]:
+        """Yield the rows in tables of about ``_ROW_GROUP_BYTES``."""
+        tables: list[pa.Table] = []
+        while rows := cursor.fetchmany(_FETCH_ROWS):
+            columns = zip(*rows, strict=True)
+            arrays = [to_column(values, field) for values, field in zip(columns, self.schema, strict=True)]
+            tables.append(pa.table(arrays, self.schema))
+            if sum(table.nbytes for table in tables) >= _ROW_GROUP_BYTES:
+                yield pa.concat_tables(tables)
+                tables = []
+        if tables:
+            yield pa.concat_tables(tables)
 
 
 @contextmanager
 def sink(options: DeliverOutput) -> Iterator[PostgresSink]:
-    """A table that summaries are delivered to, which no other delivery changes meanwhile."""
-    with _connected(options, "--output") as connection:
+    """Open a table that summaries are delivered to. Other deliveries to it wait."""
+    with _connect(options, "--output") as connection:
         yield PostgresSink(connection, options)
 
 
-class PostgresSink(OneMark):
-    """See store.Sink. A delivery waits until another one of the same table is done."""
+class PostgresSink(Sink):
+    """A PostgreSQL table (see base.Sink), locked against other deliveries until the connection closes."""
 
-    keeps_all = False
-
-    def __init__(self, connection: psycopg.Connection[Any], options: DeliverOutput) -> None:
-        from psycopg import sql
-
+    def __init__(self, connection: Connection, options: DeliverOutput) -> None:
         self._connection, self._options = connection, options
-        self._table = _table(options.table)
-        first, dot, rest = options.table.partition(".")
-        self._name, schema = (rest, first) if dot else (first, "")
-        self._marks = sql.Identifier(*filter(None, [schema]), _MARKS)
-        self._mark: Watermark | None = None
-        with _explained("write", options.table):
-            # By its own name alone: with its schema or without, it is the same table.
-            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{_MARKS} {self._name}"])
-            self._has_marks = bool(_columns(connection, f"{schema}.{_MARKS}" if schema else _MARKS))
-            if self._has_marks and _columns(connection, options.table):  # a mark outlives a table that is dropped
+        self._table = _identifier(options.table)
+        *schema, self._name = options.table.split(".", 1)
+        deliveries = ".".join([*schema, _DELIVERIES])
+        self._deliveries = _identifier(deliveries)
+        with _as_user_error("write", options.table):
+            # The lock's name has no schema: the same table may be given with its schema or without.
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{_DELIVERIES} {self._name}"])
+            self._has_deliveries = bool(_column_types(connection, deliveries))
+            self._types = _column_types(connection, options.table)
+            if self._has_deliveries and self._types:  # a watermark outlives a table that is dropped
                 query = sql.SQL("SELECT run_id, sequence, manifest_sha256 FROM {} WHERE table_name = %s AND name = %s")
-                found = connection.execute(query.format(self._marks), [self._name, options.name]).fetchone()
-                self._mark = Watermark(run_id=found[0], sequence=found[1], manifest_sha256=found[2]) if found else None
+                row = connection.execute(query.format(self._deliveries), [self._name, options.name]).fetchone()
+                self.watermark = Watermark(run_id=row[0], sequence=row[1], manifest_sha256=row[2]) if row else None
 
-    def deliver(self, summaries: Summaries, mark: Watermark) -> bool:
-        """Bring the rows and the mark into their tables, in one transaction."""
-        from psycopg import sql
-
-        schema, run = summaries.schema, self._connection.execute
-        key = sql.Identifier(summaries.id_column)
-        names = sql.SQL(", ").join(sql.Identifier(name) for name in schema.names)
-        with _explained("write", self._options.table):
-            there = _columns(self._connection, self._options.table)
-            if there:
-                self._check(schema, there)
+    def deliver(self, summaries: Summaries, watermark: Watermark) -> bool:
+        """Merge the rows and record the watermark, in one transaction."""
+        with _as_user_error("write", self._options.table):
+            if self._types:
+                self._check_columns(summaries.schema)
             else:
-                columns = [sql.SQL("{} {}").format(sql.Identifier(f.name), sql.SQL(_sql_kind(f))) for f in schema]
-                run(sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY ({}))").format(self._table, sql.SQL(", ").join(columns), key))
-            # Of the table's own types, which may be wider than those of the summaries.
-            run(
-                sql.SQL("CREATE TEMP TABLE nightshift_staged ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(
-                    names, self._table
-                )
-            )
-            with (
-                self._connection.cursor() as cursor,
-                cursor.copy(sql.SQL("COPY nightshift_staged ({}) FROM STDIN").format(names)) as copy,
-            ):
-                for batch in summaries.batches(schema):
-                    for row in zip(*map(to_values, batch.columns), strict=True):
-                        self._copy(copy, row)
-            changes = [
-                sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name))
-                for name in schema.names
-                if name != summaries.id_column
-            ]
-            then = sql.SQL("UPDATE SET {}").format(sql.SQL(", ").join(changes)) if changes else sql.SQL("NOTHING")
-            run(
-                sql.SQL("INSERT INTO {} ({}) SELECT {} FROM nightshift_staged ON CONFLICT ({}) DO {}").format(
-                    self._table, names, names, key, then
-                )
-            )
-            self._remember(mark)
+                self._create_table(summaries)
+            self._stage(summaries)
+            self._merge(summaries)
+            self._save(watermark)
             self._connection.commit()
         return True
 
-    def _copy(self, copy: psycopg.Copy, row: tuple[Any, ...]) -> None:
-        import psycopg
+    def _check_columns(self, schema: pa.Schema) -> None:
+        # A type without an equal in Arrow, such as an enumeration or a decimal, accepts any value that the server can parse.
+        accepted = {name: schema.field(name).type if name in schema.names else pa.null() for name in self._types}
+        fields = [(name, ARROW_TYPES.get(type_name, accepted[name])) for name, type_name in self._types.items()]
+        align_schema(schema, pa.schema(fields), self._options.table)
 
-        try:
-            copy.write_row(row)
-        except psycopg.DataError as error:  # a text with NUL, which PostgreSQL has none of
-            raise UserError(f"cannot write {self._options.table}: {_words(error)}, as {row[0]!r} has") from None
+    def _create_table(self, summaries: Summaries) -> None:
+        columns = [sql.Identifier(field.name) + sql.SQL(f" {sql_type(field)}") for field in summaries.schema]
+        query = sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY ({}))")
+        key = sql.Identifier(summaries.id_column)
+        self._connection.execute(query.format(self._table, sql.SQL(", ").join(columns), key))
 
-    def _check(self, schema: pa.Schema, there: dict[str, str]) -> None:
-        kinds = {**_KINDS, **dict.fromkeys(_TEXTS, pa.string())}
-        # What has no type here, an enumeration or a decimal, is taken by the server from its text.
-        table = [(name, kinds.get(kind)) for name, kind in there.items()]
-        align_schema(
-            schema,
-            pa.schema([(n, k or (schema.field(n).type if n in schema.names else pa.null())) for n, k in table]),
-            self._options.table,
-        )
+    def _stage(self, summaries: Summaries) -> None:
+        """Copy the summaries to a temporary table with the table's own types, which may be wider."""
+        names = _column_list(summaries.schema)
+        create = sql.SQL("CREATE TEMP TABLE nightshift_staged ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA")
+        self._connection.execute(create.format(names, self._table))
+        copy_in = sql.SQL("COPY nightshift_staged ({}) FROM STDIN").format(names)
+        with self._connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+            for batch in summaries.batches(summaries.schema):
+                for row in zip(*map(to_values, batch.columns), strict=True):
+                    try:
+                        copy.write_row(row)
+                    except psycopg.DataError as error:  # a text with NUL, which PostgreSQL cannot store
+                        raise UserError(f"cannot write {row[0]!r} to {self._options.table}: {_message(error)}") from None
 
-    def _remember(self, mark: Watermark) -> None:
-        from psycopg import sql
+    def _merge(self, summaries: Summaries) -> None:
+        key = summaries.id_column
+        updates = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in summaries.schema.names if name != key]
+        action = sql.SQL("UPDATE SET {}").format(sql.SQL(", ").join(updates)) if updates else sql.SQL("NOTHING")
+        query = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM nightshift_staged ON CONFLICT ({}) DO {}")
+        names = _column_list(summaries.schema)
+        self._connection.execute(query.format(self._table, names, names, sql.Identifier(key), action))
 
-        if not self._has_marks:  # to create what is there needs a right, too
-            self._connection.execute(
-                sql.SQL(
-                    "CREATE TABLE IF NOT EXISTS {} (table_name text, name text, run_id text NOT NULL, "
-                    "sequence bigint NOT NULL, manifest_sha256 text, delivered_at timestamptz NOT NULL DEFAULT now(), "
-                    "PRIMARY KEY (table_name, name))"
-                ).format(self._marks)
+    def _save(self, watermark: Watermark) -> None:
+        if not self._has_deliveries:  # CREATE … IF NOT EXISTS needs the right to create even if the table exists
+            create = sql.SQL(
+                "CREATE TABLE IF NOT EXISTS {} (table_name text, name text, run_id text NOT NULL, "
+                "sequence bigint NOT NULL, manifest_sha256 text, delivered_at timestamptz NOT NULL DEFAULT now(), "
+                "PRIMARY KEY (table_name, name))"
             )
-        self._connection.execute(
-            sql.SQL(
-                "INSERT INTO {} (table_name, name, run_id, sequence, manifest_sha256) VALUES (%s, %s, %s, %s, %s) "
-                "ON CONFLICT (table_name, name) DO UPDATE SET run_id = EXCLUDED.run_id, sequence = EXCLUDED.sequence, "
-                "manifest_sha256 = EXCLUDED.manifest_sha256, delivered_at = EXCLUDED.delivered_at"
-            ).format(self._marks),
-            [self._name, self._options.name, mark.run_id, mark.sequence, mark.manifest_sha256],
+            self._connection.execute(create.format(self._deliveries))
+        upsert = sql.SQL(
+            "INSERT INTO {} (table_name, name, run_id, sequence, manifest_sha256) VALUES (%s, %s, %s, %s, %s) "
+            "ON CONFLICT (table_name, name) DO UPDATE SET run_id = EXCLUDED.run_id, sequence = EXCLUDED.sequence, "
+            "manifest_sha256 = EXCLUDED.manifest_sha256, delivered_at = EXCLUDED.delivered_at"
         )
-
-
-# The server
+        row = [self._name, self._options.name, watermark.run_id, watermark.sequence, watermark.manifest_sha256]
+        self._connection.execute(upsert.format(self._deliveries), row)
 
 
 @contextmanager
-def _connected(options: TableSection, option: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection; what is not committed by the end is undone."""
-    psycopg = require_module("psycopg", "postgres")
+def _connect(options: TableSection, section: str) -> Iterator[Connection]:
+    """Open a connection. Closing it rolls back what is not committed."""
     try:
-        said = psycopg.conninfo.conninfo_to_dict(options.connection)
-    except psycopg.ProgrammingError:  # whose words have the string, and what may stand in it
-        raise UserError(f"{option}.connection is no URI postgresql://… and not of the form 'host=… dbname=…'") from None
-    if _SECRETS & said.keys():
+        parameters = psycopg.conninfo.conninfo_to_dict(options.connection)
+    except psycopg.ProgrammingError:  # its message repeats the string, which may contain a password
         raise UserError(
-            f"{option}.connection has a password or another secret in it; take it out, and set PGPASSWORD, .pgpass, a service "
-            f"or {option}.password_env"
+            f"{section}.connection is neither a URI nor a list of parameters; set it to 'postgresql://…' or 'host=… dbname=…'"
+        ) from None
+    if _SECRETS & parameters.keys():
+        raise UserError(
+            f"{section}.connection holds a password or another secret; remove it, and set PGPASSWORD, .pgpass, a service or "
+            f"{section}.password_env"
         )
     if options.password_env:
         if options.password_env not in os.environ:
-            raise UserError(f"there is no environment variable {options.password_env}; set {option}.password_env")
-        said["password"] = os.environ[options.password_env]
+            raise UserError(f"the environment variable {options.password_env} is not set; set it, or {section}.password_env")
+        parameters["password"] = os.environ[options.password_env]
     try:
-        connection = psycopg.connect(**said)
+        connection = psycopg.connect(**parameters)  # type: ignore[arg-type]
     except psycopg.Error as error:
-        raise UserError(f"cannot connect to PostgreSQL: {_words(error)}; set {option}.connection") from None
+        raise UserError(f"cannot connect to PostgreSQL: {_message(error)}; set {section}.connection") from None
     try:
         yield connection
     finally:
@@ -283,57 +229,34 @@ def _connected(options: TableSection, option: str) -> Iterator[psycopg.Connectio
 
 
 @contextmanager
-def _explained(verb: str, table: str) -> Iterator[None]:
-    """Tell the server's errors in its own words."""
-    psycopg = require_module("psycopg", "postgres")
+def _as_user_error(verb: str, table: str) -> Iterator[None]:
+    """Raise UserError with the server's message for an error of the server."""
     try:
         yield
     except psycopg.Error as error:
-        raise UserError(f"cannot {verb} {table}: {_words(error)}") from None
+        raise UserError(f"cannot {verb} {table}: {_message(error)}") from None
 
 
-def _words(error: psycopg.Error) -> str:
-    message = error.diag.message_primary or str(error)
-    return " ".join(f"{message} {error.diag.message_detail or ''}".split())
+def _message(error: psycopg.Error) -> str:
+    """Return the server's message in one line."""
+    return " ".join(f"{error.diag.message_primary or str(error)} {error.diag.message_detail or ''}".split())
 
 
-def _table(name: str) -> sql.Identifier:
-    from psycopg import sql
+def _identifier(table: str) -> sql.Identifier:
+    """Return the quoted name of a table, given as TABLE or SCHEMA.TABLE."""
+    return sql.Identifier(*table.split(".", 1))
 
-    return sql.Identifier(*name.split(".", 1))
+
+def _column_list(schema: pa.Schema) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, schema.names))
 
 
-def _columns(connection: psycopg.Connection[Any], table: str) -> dict[str, str]:
-    """The types of a table's columns, as the server names them; none if there is no such table. numeric(p, s) with p and s."""
-    name = _table(table).as_string(connection)
+def _column_types(connection: Connection, table: str) -> dict[str, str]:
+    """Return the server's names of a table's column types; a decimal's as numeric(p,s). Empty if there is no such table."""
     rows = connection.execute(
         "SELECT attname, CASE WHEN typname = 'numeric' THEN format_type(atttypid, atttypmod) ELSE typname END "
         "FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid "
         "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-        [name],
+        [_identifier(table).as_string(connection)],
     )
     return dict(rows.fetchall())
-
-
-def _kind(column: str, kind: str, options: FetchInput) -> pa.DataType:
-    """The type in Arrow."""
-    if kind in _TEXTS:
-        return pa.string()
-    if kind.startswith("numeric("):
-        digits, scale = (int(number) for number in kind[len("numeric(") : -1].split(","))
-        if digits <= _MOST_DIGITS and 0 <= scale <= digits:
-            return pa.decimal128(digits, scale)
-    if kind not in _KINDS:
-        raise UserError(
-            f"column {column!r} of {options.table} is {kind}, of which Parquet has no equal; make a view that casts it, or "
-            "leave it out"
-        )
-    return _KINDS[kind]
-
-
-def _sql_kind(field: pa.Field) -> str:
-    """The type in SQL. Raises UserError for what was not a type of all stores."""
-    kind = field.type
-    if pa.types.is_list(kind):
-        return f"{_sql_kind(field.with_type(kind.value_type))}[]"
-    return f"numeric({kind.precision}, {kind.scale})" if pa.types.is_decimal(kind) else _NAMES[kind]

@@ -1,9 +1,10 @@
-"""A source that Ray Data reads: its tasks take the rows and columns that are asked for, and write them as Parquet."""
+"""A source that Ray Data reads: its tasks read the requested rows and columns and write them as Parquet files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import ray.data
@@ -12,32 +13,39 @@ import ray.exceptions
 from pipeline import cluster
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location
-from pipeline.tables.schema import SchemaCaster
+from pipeline.tables.schema import cast_to_schema
 
 
 @dataclass(frozen=True)
 class RaySource:
-    """Documents that ``open`` opens as a dataset. rows: how many the snapshot has, if that is known; filter: which to take."""
+    """Documents that Ray Data reads (see base.Source).
+
+    Attributes:
+        rows: number of rows in the snapshot; None if it is not known.
+        filter: expression of Ray Data that selects rows; None for all.
+        open_dataset: returns the snapshot as a dataset.
+    """
 
     snapshot: str
     schema: pa.Schema
     rows: int | None
     filter: str | None
-    open: Callable[[], ray.data.Dataset]
+    open_dataset: Callable[[], ray.data.Dataset]
 
     def write(self, folder: Location) -> int | None:
-        """Write the documents as Parquet files; how many there are, if the store knows."""
+        """Write the documents as Parquet files and return their number, if it is known beforehand."""
         cluster.connect()
         try:
-            dataset = self.open()
+            dataset = self.open_dataset()
             if self.filter:
                 try:
                     dataset = dataset.filter(expr=self.filter)
                 except (ValueError, SyntaxError, TypeError) as error:
-                    raise UserError(f"--input.filter {self.filter!r} is no condition: {describe_error(error)}") from None
+                    message = f"--input.filter {self.filter!r} is not an expression of Ray Data: {describe_error(error)}"
+                    raise UserError(message) from None
             dataset = dataset.select_columns(self.schema.names)
             dataset = dataset.map_batches(
-                SchemaCaster(self.schema).__call__, batch_format="pyarrow", batch_size=None, zero_copy_batch=True
+                partial(cast_to_schema, schema=self.schema), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
             )
             dataset.write_parquet(folder.path, filesystem=folder.filesystem)
         except ray.exceptions.RayError as error:
