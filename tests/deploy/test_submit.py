@@ -1,4 +1,4 @@
-"""The night's submitter, as its pod runs it, beside a server that answers for RayJobs as the Kubernetes API does."""
+"""submit.py of the nightly CronJob, against a server that answers requests for RayJobs like the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -27,13 +27,19 @@ TEMPLATE = {
 
 
 class Kubernetes(ThreadingHTTPServer):
-    """RayJobs by name. coming: the states that a new job goes through, one each time it is asked for; a number: no answer."""
+    """An API server.
+
+    Attributes:
+        jobs: RayJobs by name.
+        upcoming: states of a new job, one for each request; a number is an HTTP error.
+        methods: methods of all requests.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.jobs: dict[str, dict[str, Any]] = {"template": TEMPLATE}
-        self.coming: list[dict[str, str] | int] = [{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
-        self.asked: list[str] = []
+        self.upcoming: list[dict[str, str] | int] = [{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
+        self.methods: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,8 +47,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.removeprefix(RAYJOBS).strip("/")
-        if name != "template" and "POST" in self.server.asked and self.server.coming:
-            state = self.server.coming.pop(0)
+        if name != "template" and "POST" in self.server.methods and self.server.upcoming:
+            state = self.server.upcoming.pop(0)
             if isinstance(state, int):
                 return self._answer(state)
             self.server.jobs[name]["status"] = state
@@ -60,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, self.server.jobs.pop(self.path.rpartition("/")[2]))
 
     def _answer(self, code: int, body: dict[str, Any] | None = None) -> None:
-        self.server.asked.append(self.command)
+        self.server.methods.append(self.command)
         assert self.headers["Authorization"] == "Bearer a token"
         self.send_response(code)
         self.end_headers()
@@ -79,59 +85,60 @@ def kubernetes() -> Iterator[Kubernetes]:
 
 
 def submit(kubernetes: Kubernetes, folder: Path) -> tuple[int, str]:
-    """Exit status and what it said."""
+    """Run submit.py and return its exit status and what it printed."""
     (folder / "namespace").write_text("nightshift")
     (folder / "token").write_text("a token")
     address = f"http://127.0.0.1:{kubernetes.server_port}"
-    env = os.environ | {"SERVICE_ACCOUNT": str(folder), "KUBERNETES_API": address, "LOOK_EVERY_S": "0.01"}
+    env = os.environ | {"SERVICE_ACCOUNT": str(folder), "KUBERNETES_API": address, "POLL_INTERVAL_S": "0.01"}
     command = [sys.executable, str(SUBMIT), "template", "nightly"]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    return ended.returncode, ended.stdout + ended.stderr
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return result.returncode, result.stdout + result.stderr
 
 
-def test_a_night_runs_the_template_and_waits_until_it_has_ended(kubernetes: Kubernetes, tmp_path: Path) -> None:
-    kubernetes.coming.insert(0, {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"})
-    status, said = submit(kubernetes, tmp_path)
-    assert status == 0, said
-    assert "Running" in said
+def test_runs_a_copy_of_the_template_and_waits_until_it_ends(kubernetes: Kubernetes, tmp_path: Path) -> None:
+    kubernetes.upcoming.insert(0, {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"})
+    status, log = submit(kubernetes, tmp_path)
+    assert status == 0, log
+    assert "Running" in log
     job = kubernetes.jobs["nightly"]
     assert job["spec"] == {"suspend": False, "entrypoint": "python -m jobs.summarize"}
     assert job["metadata"] == {"name": "nightly", "labels": {"app": "nightshift"}}
 
 
 @pytest.mark.parametrize("state", ["Running", "Retrying"])
-def test_nothing_is_started_beside_a_job_that_goes_on(kubernetes: Kubernetes, tmp_path: Path, state: str) -> None:
-    last = TEMPLATE | {"status": {"jobDeploymentStatus": state}}
-    kubernetes.jobs["nightly"] = last
-    status, said = submit(kubernetes, tmp_path)
-    assert (status, kubernetes.jobs["nightly"]) == (1, last)
-    assert {*kubernetes.asked} == {"GET"}
-    assert f"still goes on ({state})" in said
+def test_does_not_start_a_second_job_while_one_is_running(kubernetes: Kubernetes, tmp_path: Path, state: str) -> None:
+    running = TEMPLATE | {"status": {"jobDeploymentStatus": state}}
+    kubernetes.jobs["nightly"] = running
+    status, log = submit(kubernetes, tmp_path)
+    assert (status, kubernetes.jobs["nightly"]) == (1, running)
+    assert {*kubernetes.methods} == {"GET"}
+    assert f"({state})" in log
 
 
 @pytest.mark.parametrize("state", ["Complete", "Failed"])
-def test_a_job_that_has_ended_makes_room(kubernetes: Kubernetes, tmp_path: Path, state: str) -> None:
+def test_replaces_a_job_that_has_ended(kubernetes: Kubernetes, tmp_path: Path, state: str) -> None:
     kubernetes.jobs["nightly"] = TEMPLATE | {"spec": {"entrypoint": "old"}, "status": {"jobDeploymentStatus": state}}
-    status, said = submit(kubernetes, tmp_path)
-    assert status == 0, said
+    status, log = submit(kubernetes, tmp_path)
+    assert status == 0, log
     assert kubernetes.jobs["nightly"]["spec"]["entrypoint"] == "python -m jobs.summarize"
 
 
-def test_a_failed_night_is_a_failed_pod(kubernetes: Kubernetes, tmp_path: Path) -> None:
-    kubernetes.coming = [{"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "exit code 3"}]
-    status, said = submit(kubernetes, tmp_path)
+def test_a_failed_job_fails_the_pod(kubernetes: Kubernetes, tmp_path: Path) -> None:
+    kubernetes.upcoming = [{"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "exit code 3"}]
+    status, log = submit(kubernetes, tmp_path)
     assert status == 1
-    assert "FAILED exit code 3" in said
+    assert "FAILED exit code 3" in log
 
 
-def test_an_api_that_does_not_answer_for_a_while_ends_no_night(kubernetes: Kubernetes, tmp_path: Path) -> None:
-    kubernetes.coming = [503, 500, *kubernetes.coming]
-    status, said = submit(kubernetes, tmp_path)
-    assert status == 0, said
-    assert said.count("does not answer") == 2
+def test_waits_while_the_api_does_not_answer(kubernetes: Kubernetes, tmp_path: Path) -> None:
+    kubernetes.upcoming = [503, 500, *kubernetes.upcoming]
+    status, log = submit(kubernetes, tmp_path)
+    assert status == 0, log
+    assert log.count("does not answer") == 2
 
 
-def test_without_a_template_it_says_so(kubernetes: Kubernetes, tmp_path: Path) -> None:
+def test_a_missing_template_is_an_error(kubernetes: Kubernetes, tmp_path: Path) -> None:
     del kubernetes.jobs["template"]
-    status, said = submit(kubernetes, tmp_path)
-    assert (status, said) == (1, "there is no RayJob template to run\n")
+    status, log = submit(kubernetes, tmp_path)
+    assert status == 1
+    assert "no RayJob template" in log

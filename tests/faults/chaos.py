@@ -1,10 +1,10 @@
-"""Kill what a run is made of, at random moments, run it again until it ends, and look for rows that are not as they should be.
+"""Kill processes of runs at random moments, repeat each run until it finishes, and look for wrong rows.
 
     python tests/faults/chaos.py --runs 40 --kills 3 --json benchmarks/faults.json
 
-Runs are jobs in a Ray cluster of three nodes on this machine, over real abstracts. Each suffers one kind of fault, so many
-times: the driver is killed, a task that reads, the actor that decodes, a node, or all of it is told to end. Exit status 1 if a
-row was lost, came twice, or has another value than in an undisturbed run.
+The runs are jobs on a Ray cluster of three nodes on this machine, over real abstracts. Each run suffers one type of fault
+several times: the driver, a read task, a decoding actor, a write task or a node is killed, or all processes are terminated.
+Exit status 1 if a row is missing, duplicate, or differs from that of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -27,141 +27,166 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
-from nodes import Cluster, three_nodes  # noqa: E402
-from stage import Command, commits, difference, write_store, written_again  # noqa: E402
+from ray_cluster import RayCluster, three_nodes
+from summarize_command import (
+    SummarizeCommand,
+    compare_outputs,
+    ledger_segments,
+    rewritten,
+    run_ids,
+    write_documents,
+)
 
-from pipeline.config.types import SAMPLE  # noqa: E402
+from pipeline.config.types import SAMPLE
+from pipeline.errors import EXIT_USER_ERROR
 
 _TIMEOUT_S = 300
+
+CauseFault = Callable[[RayCluster, subprocess.Popen[str], random.Random], bool]
+"""Causes a fault in a cluster and the run's driver. Returns False if there is no such process at the moment."""
 
 
 @dataclass
 class Outcome:
-    """What came of the runs that suffered one kind of fault."""
+    """Totals of the runs with one type of fault."""
 
     runs: int = 0
     kills: int = 0
     commands: int = 0
-    lost: int = 0
-    doubled: int = 0
-    other: int = 0
-    windows_again: int = 0
+    missing: int = 0
+    duplicate: int = 0
+    changed: int = 0
+    rewritten_windows: int = 0
 
 
-def _kill_one(word: str) -> Callable[[Cluster, subprocess.Popen[str], random.Random], bool]:
-    def kill(cluster: Cluster, _: subprocess.Popen[str], choice: random.Random) -> bool:
-        """Of Ray's workers that do this; whether there was one."""
-        if workers := cluster.workers(word):
+def _kill_worker(title: str) -> CauseFault:
+    def kill(cluster: RayCluster, _: subprocess.Popen[str], rng: random.Random) -> bool:
+        if workers := cluster.workers(title):
             with contextlib.suppress(psutil.NoSuchProcess):
-                choice.choice(workers).kill()
+                rng.choice(workers).kill()
                 return True
         return False
 
     return kill
 
 
-def _kill_driver(_: Cluster, command: subprocess.Popen[str], __: random.Random) -> bool:
-    command.kill()
+def _kill_driver(_: RayCluster, driver: subprocess.Popen[str], __: random.Random) -> bool:
+    driver.kill()
     return True
 
 
-def _end_all(cluster: Cluster, command: subprocess.Popen[str], _: random.Random) -> bool:
-    for process in [psutil.Process(command.pid), *cluster.workers()]:
+def _kill_node(cluster: RayCluster, _: subprocess.Popen[str], rng: random.Random) -> bool:
+    cluster.replace_node(rng)
+    return True
+
+
+def _terminate_all(cluster: RayCluster, driver: subprocess.Popen[str], _: random.Random) -> bool:
+    for process in [psutil.Process(driver.pid), *cluster.workers()]:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     return True
 
 
-FAULTS: dict[str, Callable[[Cluster, subprocess.Popen[str], random.Random], bool]] = {
+FAULTS: dict[str, CauseFault] = {
     "SIGKILL of the driver": _kill_driver,
-    "SIGKILL of a task that reads": _kill_one("ReadWindows"),
-    "SIGKILL of an actor": _kill_one("SummarizeWindow"),
-    "SIGKILL of a task that writes": _kill_one("WriteWindow"),
-    "SIGKILL of a node": lambda cluster, _, choice: cluster.kill_a_node(choice),
-    "SIGTERM of all": _end_all,
+    "SIGKILL of a read task": _kill_worker("ReadWindows"),
+    "SIGKILL of an actor": _kill_worker("SummarizeWindow"),
+    "SIGKILL of a write task": _kill_worker("WriteWindow"),
+    "SIGKILL of a node": _kill_node,
+    "SIGTERM of all processes": _terminate_all,
 }
 
 
 def main() -> int:
-    """Run it; 1 if a row is not as it should be."""
+    """Run the experiment and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=42)
-    parser.add_argument("--kills", type=int, default=3, help="of each run")
-    parser.add_argument("--rows", type=int, default=1000, help="documents of each run")
+    parser.add_argument("--kills", type=int, default=3, help="kills per run")
+    parser.add_argument("--rows", type=int, default=1000, help="documents per run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
-    choice, outcomes = random.Random(options.seed), {name: Outcome() for name in FAULTS}
+    rng, outcomes = random.Random(options.seed), {name: Outcome() for name in FAULTS}
     texts = pq.read_table(SAMPLE / "documents")["text"].to_pylist()[: options.rows]
     texts[::50] = [None] * len(texts[::50])
     with tempfile.TemporaryDirectory() as name, three_nodes() as cluster:
         folder = Path(name)
-        store = write_store(folder / "in", texts, 4)
+        documents = write_documents(folder / "in", texts, 4)
         started = time.monotonic()
-        _command(cluster, store, folder / "undisturbed").finish()
-        seconds = time.monotonic() - started
-        print(f"an undisturbed run of {len(texts):,} documents takes {seconds:.0f} s", flush=True)
+        _command(cluster, documents, folder / "undisturbed").finish()
+        undisturbed_s = time.monotonic() - started
+        print(f"an undisturbed run of {len(texts):,} documents takes {undisturbed_s:.0f} s", flush=True)
         for number in range(options.runs):
             fault = list(FAULTS)[number % len(FAULTS)]
-            output = folder / "out"
-            told = _suffer(cluster, _command(cluster, store, output), fault, options.kills, seconds, choice, outcomes[fault])
-            found = difference(output, folder / "undisturbed")
-            outcome = outcomes[fault]
+            output, outcome = folder / "out", outcomes[fault]
+            log = _disturb(
+                _command(cluster, documents, output),
+                lambda driver, fault=fault: FAULTS[fault](cluster, driver, rng),
+                lambda count: sorted(rng.uniform(0, undisturbed_s) for _ in range(count)),
+                options.kills,
+                outcome,
+            )
+            difference = compare_outputs(output, folder / "undisturbed")
             outcome.runs += 1
-            outcome.lost += found.lost
-            outcome.doubled += found.doubled
-            outcome.other += found.other
-            print(f"run {number + 1}: {fault}: {found}" + ("" if found.is_none else f"\n{told}"), flush=True)
+            outcome.missing += difference.missing
+            outcome.duplicate += difference.duplicate
+            outcome.changed += difference.changed
+            print(f"run {number + 1}: {fault}: {difference}" + ("" if difference.is_none else f"\n{log}"), flush=True)
             shutil.rmtree(output)
             if options.json:
-                _write(options, seconds, outcomes)
-    table = Table("fault", "runs", "kills", "commands", "lost", "doubled", "other values", "committed windows done again")
+                faults = {name: asdict(outcome) for name, outcome in outcomes.items()}
+                figures = {"options": vars(options), "seconds_undisturbed": undisturbed_s, "faults": faults}
+                Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
+    table = Table("fault", "runs", "kills", "commands", "missing", "duplicate", "changed", "committed windows repeated")
     for name, outcome in outcomes.items():
-        table.add_row(name, *(str(value) for value in outcome.__dict__.values()))
+        table.add_row(name, *(str(value) for value in asdict(outcome).values()))
     Console(width=160).print(table)
-    return int(any(outcome.lost or outcome.doubled or outcome.other for outcome in outcomes.values()))
+    return int(any(outcome.missing or outcome.duplicate or outcome.changed for outcome in outcomes.values()))
 
 
-def _write(options: argparse.Namespace, seconds: float, outcomes: dict[str, Outcome]) -> None:
-    """The figures so far."""
-    faults = {name: outcome.__dict__ for name, outcome in outcomes.items()}
-    figures = {"options": vars(options), "seconds_undisturbed": seconds, "faults": faults}
-    Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def _command(cluster: Cluster, store: Path, output: Path) -> Command:
-    # A budget that is given: what memory is free after a kill decides nothing, not even the last bit of a score.
+def _command(cluster: RayCluster, documents: Path, output: Path) -> SummarizeCommand:
+    # A fixed token budget: otherwise it depends on the free memory, and the last bit of a score may depend on it.
     resources = {"window_rows": 50, "actors": 2, "threads": 1, "token_budget": 16_384, "wait_s": 120}
     options = [f"--resources.{name}={value}" for name, value in resources.items()]
-    return Command(store, output, options, list(cluster.environment.items()))
+    return SummarizeCommand(documents, output, options, list(cluster.environment.items()))
 
 
-def _suffer(
-    cluster: Cluster, command: Command, fault: str, kills: int, seconds: float, choice: random.Random, outcome: Outcome
+def _disturb(
+    command: SummarizeCommand,
+    cause_fault: Callable[[subprocess.Popen[str]], bool],
+    draw_times: Callable[[int], list[float]],
+    kills: int,
+    outcome: Outcome,
 ) -> str:
-    """Run the command, again and again, until the run has suffered so many faults and is published; what the last one said."""
-    suffered, told = 0, ""
+    """Repeat the command until its run has finished, causing faults, and return what the last command printed.
+
+    Args:
+        draw_times: returns the times of a number of faults, in seconds after the start of a command.
+        kills: number of faults.
+        outcome: totals, which are updated.
+    """
+    done = 0
     while True:
-        before = commits(command.output)
+        segments = ledger_segments(command.output)
         process = command.start()
         outcome.commands += 1
-        began = time.monotonic()
-        moments = sorted(choice.uniform(0, seconds) for _ in range(kills - suffered))
-        while process.poll() is None and time.monotonic() - began < _TIMEOUT_S:
-            if moments and time.monotonic() - began >= moments[0] and FAULTS[fault](cluster, process, choice):
-                moments.pop(0)
-                suffered += 1
+        started = time.monotonic()
+        times = draw_times(kills - done)
+        while process.poll() is None and time.monotonic() - started < _TIMEOUT_S:
+            if times and time.monotonic() - started >= times[0] and cause_fault(process):
+                times.pop(0)
+                done += 1
             time.sleep(0.1)
         process.kill()
-        told = process.communicate()[0]
-        outcome.windows_again += written_again(before)
-        if list(command.output.glob("runs/*/_SUCCESS")):
-            outcome.kills += suffered
-            return told
-        if suffered >= kills and process.returncode == 2:
-            raise SystemExit(f"the run does not end: {told}")
+        log = process.communicate()[0]
+        outcome.rewritten_windows += rewritten(segments)
+        if run_ids(command.output):
+            outcome.kills += done
+            return log
+        if done >= kills and process.returncode == EXIT_USER_ERROR:
+            raise SystemExit(f"the run does not finish: {log}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A store of documents, and the output of a run over it that nothing befell."""
+"""Documents, the output of an undisturbed run over them, and an S3 server."""
 
 from __future__ import annotations
 
@@ -7,42 +7,44 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gateway import PACKAGES, Gateway, gateway, is_installed
-from stage import Command, write_store
+from s3_server import PACKAGES, S3Server, is_installed, s3_server
+from summarize_command import SummarizeCommand, write_documents
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 documents, a tenth of which are none."""
-    texts = [None if n % 10 == 3 else f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(200)]
-    return write_store(tmp_path_factory.mktemp("store") / "in", texts, 2)
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 100 documents, of which a tenth have no text."""
+    texts = [None if n % 10 == 3 else f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(100)]
+    return write_documents(tmp_path_factory.mktemp("documents") / "in", texts, 2)
 
 
 @pytest.fixture(scope="session")
 def options(tiny_bundle: Path) -> list[str]:
+    """Options of jobs.summarize for small windows."""
     resources = {"window_rows": 10, "actors": 1, "token_budget": 4096}
     return ["--model.path", str(tiny_bundle), *(f"--resources.{name}={value}" for name, value in resources.items())]
 
 
 @pytest.fixture(scope="session")
-def undisturbed(store: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(documents: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of an undisturbed run."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    Command(store, output, options).finish()
+    SummarizeCommand(documents, output, options).finish()
     return output
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[Gateway]:
-    """An S3 server that runs."""
+def s3() -> Iterator[S3Server]:
+    """A running S3 server."""
     if not is_installed():
-        pytest.skip(f"no S3 server is installed here: apt-get install --no-install-recommends {PACKAGES}")
-    with gateway() as server:
+        pytest.skip(f"no S3 server is installed: apt-get install --no-install-recommends {PACKAGES}")
+    with s3_server() as server:
         yield server
 
 
 @pytest.fixture
-def bucket(s3: Gateway) -> str:
-    """The name of one of its buckets, which is empty."""
+def bucket(s3: S3Server) -> str:
+    """Name of an empty bucket on the server."""
     name = f"tests-{uuid.uuid4().hex[:12]}"
     s3.filesystem().create_dir(name)
     return name

@@ -1,4 +1,4 @@
-"""A run that is killed, anywhere, and begun again gives what an undisturbed one gives, value for value."""
+"""A run that is killed at any point and repeated gives the output of an undisturbed run, value for value."""
 
 from __future__ import annotations
 
@@ -7,59 +7,71 @@ import signal
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-from processes import processes_titled
-from stage import Command, commits, difference, written_again
+from ray_cluster import local_worker_pids
+from summarize_command import SummarizeCommand, compare_outputs, ledger_segments, read_rows, rewritten, run_ids
 
 from pipeline.config.summarize import SummarizeConfig
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
 from pipeline.runs.progress import RunProgress
 
-FILES = ("config.yaml", "plan.parquet", "rejects/run=", "summaries/run=", "ledger/run=", "manifest.json", "_SUCCESS")
-DAILY = ("summaries/run=", "amid", "driver")
-POINTS = [
-    pytest.param(part, when, whom, marks=[] if (part, when, whom) == DAILY else pytest.mark.faults)
-    for part in FILES
-    for when in ("before", "amid", "after")
-    for whom in (("driver", "worker") if "/" in part else ("driver",))
-]
+WRITTEN_FILES = ("config.yaml", "plan.parquet", "rejects/run=", "summaries/run=", "ledger/run=", "manifest.json", "_SUCCESS")
+"""Parts of the paths of the files that a run writes, in this order."""
+
+DEFAULT_TIER = ("summaries/run=", "during", "driver")
 
 
-@pytest.mark.parametrize(("part", "when", "whom"), POINTS)
-def test_killed_at_a_step_of_the_commit(
-    store: Path, options: list[str], undisturbed: Path, tmp_path: Path, part: str, when: str, whom: str
+def kill_points(moments: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Return all combinations of a file, a moment of its write and a victim. Workers write the files with a slash."""
+    return [
+        (path_part, moment, victim)
+        for path_part in WRITTEN_FILES
+        for moment in moments
+        for victim in (("driver", "worker") if "/" in path_part else ("driver",))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path_part", "moment", "victim"),
+    [
+        pytest.param(*point, marks=[] if point == DEFAULT_TIER else pytest.mark.faults)
+        for point in kill_points(("before", "during", "after"))
+    ],
+)
+def test_run_killed_at_a_write(
+    documents: Path, options: list[str], undisturbed: Path, tmp_path: Path, path_part: str, moment: str, victim: str
 ) -> None:
     output = tmp_path / "out"
-    command = Command(store, output, options)
-    told = command.die_at(part, when, whom, tmp_path / "killed")
-    published = bool(list(output.glob("runs/*/_SUCCESS")))
-    assert published == (whom == "worker" or (part, when) == ("_SUCCESS", "after")), told
-    before = commits(output)
-    if not published:
-        planned = bool(list(output.glob("runs/*/plan.parquet")))
-        assert ("goes on from there" in command.finish()) == planned
-    assert difference(output, undisturbed).is_none
-    assert written_again(before) == 0
-    assert not list(output.glob("lease/*")) or published, "who finds the lease of a process that is gone removes it"
-    assert not list(output.glob("*/run=*/*.part")), "nothing is left of what was being written"
+    command = SummarizeCommand(documents, output, options)
+    log = command.kill_at_write(path_part, moment, victim, tmp_path / "killed")
+    finished = run_ids(output)
+    assert bool(finished) == (victim == "worker" or (path_part, moment) == ("_SUCCESS", "after")), log
+    segments = ledger_segments(output)
+    if not finished:
+        planned = run_ids(output, "plan.parquet")
+        command.finish()
+        assert run_ids(output) == planned or not planned, "the second command resumes the run"
+    assert compare_outputs(output, undisturbed).is_none
+    assert rewritten(segments) == 0
+    assert finished or not list(output.glob("lease/*")), "the second command removes the lease of a dead process"
+    assert not list(output.glob("*/run=*/*.part")), "partly written files are removed"
 
 
 @pytest.mark.faults
-def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:
-    """Ray Data starts another actor and gives it the window again; no document is lost or comes twice."""
-    # The shipped model takes a second for a few windows, so that at the first record most of the others are yet to come.
-    pq.write_table(pa.table({"id": list(range(len(abstracts))), "text": abstracts}), tmp_path / "docs.parquet")
-    others = set(processes_titled("SummarizeWindow"))  # of runs before, which nobody has cleared away yet
+def test_killed_actor_is_replaced(tmp_path: Path, abstracts: list[str]) -> None:
+    """Ray Data starts another actor, which repeats the window; no document is missing or duplicate."""
+    # The shipped model takes a second for a few windows, so most windows are still to come at the first progress record.
+    pq.write_table(pa.table({"id": range(len(abstracts)), "text": abstracts}), tmp_path / "docs.parquet")
+    earlier = set(local_worker_pids("SummarizeWindow"))  # of earlier runs that Ray has not removed yet
     killed: list[int] = []
-    later: set[int] = set()
+    replacements: set[int] = set()
 
     def kill_once(_: RunProgress) -> None:
-        pids = [pid for pid in processes_titled("SummarizeWindow") if pid not in others]
+        pids = [pid for pid in local_worker_pids("SummarizeWindow") if pid not in earlier]
         if killed:
-            later.update(pids)
+            replacements.update(pids)
         else:
             killed.extend(pids)
             for pid in pids:
@@ -72,9 +84,8 @@ def test_kill_an_actor_midway(tmp_path: Path, abstracts: list[str]) -> None:
             "resources": {"actors": 1, "window_rows": 10},
         }
     )
-    finished = execute(plan_run(config), kill_once)
+    run = execute(plan_run(config), kill_once)
     assert len(killed) == 1
-    assert later - set(killed), "no other actor was needed"
-    assert finished.manifest.counts.summarized == len(abstracts)
-    written = pads.dataset(tmp_path / "out/summaries/run=r").to_table()["id"].to_pylist()
-    assert sorted(written) == list(range(len(abstracts)))
+    assert replacements - set(killed), "no other actor was started"
+    assert run.manifest.counts.summarized == len(abstracts)
+    assert read_rows(tmp_path / "out", "summaries")["id"].to_pylist() == list(range(len(abstracts)))

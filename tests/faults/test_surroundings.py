@@ -1,4 +1,4 @@
-"""What a run stands on fails it: the disk, the input, the clock, the memory. It says so, and the next command completes it."""
+"""Runs whose disk, input, clock or memory fails: the message names the cause, and the next command completes the run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import processes_titled
-from stage import Command, difference, rows_of, write_store
+from ray_cluster import local_worker_pids
+from summarize_command import SummarizeCommand, compare_outputs, read_rows, run_ids, write_documents
 
 from pipeline.config.summarize import SummarizeConfig
 from pipeline.errors import UserError
@@ -26,17 +26,16 @@ from pipeline.runs.summaries import read_summaries
 
 pytestmark = pytest.mark.faults
 
-LIMITS = Path("/sys/fs/cgroup/memory")
+MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
 
 
 class Disk:
-    """A small file system of its own, mounted."""
+    """A small mounted file system."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def mount(self, *options: str) -> None:
-        """Or mount it anew with other options."""
         subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(self.folder)], check=True)
 
 
@@ -53,43 +52,44 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def told_by_failure(command: Command, status: int) -> str:
+def fail(command: SummarizeCommand) -> str:
+    """Run a command that must end with an error the user can repair, and return what it printed."""
     process = command.start()
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == status, told
-    assert "Traceback" not in told
-    return told
+    log, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, log
+    assert "Traceback" not in log
+    return log
 
 
-def test_a_full_disk(store: Path, options: list[str], undisturbed: Path, disk: Disk) -> None:
+def test_full_disk(documents: Path, options: list[str], undisturbed: Path, disk: Disk) -> None:
     output = disk.folder / "out"
-    command = Command(store, output, options)
-    told = told_by_failure(command, 2)
-    assert "No space left on device" in told
-    assert f"cannot write {output}" in told
+    command = SummarizeCommand(documents, output, options)
+    log = fail(command)
+    assert "No space left on device" in log
+    assert f"cannot write {output}" in log
     assert list(output.glob("ledger/run=*/part-*.parquet")), "the disk was too small for any window"
-    assert not list(output.glob("runs/*/_SUCCESS"))
+    assert not run_ids(output)
     disk.mount("remount", "size=100m")
-    assert "goes on from there" in command.finish()
-    assert difference(output, undisturbed).is_none
+    command.finish()
+    assert run_ids(output) == run_ids(output, "plan.parquet"), "the second command resumes the run"
+    assert compare_outputs(output, undisturbed).is_none
     assert not list(output.glob("**/*.part"))
 
 
-def test_an_output_that_is_read_only(store: Path, options: list[str], undisturbed: Path, disk: Disk) -> None:
+def test_read_only_output(documents: Path, options: list[str], undisturbed: Path, disk: Disk) -> None:
     disk.mount("remount", "ro")
     output = disk.folder / "out"
-    command = Command(store, output, options)
-    told = told_by_failure(command, 2)
-    assert f"cannot write {output}" in told
-    assert "Read-only file system" in told
+    command = SummarizeCommand(documents, output, options)
+    log = fail(command)
+    assert f"cannot write {output}" in log
+    assert "Read-only file system" in log
     disk.mount("remount", "rw", "size=100m")
     command.finish()
-    assert difference(output, undisturbed).is_none
+    assert compare_outputs(output, undisturbed).is_none
 
 
-def test_a_file_that_vanishes(tmp_path: Path, tiny_bundle: Path) -> None:
-    texts = [f"Document number {n} speaks of graphs." for n in range(100)]
-    folder = write_store(tmp_path / "in", texts, 2)
+def test_input_file_disappears(tmp_path: Path, tiny_bundle: Path) -> None:
+    folder = write_documents(tmp_path / "in", [f"Document number {n} speaks of graphs." for n in range(100)], 2)
     config = SummarizeConfig.model_validate(
         {
             "input": {"path": str(folder)},
@@ -100,15 +100,15 @@ def test_a_file_that_vanishes(tmp_path: Path, tiny_bundle: Path) -> None:
     )
     plan = plan_run(config)
     (folder / "001.parquet").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*001\.parquet: No such file or directory; .*--input\.on_bad_file skip"):
+    with pytest.raises(UserError, match=r"001\.parquet: No such file or directory; .*--input\.on_bad_file skip"):
         execute(plan, lambda _: None)
     assert execute(plan_run(config), lambda _: None).manifest.counts.summarized == 50
-    assert rows_of(tmp_path / "out", "summaries")["id"].to_pylist() == list(range(50))
+    assert read_rows(tmp_path / "out", "summaries")["id"].to_pylist() == list(range(50))
 
 
-@pytest.mark.parametrize("when", ["midway", "between two nights"])
-def test_a_clock_that_jumps_back(tmp_path: Path, options: list[str], when: str) -> None:
-    """By libfaketime, in every process of the run: the driver, Ray's own, and its workers."""
+@pytest.mark.parametrize("moment", ["during a run", "between runs"])
+def test_clock_jumps_back(tmp_path: Path, options: list[str], moment: str) -> None:
+    """libfaketime changes the clock of all processes of the run: the driver, Ray's own processes and the workers."""
     clock = tmp_path / "clock"
     clock.write_text("+0")
     environment = {
@@ -117,45 +117,43 @@ def test_a_clock_that_jumps_back(tmp_path: Path, options: list[str], when: str) 
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    texts = [f"Document number {n} speaks of graphs." for n in range(300)]
-    folder = write_store(tmp_path / "in", texts, 2)
-    command = Command(folder, tmp_path / "out", options, list(environment.items()))
-    if when == "midway":
+    folder = write_documents(tmp_path / "in", [f"Document number {n} speaks of graphs." for n in range(300)], 2)
+    command = SummarizeCommand(folder, tmp_path / "out", options, list(environment.items()))
+    if moment == "during a run":
         process = command.start()
         while process.poll() is None and not list((tmp_path / "out").glob("ledger/run=*/part-*.parquet")):
             time.sleep(0.01)
         clock.write_text("-1d")
-        told, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+        log, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, log
     else:
         command.finish()
         clock.write_text("-1d")
-    first = rows_of(tmp_path / "out", "summaries")
-    assert first["id"].to_pylist() == list(range(300))
-    changed = pa.table({"id": [0], "text": ["Document number 0 now speaks of quite another matter: trees."]})
+    assert read_rows(tmp_path / "out", "summaries")["id"].to_pylist() == list(range(300))
+    changed = pa.table({"id": [0], "text": ["Document number 0 now speaks of something else: trees."]})
     pq.write_table(pa.concat_tables([changed, pq.read_table(folder / "000.parquet").slice(1)]), folder / "000.parquet")
     assert "skipped 299" in command.finish()
-    latest = {row["id"]: row["run"] for batch in read_summaries(str(tmp_path / "out")) for row in batch.to_pylist()}
-    assert len(latest) == 300
-    assert list(latest.values()).count(latest[0]) == 1, "the latest summary of 0 is that of the second night"
+    runs = {row["id"]: row["run"] for batch in read_summaries(str(tmp_path / "out")) for row in batch.to_pylist()}
+    assert len(runs) == 300
+    assert list(runs.values()).count(runs[0]) == 1, "the latest summary of document 0 is the second run's"
 
 
-def test_an_actor_that_the_kernel_kills_for_want_of_memory(tmp_path: Path, abstracts: list[str]) -> None:
-    """The first actor's is bound to what it has, by a control group, once a window is done."""
-    group = LIMITS / f"nightshift-{os.getpid()}"
+def test_actor_killed_for_lack_of_memory(tmp_path: Path, abstracts: list[str]) -> None:
+    """After the first window, a control group limits the first actor to less memory than it uses."""
+    group = MEMORY_CGROUPS / f"nightshift-{os.getpid()}"
     try:
         group.mkdir()
         (group / "memory.oom_control").read_text()
     except OSError:
-        pytest.skip("this process may not bind the memory of others")
-    pq.write_table(pa.table({"id": list(range(len(abstracts))), "text": abstracts}), tmp_path / "docs.parquet")
-    bound: list[int] = []
+        pytest.skip("this process may not limit the memory of others")
+    pq.write_table(pa.table({"id": range(len(abstracts)), "text": abstracts}), tmp_path / "docs.parquet")
+    limited: list[int] = []
 
-    def bind(_: RunProgress) -> None:
-        if not bound:
-            bound.extend(processes_titled("SummarizeWindow"))
-            (group / "memory.limit_in_bytes").write_text("0")  # beyond what it has
-            for pid in bound:
+    def limit_actor(_: RunProgress) -> None:
+        if not limited:
+            limited.extend(local_worker_pids("SummarizeWindow"))
+            (group / "memory.limit_in_bytes").write_text("0")
+            for pid in limited:
                 (group / "cgroup.procs").write_text(str(pid))
 
     config = SummarizeConfig.model_validate(
@@ -166,13 +164,13 @@ def test_an_actor_that_the_kernel_kills_for_want_of_memory(tmp_path: Path, abstr
         }
     )
     try:
-        finished = execute(plan_run(config), bind)
+        run = execute(plan_run(config), limit_actor)
         killed = int((group / "memory.oom_control").read_text().split("oom_kill ")[-1])
         assert killed >= 1, "nothing was killed"
-        assert finished.manifest.counts.summarized == len(abstracts)
-        assert rows_of(tmp_path / "out", "summaries")["id"].to_pylist() == list(range(len(abstracts)))
+        assert run.manifest.counts.summarized == len(abstracts)
+        assert read_rows(tmp_path / "out", "summaries")["id"].to_pylist() == list(range(len(abstracts)))
     finally:
         for pid in (group / "cgroup.procs").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(pid) for pid in bound if psutil.pid_exists(pid)], timeout=10)
+        psutil.wait_procs([psutil.Process(pid) for pid in limited if psutil.pid_exists(pid)], timeout=10)
         group.rmdir()

@@ -1,4 +1,4 @@
-"""A run in a cluster of three nodes: it has an actor on each."""
+"""A run on a cluster of three nodes has an actor on each of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import psutil
 import pytest
-from nodes import three_nodes
-from stage import Command, difference, rows_of, write_store
+from ray_cluster import three_nodes
+from summarize_command import SummarizeCommand, compare_outputs, read_rows, write_documents
 
 pytestmark = pytest.mark.faults
 
 
-def test_an_actor_on_every_node(tmp_path: Path, abstracts: list[str]) -> None:
-    store = write_store(tmp_path / "in", abstracts, 3)
+def test_actors_on_every_node(tmp_path: Path, abstracts: list[str]) -> None:
+    documents = write_documents(tmp_path / "in", abstracts, 3)
     options = ["--resources.window_rows=10", "--resources.threads=1", "--resources.token_budget=16384"]
-    here = Command(store, tmp_path / "here", [*options, "--resources.actors=1"])
-    here.finish()
+    SummarizeCommand(documents, tmp_path / "local", [*options, "--resources.actors=1"]).finish()
     with three_nodes(cpus=2) as cluster:
-        there = Command(store, tmp_path / "there", [*options, "--resources.actors=3"], list(cluster.environment.items()))
-        process, raylets = there.start(), set[int]()
+        environment = list(cluster.environment.items())
+        command = SummarizeCommand(documents, tmp_path / "cluster", [*options, "--resources.actors=3"], environment)
+        process, raylets = command.start(), set[int]()
         while process.poll() is None:
             for actor in cluster.workers("SummarizeWindow"):
                 try:
@@ -30,5 +30,5 @@ def test_an_actor_on_every_node(tmp_path: Path, abstracts: list[str]) -> None:
             time.sleep(0.2)
         assert process.returncode == 0, process.communicate()[0]
         assert raylets == {node.pid for node in cluster.nodes}
-    assert len(rows_of(tmp_path / "there", "summaries")) == len(abstracts)
-    assert difference(tmp_path / "there", tmp_path / "here").is_none
+    assert len(read_rows(tmp_path / "cluster", "summaries")) == len(abstracts)
+    assert compare_outputs(tmp_path / "cluster", tmp_path / "local").is_none

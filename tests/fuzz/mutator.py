@@ -1,4 +1,4 @@
-"""Bytes like those of real files, and wrong: the same for the same seed and number."""
+"""Invalid variants of valid files. The same seeds and number always give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ _WORDS = (
 _DIGITS = re.compile(rb"-?\d+(?:\.\d+)?")
 
 
-def mutated(seeds: Sequence[bytes], number: int) -> bytes:
-    """Input ``number``: one of the seeds, changed in a few places."""
-    draw = random.Random(number)
-    data = bytearray(draw.choice(seeds))
-    for _ in range(draw.choice((1, 1, 1, 2, 2, 3, 5, 12))):
-        _change(data, seeds, draw)
+def mutate(seeds: Sequence[bytes], number: int) -> bytes:
+    """Return input ``number``: one of the seeds, changed in a few places."""
+    rng = random.Random(number)
+    data = bytearray(rng.choice(seeds))
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 5, 12))):
+        _change(data, seeds, rng)
     return bytes(data)
 
 
-def _change(data: bytearray, seeds: Sequence[bytes], draw: random.Random) -> None:
-    kind, at = draw.randrange(9), draw.randrange(len(data) + 1)
-    end = min(len(data), at + draw.choice((1, 2, 4, 8, 16, 64, 500)))
-    if kind == 0 and at < len(data):
-        data[at] ^= 1 << draw.randrange(8)
-    elif kind == 1 and at < len(data):
-        data[at] = draw.randrange(256)
-    elif kind == 2:
-        del data[at:end]
-    elif kind == 3:
-        data[at:at] = data[at:end] * draw.choice((1, 2, 20))
-    elif kind == 4:
-        data[at:at] = draw.randbytes(draw.choice((1, 4, 30)))
-    elif kind == 5:
-        size = draw.choice((2, 4, 8))
-        value = draw.choice(_NUMBERS) % (1 << 8 * size)
-        data[at : at + size] = value.to_bytes(size, draw.choice(("little", "big")))
-    elif kind == 6:
-        data[at : at + draw.choice((0, 4))] = draw.choice(_WORDS)
-    elif kind == 7:
-        other = draw.choice(seeds)
-        start = draw.randrange(len(other) + 1)
-        data[at:end] = other[start : start + draw.choice((4, 50, 1000))]
+def _change(data: bytearray, seeds: Sequence[bytes], rng: random.Random) -> None:
+    change, start = rng.randrange(9), rng.randrange(len(data) + 1)
+    end = min(len(data), start + rng.choice((1, 2, 4, 8, 16, 64, 500)))
+    if change == 0 and start < len(data):
+        data[start] ^= 1 << rng.randrange(8)
+    elif change == 1 and start < len(data):
+        data[start] = rng.randrange(256)
+    elif change == 2:
+        del data[start:end]
+    elif change == 3:
+        data[start:start] = data[start:end] * rng.choice((1, 2, 20))
+    elif change == 4:
+        data[start:start] = rng.randbytes(rng.choice((1, 4, 30)))
+    elif change == 5:
+        size = rng.choice((2, 4, 8))
+        value = rng.choice(_NUMBERS) % (1 << 8 * size)
+        data[start : start + size] = value.to_bytes(size, rng.choice(("little", "big")))
+    elif change == 6:
+        data[start : start + rng.choice((0, 4))] = rng.choice(_WORDS)
+    elif change == 7:
+        other = rng.choice(seeds)
+        other_start = rng.randrange(len(other) + 1)
+        data[start:end] = other[other_start : other_start + rng.choice((4, 50, 1000))]
     elif numbers := list(_DIGITS.finditer(bytes(data[:20_000]))):
-        found = draw.choice(numbers)
-        data[found.start() : found.end()] = draw.choice((str(draw.choice(_NUMBERS)).encode(), draw.choice(_WORDS)))
+        match = rng.choice(numbers)
+        data[match.start() : match.end()] = rng.choice((str(rng.choice(_NUMBERS)).encode(), rng.choice(_WORDS)))

@@ -1,13 +1,13 @@
-"""Feed wrong input to whatever reads a stranger's bytes, and count what breaks.
+"""Feed invalid input to everything that reads files of unknown origin, and count what breaks.
 
     python tests/fuzz/run.py --inputs 1000000 --seconds 1800 --json benchmarks/fuzz.json
     python tests/fuzz/run.py --targets options,records --inputs 20000 --engine atheris
 
-Each target (targets/*.py) runs in a process of its own, with an upper bound on its address space and on the time of an input.
-An error that is no UserError, a death of the process, a hang, and memory without bound are faults: their input is kept in
-corpus/<target>/, from where test_fuzz.py reads it again. The mutator's input ``n`` is the same on every machine; atheris, where
-it is installed (pip install atheris), goes by the lines that an input reaches instead. Inputs that ran out of time or memory in
-native code end the process, which goes on behind them.
+Each target (targets/*.py) runs in a process of its own, with limits on its address space and on the time per input. Faults are
+exceptions other than UserError, dead processes, hangs and running out of memory. Their inputs are saved in corpus/<target>/
+and replayed by test_fuzz.py. If native code hangs or uses too much memory, the process dies, and a new one continues after that
+input. Input number n of the mutator is the same on every machine. The engine atheris (pip install atheris) searches by code
+coverage instead.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -31,41 +32,44 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process each computes next to nothing
+from mutator import mutate
 
-HERE = Path(__file__).parent
-CORPUS = HERE / "corpus"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: each process computes very little
+
+CORPUS = Path(__file__).parent / "corpus"
 SHARES = {
     "texts": 0.50, "records": 0.25, "options": 0.02, "bundle_config": 0.05, "bundle_weights": 0.04, "tokenizer_model": 0.04,
     "documents": 0.04, "tables": 0.02, "segments": 0.03, "checkpoint": 0.01,
 }  # fmt: skip
-"""Of all inputs; those that take longest get the fewest."""
-MOST_BYTES = 6 * 2**30
-"""Of address space beside what the process has once the target is loaded."""
+"""Shares of all inputs. Slow targets get few."""
+
+MAX_ADDED_BYTES = 6 * 2**30
+"""Address space that a process may use in addition to that of a loaded target."""
+
 HANG_S = 10.0
-_INPUT_BYTES = 2**22
-_STATE = 16  # bytes: number of the input that is being read, and its size
+_MAX_SHOWN = 5  # per target and type of fault, because most are alike
+_MAX_INPUT_BYTES = 2**22
+_HEADER = 16  # bytes of the shared state before the input: its number and its size
+_NO_INPUT = b"\xff" * 8
 
-
-_NONE = b"\xff" * 8
+Figures = dict[str, Any]
 
 
 class Hang(BaseException):
     """An input took too long."""
 
 
-def target_of(name: str) -> ModuleType:
-    """The module of a target."""
-    sys.path[:0] = [str(HERE)] if str(HERE) not in sys.path else []
+def load_target(name: str) -> ModuleType:
+    """Import a target by its name."""
     return importlib.import_module(f"targets.{name}")
 
 
-def _on_alarm(_: int, __: FrameType | None) -> None:
+def _raise_hang(_: int, __: FrameType | None) -> None:
     raise Hang
 
 
-def fault_of(target: Any, data: bytes) -> str | None:
-    """What is wrong with how a target takes an input; None if nothing is."""
+def find_fault(target: Any, data: bytes) -> str | None:
+    """Run a target on an input and return a description of the fault; None if there is none."""
     signal.setitimer(signal.ITIMER_REAL, HANG_S)
     try:
         target(data)
@@ -80,7 +84,7 @@ def fault_of(target: Any, data: bytes) -> str | None:
     return None
 
 
-def keep(name: str, data: bytes) -> Path:
+def save_input(name: str, data: bytes) -> Path:
     """Add an input to the corpus."""
     path = CORPUS / name / hashlib.sha256(data).hexdigest()[:16]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,160 +92,180 @@ def keep(name: str, data: bytes) -> Path:
     return path
 
 
-def _bounded() -> None:
-    signal.signal(signal.SIGALRM, _on_alarm)
+def _limit_process() -> None:
+    signal.signal(signal.SIGALRM, _raise_hang)
     status = Path("/proc/self/statm")
     if status.exists():
-        now = int(status.read_text().split()[0]) * mmap.PAGESIZE
-        resource.setrlimit(resource.RLIMIT_AS, (now + MOST_BYTES, now + MOST_BYTES))
+        limit = int(status.read_text().split()[0]) * mmap.PAGESIZE + MAX_ADDED_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _child(name: str, start: int, end: int, seconds: float, state: mmap.mmap, pipe: Any) -> None:
-    """Inputs ``start`` to ``end`` of the mutator; what is being read is in ``state``, whose process may die of it."""
-    from mutator import mutated
+def _run_child(name: str, inputs: range, seconds: float, state: mmap.mmap, pipe: Any) -> None:
+    """Run a target on these inputs of the mutator, as a process that may die.
 
-    module = target_of(name)
-    seeds = module.seeds()
+    Args:
+        state: shared memory that holds the current input.
+        pipe: receives (number, fault) for each fault; at the end (next number, None, peak before, peak after), in KiB.
+    """
+    target = load_target(name)
+    seeds = target.seeds()
     for seed in seeds:
-        module.target(seed)
-    _bounded()
-    before, until = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() + seconds
-    for number in range(start, end):
-        data = mutated(seeds, number)[:_INPUT_BYTES]
-        state[:_STATE] = number.to_bytes(8, "little") + len(data).to_bytes(8, "little")
-        state[_STATE : _STATE + len(data)] = data
-        if fault := fault_of(module.target, data):
+        target.target(seed)
+    _limit_process()
+    peak_before, deadline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() + seconds
+    end = inputs.stop
+    for number in inputs:
+        data = mutate(seeds, number)[:_MAX_INPUT_BYTES]
+        state[:_HEADER] = number.to_bytes(8, "little") + len(data).to_bytes(8, "little")
+        state[_HEADER : _HEADER + len(data)] = data
+        if fault := find_fault(target.target, data):
             pipe.send((number, fault))
-        if number % 64 == 0 and time.monotonic() > until:
+        if number % 64 == 0 and time.monotonic() > deadline:
             end = number + 1
             break
-    pipe.send((end, None, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    pipe.send((end, None, peak_before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
-def fuzz(name: str, start: int, inputs: int, seconds: float) -> dict[str, Any]:
-    """Run one target."""
-    began, end = time.monotonic(), start + inputs
-    found: dict[str, Any] = {"inputs": 0, "crashes": 0, "hangs": 0, "memory": 0, "deaths": 0, "peak_mib": 0, "grown_mib": 0}
+def fuzz(name: str, start: int, inputs: int, seconds: float) -> Figures:
+    """Run a target with the mutator, in a new process after each one that dies."""
+    started, end, position = time.monotonic(), start + inputs, start
+    figures: Figures = {"inputs": 0, "crashes": 0, "hangs": 0, "memory": 0, "deaths": 0, "peak_mib": 0, "grown_mib": 0}
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    at = start
-    while at < end and time.monotonic() - began < seconds:
-        state = mmap.mmap(-1, _STATE + _INPUT_BYTES)
-        state[:8] = _NONE
-        receive, send = context.Pipe(duplex=False)
-        left = seconds - (time.monotonic() - began)
-        child = context.Process(target=_child, args=(name, at, end, left, state, send))
+    while position < end and (remaining_s := seconds - (time.monotonic() - started)) > 0:
+        state = mmap.mmap(-1, _HEADER + _MAX_INPUT_BYTES)
+        state[:8] = _NO_INPUT
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_run_child, args=(name, range(position, end), remaining_s, state, sender))
         child.start()
-        send.close()
-        seen, seen_at, last = -1, time.monotonic(), None
-        while child.is_alive() or receive.poll():
-            if receive.poll(0.2):
-                try:
-                    said = receive.recv()
-                except EOFError:
-                    break
-                if said[1] is None:
-                    last = said
-                else:
-                    _note(found, name, *said)
-                continue
-            number = int.from_bytes(state[:8], "little")
-            if number != seen:
-                seen, seen_at = number, time.monotonic()
-            elif last is None and time.monotonic() - seen_at > 3 * HANG_S + 30:  # in native code, which no alarm reaches
-                child.kill()
-                found["hangs"] += 1
-                seen_at = time.monotonic() + 1e9
+        sender.close()
+        result = _watch_child(name, child, receiver, state, figures)
         child.join()
-        if last is not None:
-            at, peak, before = last[0], last[3] // 1024, last[2] // 1024
-            found["peak_mib"], found["grown_mib"] = max(found["peak_mib"], peak), max(found["grown_mib"], peak - before)
+        if result is not None:
+            position, _, peak_before, peak = result
+            figures["peak_mib"], figures["grown_mib"] = peak // 1024, (peak - peak_before) // 1024
             break
-        if state[:8] == _NONE:
-            raise RuntimeError(f"{name} does not begin: exit status {child.exitcode}")
+        if state[:8] == _NO_INPUT:
+            raise RuntimeError(f"{name} does not start: exit status {child.exitcode}")
         number = int.from_bytes(state[:8], "little")
-        data = bytes(state[_STATE : _STATE + int.from_bytes(state[8:16], "little")])
-        print(f"{name}: input {number} ended the process with {child.exitcode}: {keep(name, data)}", file=sys.stderr)
-        found["deaths"] += 1
-        at = max(at, number) + 1
-    found["inputs"], found["seconds"] = min(at, end) - start, round(time.monotonic() - began, 1)
-    return found
+        data = bytes(state[_HEADER : _HEADER + int.from_bytes(state[8:_HEADER], "little")])
+        path = save_input(name, data)
+        print(f"{name}: input {number} ended the process with {child.exitcode}: {path}", file=sys.stderr)
+        figures["deaths"] += 1
+        position = max(position, number) + 1
+    figures["inputs"], figures["seconds"] = min(position, end) - start, round(time.monotonic() - started, 1)
+    return figures
 
 
-def _note(found: dict[str, Any], name: str, number: int, fault: str) -> None:
-    from mutator import mutated
+def _watch_child(name: str, child: Any, receiver: Any, state: mmap.mmap, figures: Figures) -> Any:
+    """Count a child's faults until it ends, and kill it if it hangs. Return its last message; None if it died before that."""
+    current, since = -1, time.monotonic()
+    result = None
+    while child.is_alive() or receiver.poll():
+        if receiver.poll(0.2):
+            try:
+                message = receiver.recv()
+            except EOFError:
+                break
+            if message[1] is None:
+                result = message
+            else:
+                _count_fault(figures, name, *message)
+            continue
+        number = int.from_bytes(state[:8], "little")
+        if number != current:
+            current, since = number, time.monotonic()
+        elif result is None and time.monotonic() - since > 3 * HANG_S + 30:  # in native code, which the alarm cannot interrupt
+            child.kill()
+            figures["hangs"] += 1
+            since = float("inf")
+    return result
 
-    kind = {"hang": "hangs", "memory": "memory"}.get(fault, "crashes")
-    found[kind] += 1
-    if found[kind] <= 5:  # of the same kind mostly
-        print(
-            f"{name}: input {number}: {fault}\n  kept: {keep(name, mutated(target_of(name).seeds(), number))}", file=sys.stderr
-        )
+
+def _count_fault(figures: Figures, name: str, number: int, fault: str) -> None:
+    figure = {"hang": "hangs", "memory": "memory"}.get(fault, "crashes")
+    figures[figure] += 1
+    if figures[figure] <= _MAX_SHOWN:
+        path = save_input(name, mutate(load_target(name).seeds(), number))
+        print(f"{name}: input {number}: {fault}\n  saved: {path}", file=sys.stderr)
 
 
-def fuzz_with_atheris(name: str, inputs: int, seconds: float) -> dict[str, Any]:
-    """Run one target in a process of atheris, which keeps what breaks it in the corpus."""
-    began = time.monotonic()
-    kept = CORPUS / name
-    kept.mkdir(parents=True, exist_ok=True)
+def fuzz_with_atheris(name: str, inputs: int, seconds: float) -> Figures:
+    """Run a target with atheris, which saves inputs that break it in the corpus."""
+    started = time.monotonic()
+    corpus = CORPUS / name
+    corpus.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--atheris", name, f"-runs={inputs}", f"-max_total_time={int(seconds)}"]
-    command += [f"-timeout={int(HANG_S)}", "-rss_limit_mb=4096", f"-artifact_prefix={kept}/", "-max_len=8192"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    done = [line for line in ran.stderr.splitlines() if line.startswith("Done ")]
-    if ran.returncode:
-        print(ran.stderr[-3000:], file=sys.stderr)
-    number = int(done[-1].split()[1]) if done else 0
-    return {"inputs": number, "crashes": int(ran.returncode != 0), "seconds": round(time.monotonic() - began, 1)}
+    command += [f"-timeout={int(HANG_S)}", "-rss_limit_mb=4096", f"-artifact_prefix={corpus}/", "-max_len=8192"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        print(result.stderr[-3000:], file=sys.stderr)
+    done = [line for line in result.stderr.splitlines() if line.startswith("Done ")]
+    runs = int(done[-1].split()[1]) if done else 0
+    return {"inputs": runs, "crashes": int(result.returncode != 0), "seconds": round(time.monotonic() - started, 1)}
 
 
-def _atheris(name: str, arguments: list[str]) -> None:
-    import tempfile
-
+def _run_atheris(name: str, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["pipeline"]):
-        module = target_of(name)
+        target = load_target(name)
     folder = tempfile.mkdtemp()
-    for number, seed in enumerate(module.seeds()):
+    for number, seed in enumerate(target.seeds()):
         Path(folder, str(number)).write_bytes(seed)
-    atheris.Setup([name, *arguments, folder], module.target)
+    atheris.Setup([name, *arguments, folder], target.target)
     atheris.Fuzz()
 
 
-def _replay() -> int:
-    """Read the whole corpus again."""
-    broken = 0
+def _replay_corpus() -> int:
+    """Run each target on the inputs that once broke it, and return the exit status."""
+    signal.signal(signal.SIGALRM, _raise_hang)
+    faults = 0
     for path in sorted(path for path in CORPUS.glob("*/*") if path.is_file()):
-        module = target_of(path.parent.name)
-        module.seeds()
-        signal.signal(signal.SIGALRM, _on_alarm)
-        fault = fault_of(module.target, path.read_bytes())
-        print(f"{path}: {fault or 'sound'}", file=sys.stderr)
-        broken += fault is not None
-    return int(broken > 0)
+        target = load_target(path.parent.name)
+        target.seeds()
+        fault = find_fault(target.target, path.read_bytes())
+        print(f"{path}: {fault or 'ok'}", file=sys.stderr)
+        faults += fault is not None
+    return int(faults > 0)
+
+
+def _append_run(path: Path, engine: str, figures: dict[str, Figures]) -> None:
+    """Add the figures of a run to a JSON file."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=CORPUS.parent, capture_output=True, text=True, check=False)
+    run = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "command": "python tests/fuzz/run.py " + " ".join(sys.argv[1:]),
+        "engine": engine,
+        "inputs": sum(target["inputs"] for target in figures.values()),
+        "targets": figures,
+    }
+    runs = [*(json.loads(path.read_text())["runs"] if path.exists() else []), run]
+    path.write_text(json.dumps({"inputs": sum(run["inputs"] for run in runs), "runs": runs}, indent=2) + "\n")
 
 
 def main() -> int:
-    """Run the targets, two at a time where there are two CPUs; status 1 if anything broke."""
+    """Run the targets in parallel, and return 1 if anything broke."""
     if sys.argv[1:2] == ["--atheris"]:
-        _atheris(sys.argv[2], sys.argv[3:])
+        _run_atheris(sys.argv[2], sys.argv[3:])
         return 0
     if sys.argv[1:2] == ["--replay"]:
-        return _replay()
+        return _replay_corpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="of all targets together")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="at most, for each target")
-    parser.add_argument("--targets", default=",".join(SHARES), help="by name")
-    parser.add_argument("--start", type=int, default=0, help="number of the mutator's first input: other numbers, other inputs")
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="inputs of all targets together")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="time limit of each target")
+    parser.add_argument("--targets", default=",".join(SHARES), help="names, separated by commas")
+    parser.add_argument("--start", type=int, default=0, help="number of the mutator's first input")
     parser.add_argument("--engine", choices=("mutator", "atheris"), default="mutator")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--json", help="file to add the figures to")
     options = parser.parse_args()
     names = options.targets.split(",")
-    whole = sum(SHARES[name] for name in names)
+    total_share = sum(SHARES[name] for name in names)
 
-    def run(name: str) -> tuple[str, dict[str, Any]]:
-        inputs = max(1, round(options.inputs * SHARES[name] / whole))
+    def run(name: str) -> tuple[str, Figures]:
+        inputs = max(1, round(options.inputs * SHARES[name] / total_share))
         if options.engine == "atheris":
             figures = fuzz_with_atheris(name, inputs, options.seconds)
         else:
@@ -249,22 +273,16 @@ def main() -> int:
         print(f"{name}: {figures}", flush=True)
         return name, figures
 
-    for name in names if options.engine == "mutator" else ():  # once, for all processes that are forked from this one
-        target_of(name)
+    if options.engine == "mutator":  # import once, for all processes that are forked from this one
+        for name in names:
+            load_target(name)
     with ThreadPoolExecutor(options.processes) as pool:
         figures = dict(pool.map(run, sorted(names, key=lambda name: SHARES[name])))
     if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
-        path = Path(options.json)
-        before = json.loads(path.read_text())["runs"] if path.exists() else []
-        said = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit.stdout.strip()}
-        said |= {"command": "python tests/fuzz/run.py " + " ".join(sys.argv[1:]), "engine": options.engine}
-        runs = [*before, {**said, "inputs": sum(of["inputs"] for of in figures.values()), "targets": figures}]
-        path.write_text(json.dumps({"inputs": sum(run["inputs"] for run in runs), "runs": runs}, indent=2) + "\n")
-    broken = sum(of.get(kind, 0) for of in figures.values() for kind in ("crashes", "hangs", "memory", "deaths"))
-    return 1 if broken else 0
+        _append_run(Path(options.json), options.engine, figures)
+    faults = sum(target.get(figure, 0) for target in figures.values() for figure in ("crashes", "hangs", "memory", "deaths"))
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE))
     sys.exit(main())

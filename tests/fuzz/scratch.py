@@ -1,4 +1,4 @@
-"""A folder of this process's own, in memory where the machine has such a place."""
+"""A temporary folder of this process, in memory if the machine has /dev/shm."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ import tempfile
 
 SCRATCH = tempfile.mkdtemp(prefix="nightshift-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 _OWNER = os.getpid()
-atexit.register(lambda: os.getpid() == _OWNER and shutil.rmtree(SCRATCH, ignore_errors=True))
+atexit.register(lambda: os.getpid() == _OWNER and shutil.rmtree(SCRATCH, ignore_errors=True))  # not in forked processes

@@ -1,4 +1,4 @@
-"""Real stores: an Iceberg catalog in SQLite, Delta tables and JSON lines in a folder, and a PostgreSQL server."""
+"""Real tables: an Iceberg catalog in SQLite, Delta tables and JSON lines in a folder, and a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from table_kinds import FIRST, KINDS, PASSWORD, PASSWORD_ENV, SECOND, Store, finish_run
+from native_tables import FIRST_RUN, PASSWORD, PASSWORD_ENV, SECOND_RUN, TABLE_TYPES, NativeTables, finish_run
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """What to connect to a server with; the password is in the environment."""
-    places = [Path(found).resolve().parent for found in [shutil.which("initdb"), shutil.which("postgres")] if found]
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    programs = next((folder for folder in places if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
+    """Connection string of a running server. The password is in the environment."""
+    programs = _postgres_programs()
     if programs is None:
-        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
-    # The server does not run as root; a socket's path may have 107 bytes.
-    user = "postgres" if os.getuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="nightshift-pg-", dir="/tmp") as folder:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    user = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
+    with tempfile.TemporaryDirectory(prefix="nightshift-pg-", dir="/tmp") as folder:  # the path of a socket is short
         if user:
             shutil.chown(folder, user)
         Path(folder, "password").write_text(PASSWORD)
@@ -53,15 +50,23 @@ def postgres() -> Iterator[str]:
             server.wait(30)
 
 
-@pytest.fixture(params=KINDS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A store of each kind."""
-    return Store(request.param, tmp_path / "store", request.getfixturevalue("postgres") if request.param == "postgres" else "")
+def _postgres_programs() -> Path | None:
+    """Return the folder of initdb and postgres, which Debian does not add to PATH."""
+    folders = [Path(path).resolve().parent for path in [shutil.which("initdb"), shutil.which("postgres")] if path]
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
+
+
+@pytest.fixture(params=TABLE_TYPES)
+def tables(request: pytest.FixtureRequest, tmp_path: Path) -> NativeTables:
+    """Tables of each type. ``indirect=["tables"]`` selects types."""
+    connection = request.getfixturevalue("postgres") if request.param == "postgres" else ""
+    return NativeTables(request.param, tmp_path / "tables", connection)
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """Two runs; of d15 to d19, the second has the summaries that are to be found."""
-    finish_run(tmp_path / "out", "a", FIRST)
-    finish_run(tmp_path / "out", "b", SECOND)
+    """An output folder with runs a and b. Both have summaries for d15 to d19."""
+    finish_run(tmp_path / "out", "a", FIRST_RUN)
+    finish_run(tmp_path / "out", "b", SECOND_RUN)
     return tmp_path / "out"

@@ -1,217 +1,210 @@
-"""What jobs.fetch leaves: the documents of one moment, whole or not at all, and with the types that they had."""
+"""Results of jobs.fetch: the documents of one moment, complete or not at all, with their types."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
-from table_kinds import Store, documents, expected, fetching, read
+from native_tables import NativeTables, documents, fetched, read_documents
 
 from pipeline.config.summarize import SummarizeConfig
 from pipeline.errors import UserError
 from pipeline.inference.plan import plan_run
 from pipeline.tables.fetch import fetch
 
-LIGHT = pytest.mark.parametrize("store", ["jsonl", "postgres"], indirect=True)
-DAY = datetime(2026, 1, 31, 23, 0, tzinfo=UTC)
+FAST_TYPES = pytest.mark.parametrize("tables", ["jsonl", "postgres"], indirect=True)
+POSTGRES = pytest.mark.parametrize("tables", ["postgres"], indirect=True)
+TIME = datetime(2026, 1, 31, 23, 0, tzinfo=UTC)
 
 
-@LIGHT
-def test_the_documents_of_now_and_nothing_where_they_are_the_same(store: Store, tmp_path: Path) -> None:
-
-    store.write("documents", documents(0, 50))
-    config = fetching(store, tmp_path / "in", keep_columns=["n"])
-    assert (fetch(config).rows, fetch(config).is_new) == (50, False)
-    assert read(tmp_path / "in", ["n"]) == expected(documents(0, 50))
-    store.write("documents", documents(20, 60))
-    assert (fetch(config).rows, fetch(config).is_new) == (40, False)
-    assert read(tmp_path / "in", ["n"]) == expected(documents(20, 60))
-    assert fetch(fetching(store, tmp_path / "in")).is_new, "other columns are another fetch"
+@FAST_TYPES
+def test_fetches_the_current_documents_unless_the_folder_has_them(tables: NativeTables, tmp_path: Path) -> None:
+    config = tables.fetch_config(tmp_path / "in", keep_columns=["n"])
+    for rows in (documents(0, 50), documents(20, 60)):
+        tables.write("documents", rows)
+        assert (fetch(config).rows, fetch(config).is_new) == (len(rows), False)
+        assert read_documents(tmp_path / "in", ["n"]) == fetched(rows)
+    assert fetch(tables.fetch_config(tmp_path / "in")).is_new, "other columns are another request"
 
 
-@LIGHT
-def test_what_was_cut_off_is_not_seen_and_done_anew(store: Store, tmp_path: Path) -> None:
-    store.write("documents", documents(0, 50))
-    config = fetching(store, tmp_path / "in", keep_columns=["n"])
+@FAST_TYPES
+def test_an_unfinished_fetch_is_hidden_and_done_again(tables: NativeTables, tmp_path: Path) -> None:
+    tables.write("documents", documents(0, 50))
+    config = tables.fetch_config(tmp_path / "in", keep_columns=["n"])
     fetch(config)
     (tmp_path / "in/_fetched.json").unlink()  # it is written last
-    [whole] = (tmp_path / "in/_snapshots").iterdir()
-    shutil.copy(next(whole.iterdir()), whole / "twice.parquet")
-    with pytest.raises(UserError, match=r"holds no \.parquet file"):
-        read(tmp_path / "in", ["n"])
+    [snapshot] = (tmp_path / "in/_snapshots").iterdir()
+    shutil.copy(next(snapshot.iterdir()), snapshot / "twice.parquet")
+    with pytest.raises(UserError, match=r"\.parquet"):
+        read_documents(tmp_path / "in", ["n"])
     assert fetch(config).is_new
-    assert read(tmp_path / "in", ["n"]) == expected(documents(0, 50))
+    assert read_documents(tmp_path / "in", ["n"]) == fetched(documents(0, 50))
 
 
-@pytest.mark.parametrize("store", ["postgres"], indirect=True)
-def test_the_snapshot_before_stays_for_a_run_that_reads_it(store: Store, tmp_path: Path) -> None:
-    for last in (10, 20, 30):
-        store.write("documents", documents(0, last))
-        fetch(fetching(store, tmp_path / "in"))
+@POSTGRES
+def test_the_previous_snapshot_is_kept_for_runs_that_read_it(tables: NativeTables, tmp_path: Path) -> None:
+    for end in (10, 20, 30):
+        tables.write("documents", documents(0, end))
+        fetch(tables.fetch_config(tmp_path / "in"))
     assert sorted(pq.read_table(folder).num_rows for folder in (tmp_path / "in/_snapshots").iterdir()) == [20, 30]
 
 
-@pytest.mark.parametrize("store", ["postgres", "iceberg", "delta", "jsonl"], indirect=True)
-def test_a_column_that_is_not_there_or_of_no_use_is_named(store: Store, tmp_path: Path) -> None:
-    store.write("documents", documents(0, 5))
-
-    def fails(**options: Any) -> str:
-        with pytest.raises(UserError) as error:
-            fetch(fetching(store, tmp_path / "in", **options))
-        return str(error.value)
-
-    error = fails(id_column="key")
-    assert "column 'key' is not in" in error
-    assert "(it has: id, text, n, other); set --input.id_column" in error
-    assert "set --input.keep_columns" in fails(keep_columns=["title"])
-    assert "column 'n' of" in fails(text_column="n")
-    assert "not a string; cast it, or set --input.text_column" in fails(text_column="n")
-    assert "is double, not a string or an integer; cast it, or set --input.id_column" in fails(id_column="other")
-    assert "--input.table" in fails(table=f"{store.options('none')['table']}")
+def test_missing_and_unusable_columns_are_named(tables: NativeTables, tmp_path: Path) -> None:
+    tables.write("documents", documents(0, 5))
+    for options, message in [
+        ({"id_column": "key"}, r"'key' .*id, text, n, other.*--input\.id_column"),
+        ({"keep_columns": ["title"]}, r"'title' .*--input\.keep_columns"),
+        ({"text_column": "n"}, r"'n' .*--input\.text_column"),
+        ({"id_column": "other"}, r"'other' .*double.*--input\.id_column"),
+        ({"table": tables.options("none")["table"]}, r"--input\.table"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            fetch(tables.fetch_config(tmp_path / "in", **options))
     assert not (tmp_path / "in/_snapshots").exists()
 
 
-@LIGHT
-def test_a_condition_takes_some_rows(store: Store, tmp_path: Path) -> None:
-    store.write("documents", documents(0, 50))
-    condition = "n > 9007199254741000 AND id <> '030'" if store.kind == "postgres" else "n > 9007199254741000 and id != '030'"
-    fetch(fetching(store, tmp_path / "in", filter=condition, keep_columns=["n"]))
-    rows = [row for row in expected(documents(0, 50)) if row["n"] and row["n"] > 2**53 + 8 and row["id"] != "030"]
-    assert read(tmp_path / "in", ["n"]) == rows
-    with pytest.raises(UserError, match=r"--input.filter|cannot read .* syntax error"):
-        fetch(fetching(store, tmp_path / "in", filter="n >"))
+@FAST_TYPES
+def test_a_filter_selects_rows(tables: NativeTables, tmp_path: Path) -> None:
+    tables.write("documents", documents(0, 50))
+    condition = "n > 9007199254741000 AND id <> '030'" if tables.type == "postgres" else "n > 9007199254741000 and id != '030'"
+    fetch(tables.fetch_config(tmp_path / "in", filter=condition, keep_columns=["n"]))
+    rows = [row for row in fetched(documents(0, 50)) if row["n"] and row["n"] > 2**53 + 8 and row["id"] != "030"]
+    assert read_documents(tmp_path / "in", ["n"]) == rows
+    with pytest.raises(UserError, match=r"--input.filter|syntax error"):
+        fetch(tables.fetch_config(tmp_path / "in", filter="n >"))
 
 
-@LIGHT
-def test_a_table_without_rows(store: Store, tmp_path: Path) -> None:
-    store.write("documents", documents(0, 2))
-    condition = "n > 0 AND n < 0" if store.kind == "postgres" else "n > 0 and n < 0"
-    assert fetch(fetching(store, tmp_path / "in", filter=condition, keep_columns=["n"])).rows == 0
-    assert read(tmp_path / "in", []) == []
+@FAST_TYPES
+def test_a_table_without_rows(tables: NativeTables, tmp_path: Path) -> None:
+    tables.write("documents", documents(0, 2))
+    condition = "n > 0 AND n < 0" if tables.type == "postgres" else "n > 0 and n < 0"
+    assert fetch(tables.fetch_config(tmp_path / "in", filter=condition, keep_columns=["n"])).rows == 0
+    assert read_documents(tmp_path / "in") == []
 
 
-# PostgreSQL
-
-
-@pytest.mark.parametrize("store", ["postgres"], indirect=True)
-def test_types_of_postgresql(store: Store, tmp_path: Path) -> None:
-    table = f"{store.schema}.documents"
-    store.sql(
-        f"CREATE TABLE {table} (id uuid, body varchar(9), at timestamptz, day date, local timestamp, price numeric(9, 2), "
-        "raw bytea, small smallint, meta jsonb, amount numeric, span interval);"
-        f"INSERT INTO {table} VALUES (gen_random_uuid());"
-        f"INSERT INTO {table} VALUES ('6b1b36cb-0000-4000-8000-00000000000a', 'text', '2026-01-31 23:00+00', '2026-01-31', "
-        "'2026-01-31 23:00', 1.5, '\\x00ff', 7, '{\"a\": 1}', 1, '1 day')"
-    )
-    keep = ["at", "day", "local", "price", "raw", "small", "meta"]
-    fetch(fetching(store, tmp_path / "in", text_column="body", keep_columns=keep))
-    [row] = [row for row in read_all(tmp_path / "in") if row["body"]]
-    assert row["id"] == "6b1b36cb-0000-4000-8000-00000000000a"
-    assert (row["at"], row["local"], row["day"]) == (DAY, DAY.replace(tzinfo=None), DAY.date())
-    assert (str(row["price"]), row["raw"], row["small"], json.loads(row["meta"])) == ("1.50", b"\0\xff", 7, {"a": 1})
-    for column in ("amount", "span"):
-        with pytest.raises(UserError, match=f"column '{column}' of .* of which Parquet has no equal; make a view"):
-            fetch(fetching(store, tmp_path / "in", text_column="body", keep_columns=[column]))
-    with pytest.raises(UserError, match="no earlier snapshots"):
-        fetch(fetching(store, tmp_path / "in", snapshot=3))
-
-
-def read_all(folder: Path) -> list[dict[str, Any]]:
-    pointed = json.loads((folder / "_fetched.json").read_text())["folder"]
-    return pq.read_table(folder / "_snapshots" / pointed).to_pylist()
-
-
-# JSON lines
-
-
-@pytest.fixture
-def lines(tmp_path: Path) -> Any:
-    """Writes a file of JSON lines beside the others and gives the store."""
-    store = Store("jsonl", tmp_path / "store", "")
-    (tmp_path / "store/documents").mkdir()
-
-    def write(name: str, *lines: str) -> Store:
-        content = "".join(f"{line}\n" for line in lines).encode()
-        path = tmp_path / "store/documents" / name
-        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-        return store
-
-    return write
-
-
-def test_values_of_json_lines_stay_as_they_are(lines: Any, tmp_path: Path) -> None:
-    lines("a.jsonl", '{"id": "007", "text": "2026-01-31", "x": 1, "nested": {"a": [1]}}', "", '{"text": null, "id": "8"}')
-    store = lines("b.jsonl.gz", '{"id": "9", "text": "t", "x": 1.5, "more": true}')
-    fetch(fetching(store, tmp_path / "in", keep_columns=["x", "more"]))
-    assert read(tmp_path / "in", []) == [
-        {"id": "007", "text": "2026-01-31", "x": 1.0, "more": None},
-        {"id": "8", "text": None, "x": None, "more": None},
-        {"id": "9", "text": "t", "x": 1.5, "more": True},
-    ]
-    with pytest.raises(UserError, match=r"column 'nested' of .* has lists or objects"):
-        fetch(fetching(store, tmp_path / "in", keep_columns=["nested"]))
-
-
-@pytest.mark.parametrize("line", ['{"id": 2, "text": 3}', '{"id": "2", "text": "t"}', '{"id": 2, "text": "t"'])
-def test_a_line_that_is_not_as_the_others_ends_the_fetch(lines: Any, tmp_path: Path, line: str) -> None:
-    lines("a.jsonl", *['{"id": 1, "text": "t"}'] * 3)
-    store = lines("z.jsonl", *['{"id": 1, "text": "t"}'] * 60_000, line)  # far from the head
-    with pytest.raises(UserError, match=r"cannot read .*z\.jsonl: JSON parse error: .*; mend it"):
-        fetch(fetching(store, tmp_path / "in"))
-    assert not (tmp_path / "in/_fetched.json").exists()
-
-
-def test_the_first_lines_are_named_by_number(lines: Any, tmp_path: Path) -> None:
-    store = lines("a.jsonl", '{"id": 1, "text": "t"}', "[1]")
-    with pytest.raises(UserError, match=r"line 2 of .*a\.jsonl is not JSON that can be used: a list, not an object"):
-        fetch(fetching(store, tmp_path / "in"))
-
-
-# Iceberg and Delta
-
-
-@pytest.mark.parametrize("store", ["delta", "iceberg"], indirect=True)
-def test_an_earlier_version_can_be_named(store: Store, tmp_path: Path) -> None:
-    store.write("documents", documents(0, 30))
-    first = 0 if store.kind == "delta" else store.catalog.load_table("night.documents").snapshots()[-1].snapshot_id
-    if store.kind == "delta":
-        write_deltalake(store.options("documents")["table"], documents(30, 40), mode="append")
-    else:
-        store.catalog.load_table("night.documents").append(documents(30, 40))
-    fetched = fetch(fetching(store, tmp_path / "in", keep_columns=["n"], snapshot=first))
-    assert (fetched.snapshot.split()[0], fetched.rows) == (str(first), 30)
-    assert read(tmp_path / "in", ["n"]) == expected(documents(0, 30))
-    assert fetch(fetching(store, tmp_path / "in", keep_columns=["n"], filter="n > 9007199254741000")).rows == 27
-    with pytest.raises(UserError, match="99"):
-        fetch(fetching(store, tmp_path / "in", snapshot=99))
-
-
-@pytest.mark.parametrize("store", ["postgres"], indirect=True)
-def test_a_run_that_was_cut_off_goes_on_over_its_snapshot(store: Store, tmp_path: Path, tiny_bundle: Path) -> None:
+@POSTGRES
+def test_an_interrupted_run_resumes_over_its_snapshot(tables: NativeTables, tmp_path: Path, tiny_bundle: Path) -> None:
     values = {
         "input": {"path": str(tmp_path / "in")},
         "output": {"path": str(tmp_path / "out")},
         "model": {"path": str(tiny_bundle)},
     }
     config = SummarizeConfig.model_validate(values)
-    store.write("documents", documents(0, 10))
-    fetch(fetching(store, tmp_path / "in"))
-    begun = plan_run(config)
-    begun.write()  # and then the driver was killed
-    store.write("documents", documents(0, 25))
-    fetch(fetching(store, tmp_path / "in"))
-    goes_on = plan_run(config)
-    assert (goes_on.run_id, goes_on.begun, goes_on.anew, goes_on.waiting) == (begun.run_id, True, None, 1)
-    assert goes_on.store.files == begun.store.files
-    store.write("documents", documents(0, 30))
-    fetch(fetching(store, tmp_path / "in"))
-    anew = plan_run(config)
-    assert "1 of its files have changed or are gone since" in (anew.anew or "")
-    assert anew.store.rows == 30
+
+    def fetch_documents(end: int) -> None:
+        tables.write("documents", documents(0, end))
+        fetch(tables.fetch_config(tmp_path / "in"))
+
+    fetch_documents(10)
+    interrupted = plan_run(config)
+    interrupted.write()
+    fetch_documents(25)
+    resumed = plan_run(config)
+    assert resumed.run_id == interrupted.run_id
+    assert sum(file.rows for file in resumed.input_files) == 10
+    fetch_documents(30)  # removes the snapshot of the run, which starts over
+    assert sum(file.rows for file in plan_run(config).input_files) == 30
+
+
+# PostgreSQL
+
+
+@POSTGRES
+def test_types_of_postgresql(tables: NativeTables, tmp_path: Path) -> None:
+    table = f"{tables.schema}.documents"
+    tables.sql(
+        f"CREATE TABLE {table} (id uuid, body varchar(9), time timestamptz, day date, local timestamp, price numeric(9, 2), "
+        "raw bytea, small smallint, meta jsonb, amount numeric, duration interval);"
+        f"INSERT INTO {table} VALUES (gen_random_uuid());"
+        f"INSERT INTO {table} VALUES ('6b1b36cb-0000-4000-8000-00000000000a', 'text', '2026-01-31 23:00+00', '2026-01-31', "
+        "'2026-01-31 23:00', 1.5, '\\x00ff', 7, '{\"a\": 1}', 1, '1 day')"
+    )
+    keep = ["time", "day", "local", "price", "raw", "small", "meta"]
+    fetch(tables.fetch_config(tmp_path / "in", text_column="body", keep_columns=keep))
+    pointer = json.loads((tmp_path / "in/_fetched.json").read_text())
+    rows = pq.read_table(tmp_path / "in/_snapshots" / pointer["folder"]).to_pylist()
+    [row] = [row for row in rows if row["body"]]
+    assert row["id"] == "6b1b36cb-0000-4000-8000-00000000000a"
+    assert (row["time"], row["local"], row["day"]) == (TIME, TIME.replace(tzinfo=None), TIME.date())
+    assert (str(row["price"]), row["raw"], row["small"], json.loads(row["meta"])) == ("1.50", b"\0\xff", 7, {"a": 1})
+    for column in ("amount", "duration"):
+        with pytest.raises(UserError, match=f"'{column}' .*view"):
+            fetch(tables.fetch_config(tmp_path / "in", text_column="body", keep_columns=[column]))
+    with pytest.raises(UserError, match=r"--input\.snapshot"):
+        fetch(tables.fetch_config(tmp_path / "in", snapshot=3))
+
+
+# JSON lines
+
+WriteLines = Callable[..., NativeTables]
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> WriteLines:
+    """Function that adds a file of JSON lines to the documents and returns the tables."""
+    tables = NativeTables("jsonl", tmp_path / "tables")
+    folder = tmp_path / "tables/documents"
+    folder.mkdir()
+
+    def write(name: str, *lines: str) -> NativeTables:
+        content = "".join(f"{line}\n" for line in lines).encode()
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        return tables
+
+    return write
+
+
+def test_json_lines_keep_their_values(write_lines: WriteLines, tmp_path: Path) -> None:
+    write_lines("a.jsonl", '{"id": "007", "text": "2026-01-31", "x": 1, "nested": {"a": [1]}}', "", '{"text": null, "id": "8"}')
+    tables = write_lines("b.jsonl.gz", '{"id": "9", "text": "t", "x": 1.5, "more": true}')
+    fetch(tables.fetch_config(tmp_path / "in", keep_columns=["x", "more"]))
+    assert read_documents(tmp_path / "in") == [
+        {"id": "007", "text": "2026-01-31", "x": 1.0, "more": None},
+        {"id": "8", "text": None, "x": None, "more": None},
+        {"id": "9", "text": "t", "x": 1.5, "more": True},
+    ]
+    with pytest.raises(UserError, match=r"'nested' .*lists or objects"):
+        fetch(tables.fetch_config(tmp_path / "in", keep_columns=["nested"]))
+
+
+@pytest.mark.parametrize("line", ['{"id": 2, "text": 3}', '{"id": "2", "text": "t"}', '{"id": 2, "text": "t"'])
+def test_a_line_with_other_types_fails_the_fetch(write_lines: WriteLines, tmp_path: Path, line: str) -> None:
+    write_lines("a.jsonl", *['{"id": 1, "text": "t"}'] * 3)
+    tables = write_lines("z.jsonl", *['{"id": 1, "text": "t"}'] * 60_000, line)  # beyond the lines that decide the types
+    with pytest.raises(UserError, match=r"z\.jsonl: JSON parse error"):
+        fetch(tables.fetch_config(tmp_path / "in"))
+    assert not (tmp_path / "in/_fetched.json").exists()
+
+
+def test_an_unusable_line_near_the_start_is_named_by_number(write_lines: WriteLines, tmp_path: Path) -> None:
+    tables = write_lines("a.jsonl", '{"id": 1, "text": "t"}', "[1]")
+    with pytest.raises(UserError, match=r"line 2 of .*a\.jsonl .*a list, not an object"):
+        fetch(tables.fetch_config(tmp_path / "in"))
+
+
+# Iceberg and Delta
+
+
+@pytest.mark.parametrize("tables", ["delta", "iceberg"], indirect=True)
+def test_fetches_an_earlier_snapshot(tables: NativeTables, tmp_path: Path) -> None:
+    tables.write("documents", documents(0, 30))
+    table = tables.options("documents")["table"]
+    if tables.type == "delta":
+        first = 0
+        write_deltalake(table, documents(30, 40), mode="append")
+    else:
+        first = tables.catalog.load_table(table).snapshots()[-1].snapshot_id
+        tables.catalog.load_table(table).append(documents(30, 40))
+    result = fetch(tables.fetch_config(tmp_path / "in", keep_columns=["n"], snapshot=first))
+    assert (result.snapshot.split()[0], result.rows) == (str(first), 30)
+    assert read_documents(tmp_path / "in", ["n"]) == fetched(documents(0, 30))
+    assert fetch(tables.fetch_config(tmp_path / "in", keep_columns=["n"], filter="n > 9007199254741000")).rows == 27
+    with pytest.raises(UserError, match="99"):
+        fetch(tables.fetch_config(tmp_path / "in", snapshot=99))

@@ -1,4 +1,4 @@
-"""Fetches and deliveries that are killed, at each of their steps and at any moment, and begun again; and two at once."""
+"""Fetches and deliveries that are killed, at each of their steps and at random moments, then repeated; and two at once."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ import sys
 import time
 from pathlib import Path
 
+import kill_at_call
 import pytest
-from table_kinds import FIRST, SECOND, Store, delivery, documents, expected, fetching, read, summaries
+from native_tables import FIRST_RUN, SECOND_RUN, NativeTables, documents, fetched, read_documents
 
 from pipeline.config.loader import JobConfig
 
-DYING = Path(__file__).with_name("dying.py")
-UPSERT, TABLES = "ray.data:Dataset.write_iceberg", "pyiceberg.table:Table"
-STEPS = [
-    ("iceberg", "pyiceberg.catalog.sql:SqlCatalog.create_table", "after", 1),
-    ("iceberg", f"{TABLES}.append", "after", 1),
-    ("iceberg", UPSERT, "before", 1),
-    ("iceberg", "pyiceberg.table:Transaction.commit_transaction", "before", 4),
-    ("iceberg", UPSERT, "after", 1),
-    ("iceberg", "pipeline.tables.iceberg:IcebergSink._publish", "after", 1),
-    ("delta", "deltalake:DeltaTable.create", "after", 1),
-    ("delta", "deltalake.table:TableMerger.execute", "before", 1),
-    ("delta", "deltalake.table:TableMerger.execute", "after", 1),
-    ("jsonl", "pipeline.io.location:Location.write", "after", 1),
-    ("jsonl", "pipeline.io.location:Location.write", "after", 2),
-    ("postgres", "psycopg:Copy.write_row", "after", 10),
-    ("postgres", "psycopg:Connection.commit", "before", 1),
-    ("postgres", "psycopg:Connection.commit", "after", 1),
+COMMIT = "pyiceberg.table:Transaction.commit_transaction"
+MERGE = "deltalake.table:TableMerger.execute"
+WRITE_FILE = "pipeline.io.location:Location.write"
+DELIVERY_STEPS = [  # type of table, call, moment, its number, whether the delivery is complete then
+    ("iceberg", "pyiceberg.catalog.sql:SqlCatalog.create_table", "after", 1, False),
+    ("iceberg", "pyiceberg.table:Table.append", "after", 1, False),
+    ("iceberg", COMMIT, "after", 2, False),
+    ("iceberg", COMMIT, "after", 3, False),
+    ("iceberg", COMMIT, "before", 4, False),
+    ("iceberg", COMMIT, "after", 4, True),
+    ("delta", "deltalake:DeltaTable.create", "after", 1, False),
+    ("delta", MERGE, "before", 1, False),
+    ("delta", MERGE, "after", 1, True),
+    ("jsonl", WRITE_FILE, "after", 1, False),
+    ("jsonl", WRITE_FILE, "after", 2, True),
+    ("postgres", "psycopg:Copy.write_row", "after", 10, False),
+    ("postgres", "psycopg:Connection.commit", "before", 1, False),
+    ("postgres", "psycopg:Connection.commit", "after", 1, True),
 ]
-DAILY = {("postgres", "psycopg:Connection.commit", "before", 1)}
-COMMITS = ("_publish", "TableMerger.execute", "Connection.commit")
+DEFAULT_TIER = ("postgres", "psycopg:Connection.commit", "before", 1, False)
 
 
-def options_of(config: JobConfig) -> list[str]:
-    """As words of the command line."""
-    given = config.model_dump(mode="json", exclude_unset=True)
+def command_line(config: JobConfig) -> list[str]:
+    """Return a configuration as options of a job."""
+    values = config.model_dump(mode="json", exclude_unset=True)
     return [
         f"--{section}.{name}={json.dumps(value) if isinstance(value, dict | list) else value}"
-        for section, values in given.items()
-        for name, value in values.items()
+        for section, options in values.items()
+        for name, value in options.items()
     ]
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *words],
+        [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -59,85 +60,86 @@ def start(*words: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(*words: str) -> str:
-    """Run a job to its end, which must be a good one; what it printed."""
-    process = start("-m", *words)
-    told, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, told
-    return told
+def finish(job: str, config: JobConfig) -> str:
+    """Run a job, which must succeed, and return what it printed."""
+    process = start("-m", f"jobs.{job}", *command_line(config))
+    log, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, log
+    return log
+
+
+def kill_at(job: str, config: JobConfig, call: str, moment: str, number: int = 1) -> None:
+    """Run a job and kill it at a call."""
+    process = start(kill_at_call.__file__, job, call, moment, str(number), *command_line(config))
+    log, _ = process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL, log
 
 
 @pytest.mark.parametrize(
-    ("store", "step", "when", "number"),
-    [pytest.param(*point, marks=[] if point in DAILY else pytest.mark.faults) for point in STEPS],
-    indirect=["store"],
+    ("tables", "call", "moment", "number", "is_complete"),
+    [pytest.param(*step, marks=[] if step == DEFAULT_TIER else pytest.mark.faults) for step in DELIVERY_STEPS],
+    indirect=["tables"],
 )
-def test_a_delivery_killed_at_a_step(store: Store, output: Path, step: str, when: str, number: int) -> None:
-    words = options_of(delivery(store, output))
-    process = start(str(DYING), "deliver", step, when, str(number), *words)
-    told, _ = process.communicate(timeout=200)
-    assert process.returncode == -signal.SIGKILL, told
+def test_delivery_killed_at_a_step(
+    tables: NativeTables, output: Path, call: str, moment: str, number: int, is_complete: bool
+) -> None:
+    config = tables.deliver_config(output)
+    kill_at("deliver", config, call, moment, number)
     try:
-        seen = summaries(store.read("summaries"))
+        summaries = tables.summaries()
     except Exception:  # there is no table yet
-        seen = {}
-    assert seen in ({}, FIRST | SECOND), "a reader sees all of it or nothing"
-    is_done = when == "after" and (step.endswith(COMMITS) or (store.kind, number) == ("jsonl", 2))
-    assert bool(seen) == is_done
-    assert ("nothing is new" in finish("jobs.deliver", *words)) == is_done
-    assert summaries(store.read("summaries")) == FIRST | SECOND
-
-
-def moments(process: subprocess.Popen[str], longest_s: float, rng: random.Random) -> None:
-    """Kill it at a random moment, unless it ends before."""
-    time.sleep(rng.uniform(0.2, 1) * longest_s)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+        summaries = {}
+    assert summaries == (FIRST_RUN | SECOND_RUN if is_complete else {}), "a reader sees all of a delivery or nothing"
+    assert ("nothing is new" in finish("deliver", config)) == is_complete
+    assert tables.summaries() == FIRST_RUN | SECOND_RUN
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1500)
-def test_deliveries_killed_at_random_moments(store: Store, output: Path) -> None:
-    rng, began = random.Random(store.kind), time.monotonic()
-    finish("jobs.deliver", *options_of(delivery(store, output, "first")))
-    longest_s = time.monotonic() - began
+def test_deliveries_killed_at_random_moments(tables: NativeTables, output: Path) -> None:
+    rng, started = random.Random(tables.type), time.monotonic()
+    finish("deliver", tables.deliver_config(output, "first"))
+    duration_s = time.monotonic() - started
+
+    def kill_at_random(config: JobConfig) -> None:
+        process = start("-m", "jobs.deliver", *command_line(config))
+        time.sleep(rng.uniform(0.2, 1) * duration_s)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+
     for number in range(8):
-        words = options_of(delivery(store, output, f"t{number}", run_id="a"))
-        moments(start("-m", "jobs.deliver", *words), longest_s, rng)
-        later = options_of(delivery(store, output, f"t{number}"))
-        moments(start("-m", "jobs.deliver", *later), longest_s, rng)
-        finish("jobs.deliver", *later)
-        finish("jobs.deliver", *words)
-        assert summaries(store.read(f"t{number}")) == FIRST | SECOND
+        table = f"t{number}"
+        first_run, all_runs = tables.deliver_config(output, table, run_id="a"), tables.deliver_config(output, table)
+        kill_at_random(first_run)
+        kill_at_random(all_runs)
+        finish("deliver", all_runs)
+        finish("deliver", first_run)
+        assert tables.summaries(table) == FIRST_RUN | SECOND_RUN
 
 
 @pytest.mark.faults
-def test_two_deliveries_at_once(store: Store, output: Path) -> None:
-    for number in range(4):
-        both = [
-            start("-m", "jobs.deliver", *options_of(delivery(store, output, f"t{number}", run_id=run_id)))
-            for run_id in (["a", "b"], ["b", "a"], ["b", "b"], ["a", "b"])[number]
-        ]
-        told = [process.communicate(timeout=200)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0], told
-        assert summaries(store.read(f"t{number}")) == FIRST | SECOND
+@pytest.mark.parametrize("run_ids", [("a", "b"), ("b", "a"), ("b", "b")])
+def test_two_deliveries_at_once(tables: NativeTables, output: Path, run_ids: tuple[str, str]) -> None:
+    configs = [tables.deliver_config(output, run_id=run_id) for run_id in run_ids]
+    processes = [start("-m", "jobs.deliver", *command_line(config)) for config in configs]
+    logs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    assert tables.summaries() == FIRST_RUN | SECOND_RUN
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("step", "when"),
+    ("call", "moment"),
     [
-        ("pipeline.tables.fetch:_written", "before"),
-        ("pipeline.tables.fetch:_point_to", "before"),
-        ("pipeline.tables.fetch:_point_to", "after"),
+        ("pipeline.tables.fetch:complete_snapshot", "before"),
+        ("pipeline.tables.fetch:write_pointer", "before"),
+        ("pipeline.tables.fetch:write_pointer", "after"),
     ],
 )
-def test_a_fetch_killed_at_a_step(store: Store, tmp_path: Path, step: str, when: str) -> None:
-    store.write("documents", documents(0, 50))
-    words = options_of(fetching(store, tmp_path / "in", keep_columns=["n"]))
-    process = start(str(DYING), "fetch", step, when, "1", *words)
-    told, _ = process.communicate(timeout=200)
-    assert process.returncode == -signal.SIGKILL, told
-    assert (tmp_path / "in/_fetched.json").exists() == (when == "after")
-    assert ("had already" in finish("jobs.fetch", *words)) == (when == "after")
-    assert read(tmp_path / "in", ["n"]) == expected(documents(0, 50))
+def test_fetch_killed_at_a_step(tables: NativeTables, tmp_path: Path, call: str, moment: str) -> None:
+    tables.write("documents", documents(0, 50))
+    config = tables.fetch_config(tmp_path / "in", keep_columns=["n"])
+    kill_at("fetch", config, call, moment)
+    assert (tmp_path / "in/_fetched.json").exists() == (moment == "after")
+    assert ("had already" in finish("fetch", config)) == (moment == "after")
+    assert read_documents(tmp_path / "in", ["n"]) == fetched(documents(0, 50))

@@ -1,4 +1,4 @@
-"""A bundle's model.safetensors, of a small network."""
+"""The model.safetensors of a bundle with a small network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.model.seq2seq import Seq2Seq
 
 
 @functools.cache
-def small() -> dict[str, bytes]:
-    """The files of a bundle of random weights."""
+def small_bundle() -> dict[str, bytes]:
+    """Return the files of a bundle with random weights."""
     card = (SAMPLE / "model/README.md").read_text()
     tokenizer = train_tokenizer([card], TokenizerConfig(vocabulary_size=400, algorithm="bpe"))
     model = Seq2Seq(ModelConfig(embedding_size=2, hidden_size=2), 400)
@@ -30,12 +30,12 @@ def small() -> dict[str, bytes]:
 
 
 def seeds() -> list[bytes]:
-    """Whole, and the header with little after it."""
-    weights = small()[WEIGHTS]
+    """Return the file, and its header with a few weights."""
+    weights = small_bundle()[WEIGHTS]
     return [weights, weights[:3000]]
 
 
 def target(data: bytes) -> None:
-    """Load it: a bundle or a UserError comes of it."""
+    """Load the bundle, or raise UserError."""
     with contextlib.suppress(UserError):
-        bundle_from_files({**small(), WEIGHTS: data}, "bundle")
+        bundle_from_files({**small_bundle(), WEIGHTS: data}, "bundle")

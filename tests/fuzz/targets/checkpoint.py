@@ -1,4 +1,4 @@
-"""A training's state.pt, beside a sound bundle."""
+"""The state.pt of a training checkpoint, with a valid bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.model.bundle import TOKENIZER
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.training.learner import Learner
-from targets.bundle_weights import small
+from targets.bundle_weights import small_bundle
 
 _FOLDER = Path(SCRATCH, "checkpoint")
 
@@ -27,20 +27,24 @@ def _learner() -> Learner:
     learner = Learner(model, TrainingConfig(precision="float32"), torch.device("cpu"))
     _FOLDER.mkdir(exist_ok=True)
     save_checkpoint(
-        str(_FOLDER), learner, {"stream": {"rows": [1, 2], "epoch": 0}, "minutes": 1.0}, small()[TOKENIZER], TrainConfig()
+        str(_FOLDER),
+        learner,
+        {"stream": {"rows": [1, 2], "epoch": 0}, "minutes": 1.0},
+        small_bundle()[TOKENIZER],
+        TrainConfig(),
     )
     return learner
 
 
 @functools.cache
 def seeds() -> list[bytes]:
-    """A real one."""
+    """Return that of a real checkpoint."""
     _learner()
     return [(_FOLDER / "state.pt").read_bytes()]
 
 
 def target(data: bytes) -> None:
-    """Go on from it, or be told that it is broken."""
+    """Load the checkpoint, or raise UserError."""
     learner = _learner()
     (_FOLDER / "state.pt").write_bytes(data)
     with contextlib.suppress(UserError):

@@ -1,4 +1,4 @@
-"""YAML that a job is configured by, and options of a command line."""
+"""A configuration in YAML, and options on a command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def seeds() -> list[bytes]:
-    """The shipped ones, and options."""
+    """Return shipped configurations, and options."""
     options = [
         b"--input.path x --output.run_id ../x",
         b"--decoding.beam_size 99999999999 --full",
@@ -26,8 +26,7 @@ def seeds() -> list[bytes]:
 
 
 def target(data: bytes) -> None:
-    """A configuration or a UserError comes of it."""
-    job, argv = (SummarizeConfig, "summarize"), []
+    """Load the configuration, or raise UserError."""
     if data[:2] == b"--":
         argv = [word for word in data.decode("utf-8", "replace").split() if word not in ("--help", "-h")]
     else:
@@ -35,4 +34,4 @@ def target(data: bytes) -> None:
         path.write_bytes(data)
         argv = ["--config", str(path)]
     with contextlib.suppress(UserError):
-        load_config(TrainConfig if b"training" in data else job[0], job[1], argv)
+        load_config(TrainConfig if b"training" in data else SummarizeConfig, "summarize", argv)

@@ -1,4 +1,4 @@
-"""What a run leaves as JSON in a bucket that others may write to."""
+"""JSON files of a run, in a bucket that others may write to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scratch import SCRATCH
 from pipeline.config.summarize import DocumentsInput
 from pipeline.data.splits import RowRange, Split
 from pipeline.errors import UserError
-from pipeline.io.location import Location, open_location
+from pipeline.io.location import open_location
 from pipeline.runs import lease
 from pipeline.runs.layout import PROGRESS, SUCCESS
 from pipeline.runs.manifest import Manifest, WindowRecord
@@ -23,10 +23,10 @@ from pipeline.runs.status import run_status
 from pipeline.runs.unreadable_files import UnreadableFiles
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
-_UNIT = Split(1, (RowRange("/in/a.parquet", 0, 0, 10, 10),))
+_SPLIT = Split(1, (RowRange("/in/a.parquet", 0, 0, 10, 10),))
 
 
-def _window() -> dict[str, Any]:
+def window_record() -> dict[str, Any]:
     return {
         "unit": 0, "number": 0, "last": True, "actor": "a", "documents": 1, "skipped": {}, "unread": {}, "rejected": {},
         "truncated": 0, "reached_length_limit": 0, "source_tokens": 3, "summary_tokens": 2, "effort": {},
@@ -40,58 +40,57 @@ def _manifest() -> dict[str, Any]:
         "run_id": "r", "started_at": _NOW, "finished_at": _NOW, "startup_s": 1, "seconds": 1, "model_fingerprint": "ab",
         "config": config, "decoding": {}, "versions": {}, "actors": 1, "ledger": 0, "counts": {"read": 1, "summarized": 1},
         "reject_share": 0, "taken_over": 0, "gone": {}, "effort": {}, "limits": "", "input_files": [], "unread": {},
-        "output_files": _window()["files"],
+        "output_files": window_record()["files"],
     }  # fmt: skip
 
 
 def seeds() -> list[bytes]:
-    """One of each kind; the first byte says which."""
-    kinds: list[Any] = [
+    """Return one of each type of file, after a byte with its number."""
+    files: list[Any] = [
         {"sequence": 3, "manifest_sha256": "ab"},
         {"run_id": "r", "at": _NOW, "phase": "running", "documents": 9, "counts": {"read": 3}},
         {"run_id": "r", "machine": lease.machine_id(), "pid": 1, "born": 1.5, "renewals": 4},
         {"/in/a.parquet": {"rows": 3, "error": "broken"}},
         {"files": [{"file": {"path": "/p", "size": 4, "modified": None}, "row_groups": [1]}], "seen": [{"skipped": {}}]},
-        _window(),
+        window_record(),
         _manifest(),
     ]
-    return [str(number).encode() + json.dumps(value).encode() for number, value in enumerate(kinds)]
+    return [str(number).encode() + json.dumps(value).encode() for number, value in enumerate(files)]
 
 
 def target(data: bytes) -> None:
-    """Each is understood, or refused in words, and by no other error."""
+    """Read the file, or raise UserError or ValidationError."""
     output = open_location(str(SCRATCH), "--output.path")
-    kind, content = data[:1], data[1:]
+    number, content = data[:1], data[1:]
     with contextlib.suppress(UserError):
-        if kind == b"0":
+        if number == b"0":
             _put(f"runs/r/{SUCCESS}", content)
             read_success(output, "r")
-        elif kind == b"1":
+        elif number == b"1":
             _put(f"runs/s/{PROGRESS}", content)
             run_status(output, None)
             run_status(output, "s")
-        elif kind == b"2":
+        elif number == b"2":
             _put("lease/claim.json", content)
             if holder := lease.current_holder(output):
                 str(holder), holder.is_local and holder.is_running
-        elif kind == b"3":
+        elif number == b"3":
             _put("notes/unit-000001.json", content)
-            bad = UnreadableFiles("skip", output.child("notes")).of(_UNIT)
-            assert bad.readable.rows <= _UNIT.rows
+            unreadable = UnreadableFiles("skip", output.child("notes")).of(_SPLIT)
+            assert unreadable.readable.rows <= _SPLIT.rows
         else:
             with contextlib.suppress(ValidationError):
-                _look_at(content)
+                _check_paths(content)
 
 
-def _put(path: str, content: bytes) -> Location:
-    at = Path(SCRATCH, path)
-    if not at.parent.exists():
-        at.parent.mkdir(parents=True)
-    at.write_bytes(content)
-    return open_location(str(at), "--output.path")
+def _put(path: str, content: bytes) -> None:
+    file = Path(SCRATCH, path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
 
 
-def _look_at(content: bytes) -> None:
+def _check_paths(content: bytes) -> None:
+    """Check that a manifest, or the record of a window, names no file outside the output."""
     if b'"output_files"' in content:
         manifest = Manifest.model_validate_json(content)
         files = manifest.output_files

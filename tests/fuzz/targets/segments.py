@@ -1,4 +1,4 @@
-"""What a run leaves as Parquet in a bucket that others may write to: a ledger's segment with its record, and a plan."""
+"""Parquet files of a run, in a bucket that others may write to: a segment of the ledger, and a plan."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pyarrow as pa
 from scratch import SCRATCH
 
 from pipeline.errors import UserError
-from pipeline.inference.run_spec import _FILES, _OPTIONS, RunSpec, read_plan
+from pipeline.inference.run_spec import PLAN_FILES, SPEC_KEY, RunSpec, read_plan
 from pipeline.io.location import open_location
 from pipeline.runs.ledger import ENTRY, encode_segment, read_entries, window_records
 from pipeline.runs.manifest import WindowRecord
 from targets.documents import as_parquet
-from targets.records import _window
+from targets.records import window_record
 
 
 def seeds() -> list[bytes]:
-    """A segment, and a plan; the first byte says which."""
+    """Return a segment and a plan, each after a byte with its number."""
     entries = np.zeros(40, ENTRY)
     entries["id"] = np.arange(40) << 50
     plan = {
@@ -28,15 +28,15 @@ def seeds() -> list[bytes]:
         "window_rows": 10, "window_tokens": None, "ledger": 0, "unread": {},
     }  # fmt: skip
     rows = [{"path": "/in/a.parquet", "size": 9, "modified": datetime(2026, 1, 1, tzinfo=UTC), "row_groups": [3, 4]}]
-    table = pa.Table.from_pylist(rows, _FILES).replace_schema_metadata({_OPTIONS: RunSpec(**plan).model_dump_json()})
+    table = pa.Table.from_pylist(rows, PLAN_FILES).replace_schema_metadata({SPEC_KEY: RunSpec(**plan).model_dump_json()})
     return [
-        b"0" + encode_segment(entries, WindowRecord(**_window())).to_pybytes(),
+        b"0" + encode_segment(entries, WindowRecord(**window_record())).to_pybytes(),
         b"1" + as_parquet(table, compression="zstd"),
     ]
 
 
 def target(data: bytes) -> None:
-    """It is understood, or refused in words."""
+    """Read the file, or raise UserError."""
     output = open_location(str(SCRATCH), "--output.path")
     path = Path(SCRATCH, "ledger/run=r/part-0.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)

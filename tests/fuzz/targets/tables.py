@@ -1,4 +1,4 @@
-"""Sound Parquet files of any schema and values: columns of all types, nulls, bytes that are no text, nested and encoded."""
+"""Valid Parquet files with unusual schemas and values: all types of columns, nulls, invalid UTF-8."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _TEXTS = ["", " ", "a", "\x00", "e\u0301" * 300, "\u202ertl", "\ufdfa" * 50, "\u
 
 
 def seeds() -> list[bytes]:
-    """Numbers alone: a file is drawn by what is made of them."""
+    """Return numbers. The mutated number seeds the random choice of a file."""
     return [number.to_bytes(4, "little") for number in range(64)]
 
 
 def target(data: bytes) -> None:
-    """Write a file that is drawn by the data, and read it."""
-    draw = random.Random(data)
-    rows = draw.choice((0, 1, 3, 9))
-    names = draw.choice((["id", "text"], ["id", "text", "id"], ["text"], ["id", "text", "a.b"]))
-    kinds = [_TYPES[0] if draw.random() < 0.5 else draw.choice(_TYPES) for _ in names]
-    table = pa.Table.from_arrays([_column(kind, rows, draw) for kind in kinds], names=names)
+    """Write a random file and read it."""
+    rng = random.Random(data)
+    rows = rng.choice((0, 1, 3, 9))
+    names = rng.choice((["id", "text"], ["id", "text", "id"], ["text"], ["id", "text", "a.b"]))
+    types = [_TYPES[0] if rng.random() < 0.5 else rng.choice(_TYPES) for _ in names]
+    table = pa.Table.from_arrays([_column(dtype, rows, rng) for dtype in types], names=names)
     path = Path(SCRATCH, "tables.parquet")
-    compression = draw.choice(("none", "snappy", "zstd"))
-    pq.write_table(table, path, row_group_size=draw.choice((1, 4, 99)), compression=compression)
+    compression = rng.choice(("none", "snappy", "zstd"))
+    pq.write_table(table, path, row_group_size=rng.choice((1, 4, 99)), compression=compression)
     read(path)
 
 
-def _column(kind: pa.DataType, rows: int, draw: random.Random) -> pa.Array:
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        wide = pa.types.is_large_string(kind)
+def _column(dtype: pa.DataType, rows: int, rng: random.Random) -> pa.Array:
+    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
+        is_large = pa.types.is_large_string(dtype)
         values = [
-            None if draw.random() < 0.2 else draw.choice(_TEXTS).encode() + draw.randbytes(draw.choice((0, 0, 5)))
+            None if rng.random() < 0.2 else rng.choice(_TEXTS).encode() + rng.randbytes(rng.choice((0, 0, 5)))
             for _ in range(rows)
         ]
-        return pa.array(values, pa.large_binary() if wide else pa.binary()).view(kind)  # bytes that are no UTF-8, unchecked
-    if pa.types.is_integer(kind):
-        return pa.array([draw.choice((None, 0, 1, 100)) for _ in range(rows)], kind)
-    if pa.types.is_dictionary(kind):
-        return pa.array([draw.choice(_TEXTS) for _ in range(rows)]).dictionary_encode().cast(kind)
-    return pa.nulls(rows, kind)
+        return pa.array(values, pa.large_binary() if is_large else pa.binary()).view(dtype)  # may be invalid UTF-8
+    if pa.types.is_integer(dtype):
+        return pa.array([rng.choice((None, 0, 1, 100)) for _ in range(rows)], dtype)
+    if pa.types.is_dictionary(dtype):
+        return pa.array([rng.choice(_TEXTS) for _ in range(rows)]).dictionary_encode().cast(dtype)
+    return pa.nulls(rows, dtype)

@@ -1,4 +1,4 @@
-"""Any text, lone surrogates among it, through validation, the tokenizer and back, and onto the page of a run."""
+"""Any text, including lone surrogates: validated, tokenized, detokenized and shown on a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEEDS = [
 
 
 def seeds() -> list[bytes]:
-    """As UTF-8, with what UTF-8 cannot hold."""
+    """Return texts as UTF-8 with surrogates."""
     return [text.encode("utf-8", "surrogatepass") for text in _SEEDS]
 
 
@@ -27,7 +27,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def target(data: bytes) -> None:
-    """What comes back is what went in, but for white space and surrogates (tokenizer.py)."""
+    """Check that the tokenizer preserves the text, except for white space and surrogates (tokenizer.py)."""
     try:
         text = data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -35,6 +35,6 @@ def target(data: bytes) -> None:
     check_document(True, text, 1000)
     assert "\x00" not in display_text(text)
     values, offsets = _tokenizer().encode([text])
-    plain = " ".join(without_surrogates(text).replace("\u2581", " ").split())
-    [back] = _tokenizer().decode(values, offsets)
-    assert back.split() == plain.split(), (back, plain)
+    expected = " ".join(without_surrogates(text).replace("\u2581", " ").split())
+    [decoded] = _tokenizer().decode(values, offsets)
+    assert decoded.split() == expected.split(), (decoded, expected)

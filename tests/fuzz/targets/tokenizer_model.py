@@ -1,4 +1,4 @@
-"""A bundle's tokenizer.model, and what it makes of a text: SentencePiece's own code reads it."""
+"""The tokenizer.model of a bundle, which SentencePiece parses, and its use on a text."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ _TEXT = "The quick brown fox, émigré of 東京, jumps over 13 lazy dogs. "
 
 
 def seeds() -> list[bytes]:
-    """Small ones, with and without a normalisation, and the shipped one."""
-    kinds = [("bpe", "nfkc"), ("unigram", "identity"), ("bpe", "identity")]
-    few = TokenizerConfig(vocabulary_size=296, algorithm="bpe")
+    """Return small ones with and without normalization, and the shipped one."""
+    variants = [("bpe", "nfkc"), ("unigram", "identity"), ("bpe", "identity")]
+    config = TokenizerConfig(vocabulary_size=296, algorithm="bpe")
     small = [
-        train_tokenizer([_TEXT * 3, _TEXT[::-1]], few.model_copy(update={"algorithm": algorithm, "normalization": rule}))
-        for algorithm, rule in kinds
+        train_tokenizer(
+            [_TEXT * 3, _TEXT[::-1]], config.model_copy(update={"algorithm": algorithm, "normalization": normalization})
+        )
+        for algorithm, normalization in variants
     ]
     return [*small, (SAMPLE / "model/tokenizer.model").read_bytes()]
 
 
 def target(data: bytes) -> None:
-    """Load it, and encode and decode with it."""
+    """Load the tokenizer and use it, or raise UserError."""
     assert (PAD, UNK, BOS, EOS) == (0, 1, 2, 3)
     with contextlib.suppress(UserError):
         tokenizer = Tokenizer(data)

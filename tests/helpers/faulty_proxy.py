@@ -1,6 +1,6 @@
-"""A proxy on this machine before an S3 server, which does to requests what networks and busy servers do to some of them.
+"""A proxy for an S3 server on this machine that disturbs requests as networks and busy servers do.
 
-It passes requests on as they are, the Host header too: a signature covers it.
+It forwards requests unchanged, including the Host header, which the signature covers.
 """
 
 from __future__ import annotations
@@ -15,68 +15,80 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Fault = Literal["slow down", "lost before", "lost after", "cut off"]
-"""The server was told nothing, and 503 is the answer; or none comes; or none comes, and the server has done it; or a body ends
-midway: that of the answer, or of a request whose answer has none."""
+"""Disturbance of a request:
+
+slow down: the answer is 503, and the server does not see the request.
+lost before: no answer, and the server does not see the request.
+lost after: no answer, but the server has executed the request.
+cut off: half a body, that of the answer, or that of the request if the answer has none.
+"""
 FAULTS: tuple[Fault, ...] = ("slow down", "lost before", "lost after", "cut off")
-Choice = Callable[[str, str], Fault | None]
-"""What befalls a request, by its method, and its path and query."""
+ChooseFault = Callable[[str, str], Fault | None]
+"""Chooses the fault of a request by its method, and its path with query."""
 
 _SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
     b"<Message>Please reduce your request rate.</Message></Error>"
 )
-_NO_BODY = {"204", "304"}
+_STATUSES_WITHOUT_BODY = {"204", "304"}
 
 
-class Chance:
-    """Each request suffers a fault, one as often as another, by this chance."""
+class RandomFaults:
+    """Disturbs a share of all requests, with each fault equally often."""
 
     def __init__(self, share: float, seed: int) -> None:
-        self._share, self._random = share, random.Random(seed)
+        self._share, self._rng = share, random.Random(seed)
 
     def __call__(self, method: str, path: str) -> Fault | None:  # noqa: ARG002
-        return self._random.choice(FAULTS) if self._random.random() < self._share else None
+        return self._rng.choice(FAULTS) if self._rng.random() < self._share else None
 
 
-def sound(method: str, path: str) -> Fault | None:  # noqa: ARG001
-    """No request suffers anything."""
+def no_faults(method: str, path: str) -> Fault | None:  # noqa: ARG001
+    """Disturb no request."""
     return None
 
 
 @dataclass
-class Proxy:
-    """Runs. requests: so far, by method; faults: by kind and method. choose: may be changed."""
+class FaultyProxy:
+    """A running proxy.
 
-    server: int
-    choose: Choice = sound
+    Attributes:
+        server_port: port of the server.
+        choose_fault: may be changed at any time.
+        requests: number of requests so far, by method.
+        faults: number of faults so far, by fault and method.
+    """
+
+    server_port: int
+    choose_fault: ChooseFault = no_faults
     port: int = 0
     requests: Counter[str] = field(default_factory=Counter)
     faults: Counter[tuple[Fault, str]] = field(default_factory=Counter)
 
     @property
     def endpoint(self) -> str:
-        """For ``AWS_ENDPOINT_URL``."""
+        """Value of ``AWS_ENDPOINT_URL`` for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A client's connection, until either side ends it."""
+        """Serve a client's connection until either side closes it."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            while await self._pass_on(reader, writer):
+            while await self._forward(reader, writer):
                 pass
         writer.close()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its answer; whether the connection lives on."""
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Forward one request and its answer, and return whether the connection stays open."""
         head = await reader.readuntil(b"\r\n\r\n")
         method, path, *_ = head.split(b"\r\n")[0].decode().split()
-        headers = _headers(head)
+        headers = _parse_headers(head)
         if headers.get("expect"):
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:"))
-        body = await _body(reader, headers)
+        body = await _read_body(reader, headers)
         self.requests[method] += 1
-        fault = self.choose(method, path)
-        if fault == "cut off" and method in ("HEAD", "DELETE"):  # no bodies
+        fault = self.choose_fault(method, path)
+        if fault == "cut off" and method in ("HEAD", "DELETE"):  # neither request nor answer has a body
             fault = "lost after"
         if fault:
             self.faults[fault, method] += 1
@@ -88,7 +100,7 @@ class Proxy:
             return True
         if fault == "lost before":
             return False
-        from_server, to_server = await asyncio.open_connection("127.0.0.1", self.server)
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self.server_port)
         try:
             if fault == "cut off" and body:
                 to_server.write(head + body[: len(body) // 2])
@@ -97,24 +109,25 @@ class Proxy:
             to_server.write(head + body)
             await to_server.drain()
             answer = await from_server.readuntil(b"\r\n\r\n")
-            status, said = answer.split()[1].decode(), _headers(answer)
-            content = b"" if method == "HEAD" or status in _NO_BODY else await _body(from_server, said)
+            status, answer_headers = answer.split()[1].decode(), _parse_headers(answer)
+            has_body = method != "HEAD" and status not in _STATUSES_WITHOUT_BODY
+            content = await _read_body(from_server, answer_headers) if has_body else b""
         finally:
             to_server.close()
         if fault == "lost after":
             return False
         writer.write(answer + (content[: len(content) // 2] if fault == "cut off" else content))
         await writer.drain()
-        return fault is None and said.get("connection") != "close"
+        return fault is None and answer_headers.get("connection") != "close"
 
 
-def _headers(head: bytes) -> dict[str, str]:
+def _parse_headers(head: bytes) -> dict[str, str]:
     pairs = (line.decode("latin-1").partition(":") for line in head.split(b"\r\n")[1:] if line)
     return {name.lower(): value.strip().lower() for name, _, value in pairs}
 
 
-async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
-    """As it came, in chunks if it did."""
+async def _read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    """Return a body as it was sent, with its chunk sizes if it is chunked."""
     if headers.get("transfer-encoding") != "chunked":
         return await reader.readexactly(int(headers.get("content-length", 0)))
     content = b""
@@ -127,20 +140,20 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
 
 
 @contextlib.contextmanager
-def proxy(server: int, choose: Choice = sound) -> Iterator[Proxy]:
-    """Before the server at this port of 127.0.0.1, while the block runs."""
-    here = Proxy(server, choose)
+def faulty_proxy(server_port: int) -> Iterator[FaultyProxy]:
+    """Run a proxy for the server at this port of 127.0.0.1."""
+    proxy = FaultyProxy(server_port)
     loop = asyncio.new_event_loop()
-    listening = loop.run_until_complete(asyncio.start_server(here.serve, "127.0.0.1", 0))
-    here.port = listening.sockets[0].getsockname()[1]
+    listener = loop.run_until_complete(asyncio.start_server(proxy.serve, "127.0.0.1", 0))
+    proxy.port = listener.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        yield here
+        yield proxy
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        listening.close()
+        listener.close()
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.run_until_complete(asyncio.sleep(0.01))

@@ -1,7 +1,8 @@
-"""Found by every Python process that has this folder in PYTHONPATH: kills it, once, at a step of how a file is written.
+"""Kill a process, once, when it writes a certain file. Python imports this module if its folder is in PYTHONPATH.
 
-KILL_AT=<part of the path>:<before|amid|after>:<a file that marks that it has happened>
-KILL_TOO=<a file with the id of a process that is killed as well>
+Environment variables:
+    KILL_AT: PATH_PART:before|during|after:MARKER; the file MARKER records that the kill has happened.
+    KILL_ALSO: file with the id of another process to kill.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _MODULE = "pipeline.io.location"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
+    """Patches the module that writes files as soon as it is imported."""
+
     def find_spec(self, name: str, *_: Any) -> Any:
         if name != _MODULE:
             return None
@@ -29,34 +32,34 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            _arm(module.Place, *os.environ["KILL_AT"].split(":"))
+            _patch(module.Location, *os.environ["KILL_AT"].split(":"))
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _arm(place: Any, part: str, when: str, marker: str) -> None:
-    put = place._put
+def _patch(location: Any, path_part: str, moment: str, marker: str) -> None:
+    put = location._put
 
     def put_and_die(self: Any, content: Any) -> None:
-        if part not in self.path or os.path.exists(marker):
+        if path_part not in self.path or os.path.exists(marker):
             return put(self, content)
-        if when == "after":
+        if moment == "after":
             put(self, content)
         try:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return None if when == "after" else put(self, content)
-        if when == "amid" and self.has_folders:  # what is left of a file that was being written; in an object store nothing
+        except FileExistsError:  # another process was first
+            return None if moment == "after" else put(self, content)
+        if moment == "during" and self.has_folders:  # leave half a file; an object store shows nothing before the end
             self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)
             with self.filesystem.open_output_stream(f"{self.path}.0.part") as file:
                 file.write(memoryview(content)[: len(memoryview(content)) // 2])
-        if too := os.environ.get("KILL_TOO"):
-            with open(too) as file:
+        if also := os.environ.get("KILL_ALSO"):
+            with open(also) as file:
                 os.kill(int(file.read()), signal.SIGKILL)
         return os.kill(os.getpid(), signal.SIGKILL)
 
-    place._put = put_and_die
+    location._put = put_and_die
 
 
 if "KILL_AT" in os.environ:

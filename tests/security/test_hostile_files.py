@@ -1,4 +1,4 @@
-"""Documents and output folders that others may write to: no bomb, no path and no text does more than be refused."""
+"""Malicious documents, outputs and texts: decompression bombs, paths, broken records and control characters."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pipeline.config.types import SAMPLE
 from pipeline.data import split_reader, splits
 from pipeline.data.documents import open_documents
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import _SENTENCE, _WORD
-from pipeline.inference.run_spec import _FILES, _OPTIONS, read_plan
+from pipeline.evaluation.metrics import first_sentence, words
+from pipeline.inference.run_spec import PLAN_FILES, SPEC_KEY, read_plan
 from pipeline.inference.stages.read import ReadWindows
 from pipeline.io import memory_limit
 from pipeline.io.location import open_location
-from pipeline.pages.page import _readable
+from pipeline.pages.page import display_text
 from pipeline.runs import lease
 from pipeline.runs.manifest import OutputFile
 from pipeline.runs.publish import read_success
@@ -40,21 +40,21 @@ TOKENIZER = (SAMPLE / "model/tokenizer.model").read_bytes()
 MB = 2**20
 
 
-def read(store: Path, **options: Any) -> list[pa.Table]:
-    """A store's windows, as a task reads them."""
-    config = DocumentsInput(path=str(store), **options)
-    opened = open_documents(config)
-    stage = ReadWindows(opened.root.filesystem, 512, None, TOKENIZER, config, 16, b"", UnreadableFiles("fail"))
-    found = []
-    for unit in splits.cut_splits(opened.files, 512):
-        with stage.attempt(unit, "read"):
-            found += [window for window, _ in stage.read(unit)]
-    return found
+def read(path: Path, **options: Any) -> list[pa.Table]:
+    """Return the windows of an input like a read task."""
+    config = DocumentsInput(path=str(path), **options)
+    documents = open_documents(config)
+    reader = ReadWindows(documents.root.filesystem, 512, None, TOKENIZER, config, 16, b"", UnreadableFiles("fail"))
+    windows: list[pa.Table] = []
+    for split in splits.cut_splits(documents.files, 512):
+        with reader.attempt(split) as stage:
+            windows += [window for window, _ in stage.read(split)]
+    return windows
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps no process to a bound on its data")
-def test_a_file_of_kilobytes_that_unpacks_to_gigabytes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_limit, "MOST_BYTES", 512 * MB)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+def test_a_decompression_bomb_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_limit, "LIMIT_BYTES", 512 * MB)
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 512, pa.int32()), pa.array(["x " * (2 * MB)]))
     path = tmp_path / "bomb.parquet"
     table = pa.table({"id": pa.array(range(512)), "text": text})
@@ -62,10 +62,10 @@ def test_a_file_of_kilobytes_that_unpacks_to_gigabytes_is_named(tmp_path: Path, 
     assert path.stat().st_size < 100_000
     with pytest.raises(UserError, match=r"bomb\.parquet"):
         read(path)
-    assert read(SAMPLE / "documents/part-0.parquet")  # the bound is gone with what it was for
+    assert read(SAMPLE / "documents/part-0.parquet")  # the limit no longer applies
 
 
-def test_a_window_holds_what_the_model_reads_and_not_its_texts(tmp_path: Path) -> None:
+def test_a_window_contains_only_the_tokens_that_the_model_reads(tmp_path: Path) -> None:
     text = "word " * 200_000
     pq.write_table(pa.table({"id": pa.array(range(16)), "text": [text] * 16}), tmp_path / "long.parquet", compression="zstd")
     [window] = read(tmp_path / "long.parquet")
@@ -77,46 +77,46 @@ def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "large.parquet"
     rows = [os.urandom(4 * MB).hex() for _ in range(20)]
     pq.write_table(pa.table({"id": pa.array(range(20)), "text": rows}), path, use_dictionary=False)
-    store = open_documents(DocumentsInput(path=str(path)))
-    [unit] = splits.cut_splits(store.files, 512)
-    tables = list(split_reader.read_split(unit, store.root.filesystem, ["id", "text"], 512))
+    documents = open_documents(DocumentsInput(path=str(path)))
+    [split] = splits.cut_splits(documents.files, 512)
+    tables = list(split_reader.read_split(split, documents.root.filesystem, ["id", "text"], 512))
     assert max(table.nbytes for table in tables) < 80 * MB
     assert sum(len(table) for table in tables) == 20
 
 
-def test_a_footer_that_lies_ends_in_words(tmp_path: Path) -> None:
+def test_a_duplicate_column_is_an_error(tmp_path: Path) -> None:
     table = pa.table({"id": ["a"], "text": ["b"], "id2": ["c"]}).rename_columns(["id", "text", "id"])
     pq.write_table(table, tmp_path / "twice.parquet")
-    with pytest.raises(UserError, match=r"'id' is in .* more than once"):
+    with pytest.raises(UserError, match=r"'id' .*twice\.parquet"):
         read(tmp_path / "twice.parquet")
 
 
 @pytest.mark.parametrize("run_id", ["../x", "/etc", "..", "a/b", "", "x\x1b[2J", "a" + "\u202e"])
-def test_a_run_id_is_a_name(run_id: str) -> None:
+def test_an_invalid_run_id_is_an_error(run_id: str) -> None:
     for cls, job in ((SummarizeConfig, "summarize"), (VerifyConfig, "verify"), (StatusConfig, "status")):
-        with pytest.raises(UserError, match=r"--output\.run_id: names a folder"):
+        with pytest.raises(UserError, match=r"--output\.run_id"):
             load_config(cls, job, [f"--output.run_id={run_id}"])
 
 
 @pytest.mark.parametrize(
     "path", ["../x.parquet", "/etc/x.parquet", "summaries/run=a/../../../x.parquet", "summaries/run=../x/../y.parquet"]
 )
-def test_a_manifest_names_no_file_outside_its_output(path: str) -> None:
+def test_a_manifest_cannot_name_a_file_outside_its_output(path: str) -> None:
     with pytest.raises(ValueError, match="path"):
         OutputFile(path=path, rows=1, bytes=1, sha256="")
 
 
-def test_what_a_bucket_holds_in_a_runs_place_is_refused_in_words(tmp_path: Path) -> None:
+def test_broken_records_of_a_run_are_errors(tmp_path: Path) -> None:
     output = open_location(str(tmp_path), "--output.path")
     folder = tmp_path / "runs/r"
     folder.mkdir(parents=True)
-    for said in ('{"sequence": 1e999}', '{"sequence": -1}', "[" * 100_000, '{"sequence": 99999999999}', "[]"):
-        (folder / "_SUCCESS").write_text(said)
-        with pytest.raises(UserError, match="does not say which run"):
+    for content in ('{"sequence": 1e999}', '{"sequence": -1}', "[" * 100_000, '{"sequence": 99999999999}', "[]"):
+        (folder / "_SUCCESS").write_text(content)
+        with pytest.raises(UserError, match="_SUCCESS"):
             read_success(output, "r")
     (folder / "_SUCCESS").unlink()
     (folder / "progress.json").write_text('{"run_id": "r", "at": "2026-01-01T00:00:00", "phase": "running", "documents": 1}')
-    assert run_status(output, None).progress is None  # a time of no zone cannot be compared
+    assert run_status(output, None).progress is None  # a time without zone
     (tmp_path / "lease").mkdir()
     for claim in ("[1]", "{}", "[" * 100_000, json.dumps({"run_id": "r", "machine": 3, "pid": "x", "born": 0, "renewals": 0})):
         (tmp_path / "lease/claim.json").write_text(claim)
@@ -124,15 +124,15 @@ def test_what_a_bucket_holds_in_a_runs_place_is_refused_in_words(tmp_path: Path)
 
 
 @pytest.mark.parametrize("broken", [{"window_rows": 0}, {"window_rows": -5}, {"started_at": "2026-01-01T00:00:00"}])
-def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
+def test_a_broken_plan_is_an_error(tmp_path: Path, broken: dict[str, Any]) -> None:
     spec = {
         "started_at": datetime.now(UTC).isoformat(), "input": {}, "model_fingerprint": "", "decoding": {}, "full": False,
         "window_rows": 10, "window_tokens": None, "ledger": 0, "unread": {},
     }  # fmt: skip
     path = tmp_path / "plan.parquet"
-    for values, is_sound in ((spec, True), (spec | broken, False)):
-        pq.write_table(_FILES.empty_table().replace_schema_metadata({_OPTIONS: json.dumps(values)}), path)
-        if is_sound:
+    for values, is_valid in ((spec, True), (spec | broken, False)):
+        pq.write_table(PLAN_FILES.empty_table().replace_schema_metadata({SPEC_KEY: json.dumps(values)}), path)
+        if is_valid:
             assert read_plan(open_location(str(path), "--output.path"))[0] == []
         else:
             with pytest.raises(UserError, match="is broken"):
@@ -142,23 +142,23 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, broken: dict[str, Any]
         read_plan(open_location(str(path), "--output.path"))
 
 
-def test_texts_do_not_steer_the_terminal() -> None:
+def test_texts_cannot_control_the_terminal() -> None:
     console = new_console()
     console.file = io.StringIO()
-    console.print("title\x1b]0;owned\x07 \x1b[2J \x9b31m [red]as it is[/red]")
+    console.print("title\x1b]0;owned\x07 \x1b[2J \x9b31m [red]literal[/red]")
     assert not {"\x1b", "\x07", "\x9b"} & set(console.file.getvalue())
-    assert "[red]as it is[/red]" in console.file.getvalue()
+    assert "[red]literal[/red]" in console.file.getvalue()
     code = "from pipeline.errors import *; exit_on_user_error('job', lambda: (_ for _ in ()).throw(UserError('\\x1b[2J')))"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
-    assert "\x1b" not in ran.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "\x1b" not in result.stderr
 
 
 @pytest.mark.parametrize("piece", ["a", ".", " ", "a.", "!?", "'", "://", "\u0301", "1,", "-"])
-def test_no_text_makes_a_regular_expression_run_for_long(piece: str) -> None:
+def test_regular_expressions_are_fast_on_any_text(piece: str) -> None:
     text = piece * (200_000 // len(piece))
-    began = time.monotonic()
-    _WORD.findall(text)
-    _SENTENCE.match(text)
-    _readable(text)
-    assert time.monotonic() - began < 10
+    started = time.monotonic()
+    words(text)
+    first_sentence(text)
+    display_text(text)
+    assert time.monotonic() - started < 10

