@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the lock says, of the variant cpu or cuda, and nothing else: install-dependencies.sh VARIANT [OPTION of pip …]
+# Install exactly what the lock file of a variant, cpu or cuda, lists: install-dependencies.sh VARIANT [OPTION of pip …]
 set -eu
 variant=$1
 shift

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the project's wheel beside its dependencies, and sees that they are all that the jobs import: install-wheel.sh FOLDER
+# Install the project's wheel and check that all imports of the jobs are installed: install-wheel.sh FOLDER
 set -eu
 pip install --quiet --no-cache-dir --no-deps --no-index "$1"/*.whl
 cd /

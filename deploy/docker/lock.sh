@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Writes what the image installs, to the exact release and sha256: requirements.cpu.txt and requirements.cuda.txt.
-# Run it after a change of pyproject.toml's dependencies, with uv (pip install uv), and commit what it writes.
+# Write the lock files of the image, requirements.cpu.txt and requirements.cuda.txt, with the version and sha256 of each package.
+# Run it after the dependencies in pyproject.toml have changed, with uv (pip install uv), and commit the files.
 #
-# A CPU build of torch has its own index. Its release alone is pinned, in the Dockerfile, which takes it from there; for the
-# versions of all else the build must be found here too: UV_FIND_LINKS=/folder/of/wheels, or the default below.
+# The CPU build of torch comes from an index of its own, so install-dependencies.sh pins it by version. To resolve the other
+# packages, uv must find the build too: at UV_FIND_LINKS=/folder/of/wheels, or at the default below.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 wheels=${UV_FIND_LINKS:-https://download.pytorch.org/whl/torch/}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes the components of a Python's environment in CycloneDX, each with its licence: sbom.sh PYTHON FILE
+# Write the packages of a Python environment, with their licenses, as a CycloneDX file: sbom.sh PYTHON FILE
 set -eu
 tool=$(mktemp -d)
 trap 'rm -rf "$tool"' EXIT
