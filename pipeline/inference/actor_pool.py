@@ -1,4 +1,4 @@
-"""The actors of a run: how many, and what each takes of which nodes."""
+"""Size the pool of actors: how many fit on the nodes of a cluster, and which resources each asks for."""
 
 from __future__ import annotations
 
@@ -13,105 +13,110 @@ from pipeline.config.summarize import Resources
 from pipeline.errors import UserError
 from pipeline.model.malloc import KEEP_FREED_MEMORY
 
-_MARKER_AMOUNT = 0.001
-"""Of a resource that says what a node is, which every actor there may take some of."""
+_ACCELERATOR_AMOUNT = 0.001
+"""Amount of the resource that names a node's accelerator: small, so that any number of actors may ask for it."""
 
 
 @dataclass(frozen=True)
 class ActorPool:
-    """A pool: fewest actors to begin with, and the number that it may grow to. Each takes of the cluster what is said here."""
+    """A pool that starts with ``min_actors`` and may grow to ``max_actors``.
 
-    number: int
-    fewest: int
+    Attributes:
+        cpus: CPUs of each actor.
+        gpus: Share of a GPU of each actor.
+        threads: CPU threads that each computes with.
+        custom_resources: Further resources of each, by name.
+    """
+
+    max_actors: int
+    min_actors: int
     cpus: float
     gpus: float
     threads: int
-    custom: Mapping[str, float]
+    custom_resources: Mapping[str, float]
 
     @property
     def ray_options(self) -> dict[str, Any]:
-        """What one asks Ray for."""
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom)}
+        """Options of ``ray.remote`` for an actor."""
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom_resources)}
         return options if self.gpus else {**options, "runtime_env": {"env_vars": KEEP_FREED_MEMORY}}
 
     @property
-    def each(self) -> dict[str, float]:
-        """What one takes, by resource."""
-        taken = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
-        return {name: amount for name, amount in taken.items() if amount}
+    def request(self) -> dict[str, float]:
+        """Resources of each actor, by name."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.custom_resources}
+        return {name: amount for name, amount in amounts.items() if amount}
 
 
-def wait_for_actors(wanted: Resources) -> ActorPool:
-    """Join the cluster and wait for room for the actors.
+def wait_for_actors(resources: Resources) -> ActorPool:
+    """Connect to Ray and wait until the cluster has room for the actors.
 
     Raises:
-        UserError: there is none, for as many.
+        UserError: There is not enough room.
     """
     cluster.connect()
-    actors = plan_pool(wanted, cluster.nodes())
-    cluster.wait_for_capacity(actors.each, actors.fewest, LIGHT_CPUS, wanted.wait_s)
-    return actors
+    pool = plan_pool(resources, cluster.nodes())
+    cluster.wait_for_capacity(pool.request, pool.min_actors, LIGHT_CPUS, resources.wait_s)
+    return pool
 
 
-def plan_pool(wanted: Resources, nodes: Sequence[Mapping[str, float]]) -> ActorPool:
-    """The pool for a cluster of nodes, each with its resources by name.
+def plan_pool(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> ActorPool:
+    """Return the pool for a cluster, given the resources of each node by name.
 
     Raises:
-        UserError: they have no room for it.
+        UserError: It does not fit.
     """
-    custom = dict(wanted.custom_resources)
-    if wanted.accelerator_type:
-        custom[f"{cluster.ACCELERATOR}{wanted.accelerator_type}"] = _MARKER_AMOUNT
-    fit = [node for node in nodes if all(node.get(name, 0.0) >= amount for name, amount in custom.items())]
-    if not fit:
-        there = ", ".join(sorted({name for node in nodes for name in node if _is_custom(name)})) or "none of that kind"
+    custom = dict(resources.custom_resources)
+    if resources.accelerator_type:
+        custom[f"{cluster.ACCELERATOR}{resources.accelerator_type}"] = _ACCELERATOR_AMOUNT
+    suitable = [node for node in nodes if all(node.get(name, 0.0) >= amount for name, amount in custom.items())]
+    if not suitable:
+        available = ", ".join(sorted({name for node in nodes for name in node if _is_custom(name)})) or "no such resources"
         raise UserError(
-            f"no node of the cluster has {cluster.format_resources(custom)}: they have {there}; "
-            "set --resources.accelerator_type or custom_resources"
+            f"no node of the cluster has {cluster.format_resources(custom)} (it has: {available}); "
+            "set --resources.accelerator_type or --resources.custom_resources"
         )
-    if not any(node.get("CPU") for node in fit):
+    if not any(node.get("CPU") for node in suitable):
+        needed = f" and {cluster.format_resources(custom)}" if custom else ""
+        raise UserError(f"no node of the cluster has a CPU{needed}; wait for such a node, or add one")
+    has_gpus = any(node.get("GPU") for node in suitable)
+    use_gpu = has_gpus if resources.use_gpu is None else resources.use_gpu
+    max_actors, cpus = (_gpu_actors if use_gpu else _cpu_actors)(resources, suitable, custom)
+    min_actors = resources.min_actors or max_actors
+    if min_actors > max_actors:
+        raise UserError(f"--resources.min_actors is {min_actors}, but the pool has at most {max_actors} actors; set it lower")
+    threads = resources.threads or max(1, int(sum(node.get("CPU", 0.0) for node in suitable)) // max_actors)
+    return ActorPool(max_actors, min_actors, cpus, resources.gpus_per_actor if use_gpu else 0.0, threads, custom)
+
+
+def _gpu_actors(resources: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
+    """Return how many actors there are at most, and the CPUs of each: none, since GPUs limit their number."""
+    per_gpu = int(1 / resources.gpus_per_actor + 1e-9)
+    room = sum(min(int(node.get("GPU", 0.0)) * per_gpu, cluster.capacity(node, custom)) for node in nodes)
+    actors = resources.actors or room
+    if not room or (resources.min_actors or actors) > room:
+        needed = resources.min_actors or actors or "the"
         raise UserError(
-            f"no node of the cluster has a CPU{' and what the actors need' if custom else ''}; wait for one, or start it"
+            f"{needed} actors need {resources.gpus_per_actor:g} GPU each, but the cluster has room for {room}; set "
+            "--resources.actors, --resources.min_actors, --resources.gpus_per_actor or --resources.use_gpu"
         )
-    has_gpus = any(node.get("GPU") for node in fit)
-    use_gpu = has_gpus if wanted.use_gpu is None else wanted.use_gpu
-    number, cpus = (_gpu_actors if use_gpu else _cpu_actors)(wanted, fit, custom)
-    fewest = wanted.min_actors or number
-    if fewest > number:
-        raise UserError(f"the pool begins with {fewest} actors and has {number} at most; set --resources.min_actors lower")
-    all_cpus = sum(node.get("CPU", 0.0) for node in fit)
-    threads = wanted.threads or max(1, int(all_cpus) // number)
-    return ActorPool(number, fewest, cpus, wanted.gpus_per_actor if use_gpu else 0.0, threads, custom)
+    return actors, 0.0
 
 
-def _gpu_actors(wanted: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
-    """How many actors, and the CPUs of each: none, since it is the GPUs that bound how many there are."""
-    on_one = int(1 / wanted.gpus_per_actor + 1e-9)
-    room = sum(min(int(node.get("GPU", 0.0)) * on_one, cluster.capacity(node, custom)) for node in nodes)
-    number = wanted.actors or room
-    if not room or (wanted.min_actors or number) > room:
-        fewest = wanted.min_actors or number or "the"
-        raise UserError(
-            f"{fewest} actors need {wanted.gpus_per_actor:g} GPU each and the cluster has room for {room}; "
-            "set --resources.actors, min_actors, gpus_per_actor or use_gpu"
-        )
-    return number, 0.0
-
-
-def _cpu_actors(wanted: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
-    """How many actors, and the CPUs of each."""
+def _cpu_actors(resources: Resources, nodes: Sequence[Mapping[str, float]], custom: Mapping[str, float]) -> tuple[int, float]:
+    """Return how many actors there are at most, and the CPUs of each."""
     nodes = [node for node in nodes if node.get("CPU")]
     cpus, room = sorted(node["CPU"] for node in nodes), sum(cluster.capacity(node, custom) for node in nodes)
-    number = wanted.actors or min(int(sum(cpus)) if cpus[-1] > 1 else max(1, len(cpus) - 1), room)
-    if wanted.min_actors and number > sum(cpus):
-        # Nothing would keep Ray from placing them all on the cores that there are.
+    actors = resources.actors or min(int(sum(cpus)) if cpus[-1] > 1 else max(1, len(cpus) - 1), room)
+    if resources.min_actors and actors > sum(cpus):
+        # With less than a CPU each, Ray would start them all on the CPUs that it has now.
         raise UserError(
-            f"a pool on CPUs grows no further than the {sum(cpus):g} cores there are; set --resources.actors to that"
+            f"a pool on CPUs cannot grow beyond the {sum(cpus):g} CPUs of the cluster; set --resources.actors lower"
         )
-    share = cpu_share(cpus, number)
-    if share == 0 or number > room:
-        raise UserError(f"{number} actors do not fit beside a free CPU on {sum(cpus):g} CPUs; set --resources.actors")
-    return number, share
+    share = cpu_share(cpus, actors)
+    if share == 0 or actors > room:
+        raise UserError(f"{actors} actors and a free CPU do not fit on {sum(cpus):g} CPUs; set --resources.actors lower")
+    return actors, share
 
 
 def _is_custom(name: str) -> bool:
@@ -120,17 +125,17 @@ def _is_custom(name: str) -> bool:
     )
 
 
-def cpu_share(nodes: Sequence[float], actors: int) -> float:
-    """CPUs that each actor asks for, in hundredths, one at most; 0 if there are too many actors.
+def cpu_share(node_cpus: Sequence[float], actors: int) -> float:
+    """Return the CPUs that each actor asks for, in hundredths and at most 1; 0 if there are too many actors.
 
-    They hold them to the end. Wherever Ray puts them, one node or another keeps a whole CPU free: for the tasks that read and
-    write, without which nothing would ever start.
+    Actors hold their CPUs to the end of the run. The share is the largest with which at least one node keeps a whole CPU free,
+    wherever Ray places the actors: the tasks that read and write need it, and without them the run would never proceed.
 
     Args:
-        nodes: the CPUs of each.
+        node_cpus: CPUs of each node.
     """
     for percent in range(100, 0, -1):
-        fewest_that_leave_none = sum(math.floor(100 * (cpus - 1)) // percent + 1 for cpus in nodes)
-        if actors < fewest_that_leave_none:
+        actors_to_fill_all = sum(math.floor(100 * (cpus - 1)) // percent + 1 for cpus in node_cpus)
+        if actors < actors_to_fill_all:
             return percent / 100
     return 0.0

@@ -1,10 +1,10 @@
-"""A census before a run: which rows repeat an id, and which documents of earlier runs are gone.
+"""Check the ids of an input before a run: find rows that repeat an id, and ids of earlier runs that the input has lost.
 
-    units ── the ids of some, hashed ──┬── part 0: sorted, beside the ledger's ──┬── repeated rows, missing ids
-                                       ├── part 1 …                              │
-                                       └── …                                     ┘
+    splits ── hashed ids ──┬── partition 0: sorted, compared with the ledger's ids ──┬── duplicate rows, missing ids
+                           ├── partition 1 …                                        │
+                           └── …                                                    ┘
 
-24 bytes a document pass through Ray's object store, and none through the driver.
+24 bytes a document pass through Ray's object store, and none through the driver. Nothing here waits for the tasks.
 """
 
 from __future__ import annotations
@@ -14,87 +14,77 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 from pyarrow import fs
 
 from pipeline.cluster import LIGHT_CPUS
 from pipeline.data.hashing import Keys
-from pipeline.data.partition import partition_count, partition_of
+from pipeline.data.partition import Rows, partition_count, partition_of
 from pipeline.data.splits import Split
 from pipeline.runs.id_rows import ID_ROW, read_ids
 from pipeline.runs.ledger import Entries, Ledger
 from pipeline.runs.unreadable_files import UnreadableFiles
 
-_DUPLICATE = np.dtype([("at", "<u8"), ("first", "<u8")])
-
-
-Duplicates = npt.NDArray[np.void]
+_DUPLICATE = np.dtype([("address", "<u8"), ("first", "<u8")])
+"""Row addresses of a row and of the first row with its id."""
 
 
 @dataclass(frozen=True)
 class DuplicateRows:
-    """Rows whose id another row has before them: their positions (windows.py), sorted, and its; in Ray's object store."""
+    """Rows whose id an earlier row has, sorted by address, in Ray's object store."""
 
-    ref: ray.ObjectRef[Duplicates]
+    ref: ray.ObjectRef[Rows]
 
-    def fetch(self) -> Duplicates:
-        """To look into, in a task."""
+    def fetch(self) -> Rows:
+        """Wait for the rows; call this in a task."""
         return ray.get(self.ref)
 
 
 @dataclass(frozen=True)
 class IdCheck:
-    """Of a store. missing: keys of ids that the ledger has and the store has not."""
+    """Result of comparing the ids of an input with the ledger.
 
-    repeated: DuplicateRows
+    Attributes:
+        missing: By partition, keys of ids that are in the ledger but not in the input.
+    """
+
+    duplicates: DuplicateRows
     missing: Sequence[ray.ObjectRef[Keys]]
 
 
 def check_ids(
-    units: Sequence[Split],
-    filesystem: fs.FileSystem,
-    id_column: str,
-    ledger: Ledger,
-    unreadable: UnreadableFiles,
+    splits: Sequence[Split], filesystem: fs.FileSystem, id_column: str, ledger: Ledger, unreadable: UnreadableFiles
 ) -> IdCheck:
-    """Read the ids of a store, which make these units.
-
-    Args:
-        unreadable: files that cannot be read are added to it.
-    """
-    rows = sum(unit.rows for unit in units)
-    parts = max(len(ledger.parts), partition_count(rows))
-    by_task = read_ids(units, filesystem, id_column, parts, unreadable)
-    sifted = []
-    for part in range(parts):
-        # The ledger has no more parts than the store, each for several of the store's if it has fewer.
-        entries = ledger.parts[part * len(ledger.parts) // parts] if ledger.parts else None
-        sifted.append(
-            _check_partition.options(num_returns=2).remote(part, parts, entries, *(pieces[part] for pieces in by_task))
-        )
-    return IdCheck(
-        DuplicateRows(_sort_duplicates.remote(*(repeats for repeats, _ in sifted))), [missing for _, missing in sifted]
-    )
+    """Start the tasks that read the ids of an input and compare them with each other and with the ledger."""
+    partitions = max(len(ledger.parts), partition_count(sum(split.rows for split in splits)))
+    by_task = read_ids(splits, filesystem, id_column, partitions, unreadable)
+    checked = []
+    for partition in range(partitions):
+        # Both numbers are powers of two, so several partitions of the input may share one of the ledger.
+        entries = ledger.parts[partition * len(ledger.parts) // partitions] if ledger.parts else None
+        pieces = [refs[partition] for refs in by_task]
+        checked.append(_check_partition.options(num_returns=2).remote(partition, partitions, entries, *pieces))
+    duplicates = _sort_duplicates.remote(*(duplicates for duplicates, _ in checked))
+    return IdCheck(DuplicateRows(duplicates), [missing for _, missing in checked])
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
-def _check_partition(part: int, parts: int, entries: Entries | None, *pieces: Any) -> tuple[Any, Any]:
-    """Repeats, and keys of the ledger's ids that are not there."""
-    seen = np.concatenate(pieces) if pieces else np.empty(0, ID_ROW)
-    seen = seen[np.lexsort((seen["address"], seen["id_rest"], seen["id"]))]
-    again = np.zeros(len(seen), np.bool_)
-    again[1:] = (seen["id"][1:] == seen["id"][:-1]) & (seen["id_rest"][1:] == seen["id_rest"][:-1])
-    first = np.maximum.accumulate(np.where(again, 0, np.arange(len(seen))))
-    repeats = np.empty(int(again.sum()), _DUPLICATE)
-    repeats["at"], repeats["first"] = seen["address"][again], seen["address"][first[again]]
+def _check_partition(partition: int, partitions: int, entries: Entries | None, *pieces: Any) -> tuple[Any, Any]:
+    """Return the duplicate rows of a partition, and the keys of the ledger's ids that it lacks."""
+    rows = np.concatenate(pieces) if pieces else np.empty(0, ID_ROW)
+    rows = rows[np.lexsort((rows["address"], rows["id_rest"], rows["id"]))]
+    is_duplicate = np.zeros(len(rows), np.bool_)
+    is_duplicate[1:] = (rows["id"][1:] == rows["id"][:-1]) & (rows["id_rest"][1:] == rows["id_rest"][:-1])
+    first = np.maximum.accumulate(np.where(is_duplicate, 0, np.arange(len(rows))))
+    duplicates = np.empty(int(is_duplicate.sum()), _DUPLICATE)
+    duplicates["address"], duplicates["first"] = rows["address"][is_duplicate], rows["address"][first[is_duplicate]]
     if entries is None:
-        return repeats, np.empty(0, np.uint64)
-    known = entries["id"][partition_of(entries["id"], parts) == part]
-    return repeats, known[~np.isin(known, seen["id"])]
+        return duplicates, np.empty(0, np.uint64)
+    known = entries["id"][partition_of(entries["id"], partitions) == partition]
+    return duplicates, known[~np.isin(known, rows["id"])]
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _sort_duplicates(*pieces: Any) -> Any:
-    repeats = np.concatenate(pieces)
-    return repeats[np.argsort(repeats["at"])]
+    duplicates = np.concatenate(pieces)
+    return duplicates[np.argsort(duplicates["address"])]

@@ -1,6 +1,6 @@
-"""A rehearsal: a few documents through one actor, from which follows what the whole run takes.
+"""Estimate how long a run takes: decode a few of its documents on one actor.
 
-the first documents of some files ── read and tokenize, here ── one actor, as the run would have it ── documents/s
+the first documents of some files ──> read stage, in this process ──> summarize stage, in an actor ──> documents/s
 """
 
 from __future__ import annotations
@@ -10,30 +10,34 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.exceptions
 
 from pipeline import cluster
 from pipeline.data.splits import RowRange, Split
 from pipeline.data.token_columns import flatten_column
 from pipeline.errors import UserError
 from pipeline.inference.actor_pool import ActorPool
-from pipeline.inference.graph import actor_options, read_stage
+from pipeline.inference.graph import actor_settings, read_stage
 from pipeline.inference.plan import Plan
 from pipeline.inference.stages.summarize import SummarizeWindow
-from pipeline.inference.stages.window import IDS, row_to_window, window_to_row
+from pipeline.inference.stages.window import IDS, WindowMetadata, row_to_window, window_to_row
 from pipeline.io.memory_limit import memory_limit
 from pipeline.runs import ledger
 
 _FILES, _ROWS_PER_FILE = 8, 64
+_WARM_UP_ROWS = 8
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run will take, by a sample of so many documents.
+    """What a run will take, from a sample of its documents.
 
-    documents: that are new, or have changed: none, if none of the sample is. source_tokens: that the model will read of these.
-    documents_per_s: of the actors that the run begins with. seconds: start-up apart. actor_hours: of these actors together; one
-    with a GPU holds it as long.
+    Attributes:
+        sample: Documents in the sample.
+        documents: Documents of the input that are new or have changed; 0 if none of the sample is.
+        source_tokens: Tokens of them that the model will read.
+        documents_per_s: Speed of the actors that the run starts with.
+        seconds: Duration after the start-up.
+        actor_hours: Duration times actors.
     """
 
     sample: int
@@ -44,59 +48,64 @@ class RunEstimate:
     actor_hours: float
 
 
-class _Actor:
-    """Hosts the stage. (Ray would fetch what its options refer to, were they an actor's own arguments.)"""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._stage = SummarizeWindow(**options)
+class _Actor(SummarizeWindow):
+    """The stage, with a method that Ray can call."""
 
     def decode(self, row: pa.Table) -> pa.Table:
-        return self._stage(row)
+        return self(row)
 
 
-def estimate_run(plan: Plan, actors: ActorPool) -> RunEstimate:
-    """Decode a sample of the store, 512 documents at most, on one actor.
+def estimate_run(plan: Plan, pool: ActorPool) -> RunEstimate:
+    """Decode up to 512 documents of the input on one actor.
 
     Raises:
-        UserError: nothing of the sample can be summarized, or an actor cannot compute as asked.
-        Stopped: the actor failed.
+        UserError: None of them can be summarized, or an actor cannot compute with these options.
+        Stopped: The actor failed.
     """
-    files = [file for file in plan.store.files if file.rows]
-    if not files:
-        raise UserError(f"{plan.store.root.uri} holds no document; set --input.path")
-    chosen = files[:: -(-len(files) // _FILES)]
-    unit = Split(0, tuple(RowRange(file.file.path, 0, 0, min(file.rows, _ROWS_PER_FILE), file.rows) for file in chosen))
-    try:
-        done = ledger.load(plan.output, plan.finished, plan.spec.ledger)
-    except ray.exceptions.RayError as error:
-        raise cluster.to_user_error(error) from error
-    with memory_limit("the sample"):
-        sample, passport = next(replace(read_stage(plan, done), window_rows=unit.rows, window_tokens=None).read(unit))
-    documents = round(plan.store.rows * len(sample) / max(len(sample) + sum(passport.skipped.values()), 1))
+    split = _sample_split(plan)
+    window, metadata = cluster.translate_errors(lambda: _read_sample(plan, split))
+    documents = round(plan.input.rows * len(window) / max(len(window) + sum(metadata.skipped.values()), 1))
     if not documents:
-        return RunEstimate(unit.rows, 0, 0, 0.0, 0.0, 0.0)
-    tokens = len(flatten_column(sample[IDS])[0])
+        return RunEstimate(split.rows, 0, 0, 0.0, 0.0, 0.0)
+    tokens = len(flatten_column(window[IDS])[0])
     if not tokens:
-        raise UserError(f"none of the first documents of {plan.store.root.uri} can be summarized; look at --input.text_column")
-    remote: Any = ray.remote(**actors.ray_options)(_Actor)
-    try:
-        actor = remote.remote(actor_options(plan, actors))
-        try:
-            # The first compiles; a GPU captures what it has seen before.
-            for window in (sample.slice(0, 8), *[sample] * (3 if actors.gpus else 1)):
-                row = ray.get(actor.decode.remote(window_to_row(window, passport)))
-        finally:
-            ray.kill(actor)
-    except ray.exceptions.RayError as error:
-        raise cluster.to_user_error(error) from error
-    _, passport = row_to_window(row)
-    rate = len(sample) / max(passport.timings.decode_s, 1e-9) * actors.fewest
-    seconds = documents / rate
+        raise UserError(f"none of the first documents of {plan.input.root.uri} can be summarized; check --input.text_column")
+    decode_s = cluster.translate_errors(lambda: _decode_sample(plan, pool, window, metadata))
+    documents_per_s = len(window) / max(decode_s, 1e-9) * pool.min_actors
+    seconds = documents / documents_per_s
     return RunEstimate(
-        sample=unit.rows,
+        sample=split.rows,
         documents=documents,
-        source_tokens=round(tokens / len(sample) * documents),
-        documents_per_s=rate,
+        source_tokens=round(tokens / len(window) * documents),
+        documents_per_s=documents_per_s,
         seconds=seconds,
-        actor_hours=seconds * actors.fewest / 3600,
+        actor_hours=seconds * pool.min_actors / 3600,
     )
+
+
+def _sample_split(plan: Plan) -> Split:
+    """Return the first rows of some files, spread over the input, as one split."""
+    files = [file for file in plan.input.files if file.rows]
+    if not files:
+        raise UserError(f"{plan.input.root.uri} has no documents; set --input.path")
+    sampled = files[:: -(-len(files) // _FILES)]
+    return Split(0, tuple(RowRange(f.file.path, 0, 0, min(f.rows, _ROWS_PER_FILE), f.rows) for f in sampled))
+
+
+def _read_sample(plan: Plan, split: Split) -> tuple[pa.Table, WindowMetadata]:
+    stage = read_stage(plan, ledger.load(plan.output, plan.finished, plan.spec.ledger))
+    with memory_limit("the sample"):
+        return next(replace(stage, window_rows=split.rows, window_tokens=None).read(split))
+
+
+def _decode_sample(plan: Plan, pool: ActorPool, window: pa.Table, metadata: WindowMetadata) -> float:
+    """Return the seconds that an actor takes for the window after warming up."""
+    actor_class: Any = ray.remote(**pool.ray_options)(_Actor)
+    actor = actor_class.remote(actor_settings(plan, pool))
+    try:
+        # The first window compiles functions; a GPU captures graphs of shapes that it has seen before.
+        for part in (window.slice(0, _WARM_UP_ROWS), *[window] * (3 if pool.gpus else 1)):
+            row = ray.get(actor.decode.remote(window_to_row(part, metadata)))
+    finally:
+        ray.kill(actor)
+    return row_to_window(row)[1].timings.decode_s

@@ -1,7 +1,7 @@
-"""Which documents of a window the decoder fails on, or dies of: found by halves, so that the others are done.
+"""Find the documents of a window that the decoder fails on, by bisection, so that all others are summarized.
 
-An error is raised where it can be caught. A process that dies, for want of memory say, leaves the count of attempts that it
-began behind; whoever is given the window next goes by that.
+An exception is caught. A process that dies (out of memory, say) leaves the attempt that it started in the AttemptCounter; the
+process that is given the window next continues the search from there.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 
 from pipeline.errors import UserError, describe_error
 
-_MAX_ATTEMPTS = 2
-"""Of the same documents, whose process died: once is chance, or another's fault."""
-_MANY = 8
-"""Of documents: where so many fail, and none does not, it is the model that is at fault, or the machine."""
-_MAX_DEATHS = 64
-"""Of processes with one window. To find one document in 512 takes 20."""
+MAX_ATTEMPTS = 2
+"""Attempts to decode the same documents: one death may be chance, or the fault of another process."""
+
+MAX_DEATHS = 64
+"""Deaths with one window that end the run. Finding one document in 512 takes 20."""
+
+_MANY_DOCUMENTS = 8
+"""If at least this many documents fail and none succeeds, the model or the machine is at fault."""
 
 _ADVICE = (
-    "of which there may be too many for the memory; set --resources.actors, window_rows or --decoding.max_source_tokens lower"
+    "perhaps because they do not fit in memory; set --resources.actors, --resources.window_rows or "
+    "--decoding.max_source_tokens lower"
 )
 
 Ints = npt.NDArray[np.int64]
@@ -33,99 +36,107 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class AttemptCounter:
-    """Attempts of a run that were begun and did not end: whoever made them has died. run: a name of its own.
+    """Counts attempts of a run that have started and not ended, because their process died.
 
-    They are kept by the cluster's head, for as long as it lives, and not by an actor, which is a process more to start.
+    The counts are in the key-value store of the cluster's head node. An actor for them would be one more process to start.
+
+    Attributes:
+        run: A unique name.
     """
 
     run: str
 
-    def begin(self, window: str, part: str, tries: int = _MAX_ATTEMPTS) -> bool:
-        """Whether this part of a window may be tried, so often at most: it is then one that was begun."""
-        key = self._key(window, part)
-        times = int(_internal_kv_get(key) or 0)
-        if times < tries:
-            _internal_kv_put(key, str(times + 1).encode())
-        return times < tries
+    def begin(self, item: str, part: str, max_attempts: int = MAX_ATTEMPTS) -> bool:
+        """Return whether a part of an item may be attempted again; if so, count an attempt."""
+        key = self._key(item, part)
+        attempts = int(_internal_kv_get(key) or 0)
+        if attempts < max_attempts:
+            _internal_kv_put(key, str(attempts + 1).encode())
+        return attempts < max_attempts
 
-    def is_first(self, unit: str) -> bool:
-        """Whether nobody has asked this of a unit before: not of one either whose results were lost with their node."""
-        return not _internal_kv_put(self._key(unit, "asked"), b"", overwrite=False)
+    def end(self, item: str, part: str) -> None:
+        """Forget the attempts at a part, one of which has ended."""
+        _internal_kv_del(self._key(item, part))
 
-    def deaths(self, window: str) -> int:
-        """How often processes died with a window, before its next attempt."""
-        return sum(int(_internal_kv_get(key) or 0) for key in _internal_kv_list(self._key(window, "")))
+    def deaths(self, item: str) -> int:
+        """Return how often processes died with an item, before its next attempt."""
+        return sum(int(_internal_kv_get(key) or 0) for key in _internal_kv_list(self._key(item, "")))
 
-    def end(self, window: str, part: str) -> None:
-        """What was begun has ended, well or not."""
-        _internal_kv_del(self._key(window, part))
+    def is_first(self, item: str) -> bool:
+        """Return True on the first call for an item, also if the caller's node is lost later."""
+        return not _internal_kv_put(self._key(item, "asked"), b"", overwrite=False)
 
     def forget(self) -> None:
-        """The run is over."""
+        """Forget all attempts of the run."""
         _internal_kv_del(f"nightshift/{self.run}/".encode(), del_by_prefix=True)
 
-    def _key(self, window: str, part: str) -> bytes:
-        return f"nightshift/{self.run}/{window}/{part}".encode()
+    def _key(self, item: str, part: str) -> bytes:
+        return f"nightshift/{self.run}/{item}/{part}".encode()
 
 
 @dataclass(frozen=True)
 class FailureBisection:
-    """For the documents of one window. attempts: of the run, or None to catch errors alone."""
+    """Decodes one window, except the documents that fail.
+
+    Attributes:
+        attempts: Attempts of the run; None to handle exceptions only.
+        window: Name of the window.
+    """
 
     attempts: AttemptCounter | None
     window: str
 
-    def run(self, rows: Ints, decode: Callable[[Ints], R], is_sound: Callable[[], None]) -> tuple[R, dict[int, str]]:
-        """Decode rows together, but for those that fail on their own.
+    def run(self, rows: Ints, decode: Callable[[Ints], R], check_decoder: Callable[[], None]) -> tuple[R, dict[int, str]]:
+        """Decode rows together, except those that fail alone.
 
         Args:
-            is_sound: raises if the decoder fails on anything.
+            check_decoder: Raises if the decoder fails on any input.
 
         Returns:
-            What came of them; and of the failing ones what was said, by row.
+            The result, and the errors of the rows that are not in it, by row.
 
         Raises:
-            UserError: processes died of too many of them. Else what ``decode`` or ``is_sound`` raised: all of many fail.
+            UserError: Too many processes died. If many rows fail and none succeeds, the error of ``decode`` is raised.
         """
         self._check_deaths()
         try:
-            found = self._attempt(_part_name(rows), rows, decode)
+            result = self._attempt(_part_name(rows), rows, decode)
         except Exception:
-            is_sound()
-            failed = self._failing_half(rows, decode)
-            if not failed or len(failed) == len(rows) >= _MANY:
+            check_decoder()
+            failures = self._failures_by_half(rows, decode)
+            if not failures or len(failures) == len(rows) >= _MANY_DOCUMENTS:
                 raise
         else:
-            if found is not None:
-                return found, {}
-            failed = self._failing_half(rows, decode)
-        found = self._attempt("the others", np.setdiff1d(rows, list(failed)), decode)
-        if found is None:
-            raise UserError(f"processes die decoding {len(rows) - len(failed)} documents together, {_ADVICE}")
-        return found, failed
+            if result is not None:
+                return result, {}
+            failures = self._failures_by_half(rows, decode)
+        result = self._attempt("others", np.setdiff1d(rows, list(failures)), decode)
+        if result is None:
+            raise UserError(f"processes die decoding {len(rows) - len(failures)} documents together, {_ADVICE}")
+        return result, failures
 
     def _check_deaths(self) -> None:
-        """Raises UserError if processes died of more documents of the window than chance or a bad one explains."""
-        if self.attempts is not None and (deaths := self.attempts.deaths(self.window)) > _MAX_DEATHS:
+        if self.attempts is not None and (deaths := self.attempts.deaths(self.window)) > MAX_DEATHS:
             raise UserError(f"{deaths} processes died decoding one window of documents, {_ADVICE}")
 
-    def _failing_half(self, rows: Ints, decode: Callable[[Ints], R]) -> dict[int, str]:
+    def _failures_by_half(self, rows: Ints, decode: Callable[[Ints], R]) -> dict[int, str]:
         middle = len(rows) // 2
-        return {row: told for half in (rows[:middle], rows[middle:]) for row, told in self._failing(half, decode).items()}
+        return self._failures(rows[:middle], decode) | self._failures(rows[middle:], decode)
 
-    def _failing(self, rows: Ints, decode: Callable[[Ints], R]) -> dict[int, str]:
+    def _failures(self, rows: Ints, decode: Callable[[Ints], R]) -> dict[int, str]:
+        """Return the errors of the rows that fail alone, by row."""
         if not len(rows):
             return {}
         try:
             if self._attempt(_part_name(rows), rows, decode) is not None:
                 return {}
-            told = f"the process that decoded it died, {_MAX_ATTEMPTS} times"
-        except Exception as error:
-            told = describe_error(error)
-        return {int(rows[0]): told} if len(rows) == 1 else self._failing_half(rows, decode)
+            error = f"the process that decoded it died, {MAX_ATTEMPTS} times"
+        except Exception as exception:
+            error = describe_error(exception)
+        return {int(rows[0]): error} if len(rows) == 1 else self._failures_by_half(rows, decode)
 
     def _attempt(self, part: str, rows: Ints, decode: Callable[[Ints], R]) -> R | None:
-        """What came of it; None if processes died of it before. part: of the window, by name."""
+        """Decode rows; None if processes have died of them already."""
         if self.attempts is None:
             return decode(rows)
         if not self.attempts.begin(self.window, part):

@@ -1,107 +1,115 @@
-"""The Ray Data graph of a run."""
+"""The Ray Data graph of a run: the only module that builds it. What each stage does is in ``stages``.
+
+splits ──> ReadWindows (tasks) ──> SummarizeWindow (actors) ──> WriteWindow (tasks) ──> records
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
-from typing import Any
 
-import ray.exceptions
+import ray
+import ray.data
 from ray.data import ActorPoolStrategy
 
 from pipeline.cluster import LIGHT_CPUS
 from pipeline.data.splits import Split
 from pipeline.inference.actor_pool import ActorPool
-from pipeline.inference.dedup import DuplicateRows
-from pipeline.inference.failure_isolation import AttemptCounter
 from pipeline.inference.plan import Plan
 from pipeline.inference.stages.read import ReadWindows
-from pipeline.inference.stages.summarize import SummarizeWindow
+from pipeline.inference.stages.summarize import ActorSettings, SummarizeWindow
 from pipeline.inference.stages.write import RECORD, WriteWindow
+from pipeline.io.stderr import hide_lines
 from pipeline.model.bundle import TOKENIZER
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.manifest import WindowRecord
-from pipeline.runs.stats import SketchSize, sketch_size
+from pipeline.runs.samples import SketchSize, sketch_size
 from pipeline.runs.unreadable_files import UnreadableFiles
 
+_RESTART_WARNING = b"has constructor arguments in the object store and max_restarts > 0"
+"""Ray's C++ code prints this for every actor pool of Ray Data, in red. Its arguments stay in the store while the run lasts."""
 
-def read_stage(plan: Plan, done: Ledger | None = None, repeated: DuplicateRows | None = None) -> ReadWindows:
-    """The stage that reads the plan's store."""
+
+def read_stage(plan: Plan, ledger: Ledger) -> ReadWindows:
+    """Return the stage that reads the plan's input, without what only a run knows: see run.py."""
     return ReadWindows(
-        filesystem=plan.store.root.filesystem,
+        filesystem=plan.input.root.filesystem,
         window_rows=plan.spec.window_rows,
         window_tokens=plan.spec.window_tokens,
         tokenizer_file=plan.bundle_files[TOKENIZER],
         input=plan.config.input,
         max_source_tokens=plan.decoding.max_source_tokens,
         salt=plan.salt,
-        bad_files=UnreadableFiles(plan.config.input.on_bad_file),
-        ledger=done,
-        repeated=repeated,
-        sample=_sketch_size(plan).sample,
+        unreadable=UnreadableFiles(plan.config.input.on_bad_file),
+        ledger=ledger,
+        sample=_sketch(plan).sample,
     )
 
 
-def _sketch_size(plan: Plan) -> SketchSize:
-    """What the digest of each of the plan's windows keeps."""
-    return sketch_size(plan.store.rows // plan.spec.window_rows)
-
-
-def actor_options(plan: Plan, actors: ActorPool) -> dict[str, Any]:
-    """What an actor of the plan is made with."""
+def actor_settings(plan: Plan, pool: ActorPool) -> ActorSettings:
+    """Return what each actor computes with; the bundle is put into Ray's object store."""
     resources = plan.config.resources
-    return {
-        "bundle_files": ray.put(plan.bundle_files),
-        "options": plan.decoding,
-        "gpus": actors.gpus,
-        "cpus": actors.cpus,
-        "token_budget": None if resources.token_budget == "auto" else resources.token_budget,
-        "precision": resources.precision,
-        "threads": actors.threads,
-    }
+    return ActorSettings(
+        bundle_files=ray.put(plan.bundle_files),
+        decoding=plan.decoding,
+        gpus=pool.gpus,
+        cpus=pool.cpus,
+        threads=pool.threads,
+        precision=resources.precision,
+        token_budget=None if resources.token_budget == "auto" else resources.token_budget,
+    )
+
+
+def write_stage(plan: Plan) -> WriteWindow:
+    """Return the stage that writes the plan's output."""
+    return WriteWindow(
+        tokenizer_file=plan.bundle_files[TOKENIZER],
+        input=plan.config.input,
+        max_source_tokens=plan.decoding.max_source_tokens,
+        output=plan.output,
+        run_id=plan.run_id,
+        metadata={"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint},
+        sketch=_sketch(plan),
+    )
+
+
+def _sketch(plan: Plan) -> SketchSize:
+    return sketch_size(plan.input.rows // plan.spec.window_rows)
 
 
 def process_windows(
-    plan: Plan, units: Sequence[Split], actors: ActorPool, read: ReadWindows, attempts: AttemptCounter
+    plan: Plan, splits: Sequence[Split], pool: ActorPool, read: ReadWindows
 ) -> Generator[WindowRecord, None, None]:
-    """The graph of the run; a record as each window is written. Raises Ray's error if a stage fails."""
-    config, tokenizer_file = plan.config, plan.bundle_files[TOKENIZER]
-    metadata = {"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint}
-    if not units:
+    """Process splits and yield a record as each window is written. Raises Ray's error if a stage fails.
+
+    Close the generator to stop all tasks.
+    """
+    if not splits:
         return
-    source = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units))
-    # A row is a window, and a block of its own: none waits until others fill a block with it.
-    source.context.target_max_block_size = 1
-    windows = (
-        source.map_batches(
+    rows = ray.data.from_items([asdict(split) for split in splits], override_num_blocks=len(splits))
+    # Each row, which is a window, becomes a block of its own, so that no window waits for others to fill a block.
+    rows.context.target_max_block_size = 1
+    records = (
+        rows.map_batches(
             read,
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=LIGHT_CPUS,
-            concurrency=config.resources.tokenizers,
+            concurrency=plan.config.resources.tokenizers,
         )
         .map_batches(
             SummarizeWindow,
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(min_size=actors.fewest, max_size=actors.number),
-            **actors.ray_options,
-            fn_constructor_kwargs={**actor_options(plan, actors), "attempts": attempts},
+            compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+            **pool.ray_options,
+            fn_constructor_kwargs={"settings": actor_settings(plan, pool), "attempts": read.attempts},
         )
-        .map_batches(
-            WriteWindow(
-                tokenizer_file,
-                config.input,
-                plan.decoding.max_source_tokens,
-                plan.output,
-                plan.run_id,
-                metadata,
-                _sketch_size(plan),
-            ),
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=LIGHT_CPUS,
-        )
+        .map_batches(write_stage(plan), batch_format="pyarrow", batch_size=None, num_cpus=LIGHT_CPUS)
     )
-    for row in windows.iter_rows():
+    written = iter(records.iter_rows())
+    with hide_lines(_RESTART_WARNING):  # the pool is created before the first record
+        first = list(itertools.islice(written, 1))
+    for row in itertools.chain(first, written):
         yield WindowRecord.model_validate_json(row[RECORD])

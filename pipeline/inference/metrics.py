@@ -1,4 +1,4 @@
-"""A run's metrics for Prometheus (metrics.py), from the records of its windows."""
+"""A run's metrics for Prometheus, from the records of its windows."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ _MODEL_CHARS = 12
 
 
 class RunMetrics(GaugeRefresher):
-    """Tells of a run while the block runs.
+    """Reports a run while its block runs.
 
-    Actors are numbered in the order in which they first come, so that each night has the same few tags.
+    Actors are numbered in the order of their first windows, so that all runs share the same few label values.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._numbers: dict[str, int] = {}
+        self._actor_numbers: dict[str, int] = {}
 
     def begin(self, plan: Plan) -> None:
-        """Ray is joined."""
+        """Report the start of a run, once Ray is connected."""
         metrics.set_job_name(plan.config.watch.name)
         now = time.time()
         self.set(metrics.RUN, 1, run=plan.run_id, model=plan.model_fingerprint[:_MODEL_CHARS])
         self.set(metrics.RUN_ACTIVE, 1)
         self.set(metrics.RUN_STARTED, now)
         self.set(metrics.LAST_COMMIT, now)
-        self.set(metrics.RUN_DOCUMENTS, plan.store.rows)
+        self.set(metrics.RUN_DOCUMENTS, plan.input.rows)
         self.set(metrics.RUN_SEEN, 0)
         self.set(metrics.RUN_ACTORS, 0)
 
-    def go_on(self, at: RunProgress) -> None:
-        """Where the run stands before this command's first window."""
-        self.set(metrics.RUN_SEEN, at.processed)
+    def resume_from(self, progress: RunProgress) -> None:
+        """Report the progress of earlier commands of the run."""
+        self.set(metrics.RUN_SEEN, progress.processed)
 
-    def add(self, window: WindowRecord, at: RunProgress) -> None:
-        """One more window is committed. at: where the run stands with it."""
+    def add(self, window: WindowRecord, progress: RunProgress) -> None:
+        """Report that another window is written, and the progress with it."""
         for outcome, documents in Counts().with_window(window).outcomes.items():
             increment(metrics.DOCUMENTS, documents, outcome=outcome)
         for reason, documents in window.rejected.items():
@@ -50,13 +50,13 @@ class RunMetrics(GaugeRefresher):
         increment(metrics.READ_TOKENS, window.stats.read_tokens, kind="token")
         increment(metrics.READ_TOKENS, window.timings.padding, kind="padding")
         if window.documents:
-            self._add_effort(window)
+            self._add_timings(window)
         self.set(metrics.LAST_COMMIT, time.time())
-        self.set(metrics.RUN_SEEN, at.processed)
-        self.set(metrics.RUN_ACTORS, at.actors)
+        self.set(metrics.RUN_SEEN, progress.processed)
+        self.set(metrics.RUN_ACTORS, progress.actors)
 
-    def _add_effort(self, window: WindowRecord) -> None:
-        actor = str(self._numbers.setdefault(window.actor, len(self._numbers) + 1))
+    def _add_timings(self, window: WindowRecord) -> None:
+        actor = str(self._actor_numbers.setdefault(window.actor, len(self._actor_numbers) + 1))
         timings = window.timings
         stages = {
             "reading": timings.read_s,
@@ -72,5 +72,5 @@ class RunMetrics(GaugeRefresher):
         self.set(metrics.ACTOR_PEAK, timings.actor_bytes, actor=actor)
 
     def end(self) -> None:
-        """No window is to come."""
+        """Report that all windows are written."""
         self.set(metrics.RUN_ACTIVE, 0)

@@ -1,8 +1,4 @@
-"""A run before it starts: its input, its model and its options have been looked at, and whether it goes on with an earlier one.
-
-runs/<run_id>/plan.parquet    what a run began with: its input files, and in the metadata the options that its windows
-                              and summaries follow from. Whoever goes on with it has the same windows
-"""
+"""Plan a run: check its input, model and options, and decide whether it resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from pydantic import ValidationError
 from pipeline.bundles import read_bundle
 from pipeline.config.model import DecodingConfig
 from pipeline.config.summarize import SummarizeConfig
-from pipeline.data.documents import DocumentFile, DocumentSet, list_files, open_documents
+from pipeline.data.documents import DocumentSet, list_files, open_documents
 from pipeline.errors import UserError
 from pipeline.inference.run_spec import INPUT_OPTIONS, RunSpec, read_plan, read_spec, write_plan
 from pipeline.inference.stages.window import PRIVATE_PREFIX
@@ -34,110 +30,123 @@ from pipeline.runs.summaries import RUN_COLUMN
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that may begin, or go on.
+    """A run that may start, or resume.
 
-    begun: another command of this run id wrote its plan. anew: why what that left cannot be used, if so. waiting: files that
-    came since, which are the next run's.
+    Attributes:
+        bundle_files: Content of the bundle's files, by name.
+        finished: Finished runs of the output, oldest first.
+        has_started: Whether an earlier command started the run.
+        restart_reason: Why the results of that command cannot be used, if so.
+        later_files: Number of input files that came later and are left to the next run.
     """
 
     config: SummarizeConfig
     run_id: str
-    store: DocumentSet
+    input: DocumentSet
     output: Location
     bundle_files: Mapping[str, bytes]
     decoding: DecodingConfig
     spec: RunSpec
-    begun: bool = False
-    anew: str | None = None
-    waiting: int = 0
-    finished: Sequence[FinishedRun] = ()
+    finished: Sequence[FinishedRun]
+    has_started: bool = False
+    restart_reason: str | None = None
+    later_files: int = 0
 
     @property
     def folder(self) -> Location:
-        """``runs/<run_id>``, with the plan, the manifest and _SUCCESS."""
+        """``runs/<run_id>``."""
         return run_folder(self.output, self.run_id)
 
     @property
     def model_fingerprint(self) -> str:
-        """Of the bundle."""
+        """Fingerprint of the bundle."""
         return self.spec.model_fingerprint
 
     @property
+    def resumes(self) -> bool:
+        """Whether the run keeps the results of an earlier command."""
+        return self.has_started and not self.restart_reason
+
+    @property
     def salt(self) -> bytes:
-        """Of content keys: all that a summary follows from beside its text."""
+        """Salt of content keys: hash of all that a summary depends on besides the text."""
         options = json.dumps([self.spec.model_fingerprint, self.spec.decoding], sort_keys=True)
         return hashlib.sha256(options.encode()).digest()
 
     @property
     def input_files(self) -> list[InputFile]:
-        """The store's files, for the manifest."""
+        """The input files for the manifest."""
         return [
             InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
-            for file in self.store.files
+            for file in self.input.files
         ]
-
-    def as_of_now(self) -> Plan:
-        """If it is to begin, after all runs that are published by now: while the lease is held there will be no others."""
-        runs = finished_runs(self.output)
-        if self.begun and not self.anew:
-            return replace(self, finished=runs)
-        after = last_sequence(runs)
-        spec = self.spec.model_copy(update={"after": after, "ledger": 0 if self.spec.full else after})
-        return replace(self, spec=spec, finished=runs)
-
-    def is_finished(self) -> bool:
-        """Whether this run ended with _SUCCESS before.
-
-        Raises:
-            UserError: a run of this id did, but over another input, or with another model or other options, or its
-                manifest is not one that this version writes.
-        """
-        if not self.folder.child(SUCCESS).exists():
-            return False
-        manifest = self.folder.child(MANIFEST)
-        try:
-            before = Manifest.model_validate_json(manifest.read())
-        except ValidationError:
-            raise UserError(f"{manifest.uri} is broken or of another version; set another --output.run_id") from None
-        changed = {
-            "another input": before.input_files != self.input_files,
-            "another model": before.model_fingerprint != self.model_fingerprint,
-            "other decoding options": before.decoding != self.decoding.model_dump(),
-            "other input options": any(before.config["input"].get(name) != self.spec.input[name] for name in INPUT_OPTIONS),
-        }
-        if any(changed.values()):
-            how = " and ".join(what for what, differs in changed.items() if differs)
-            raise UserError(f"run {self.run_id} is finished, with {how}: {self.folder.uri}; set another --output.run_id")
-        return True
 
     @property
     def previous_runs(self) -> list[FinishedRun]:
-        """Return the finished runs whose documents this one skips if they are unchanged."""
+        """The finished runs whose documents this run skips if they are unchanged."""
         return [run for run in self.finished if run.sequence <= self.spec.ledger]
 
+    def refreshed(self) -> Plan:
+        """Return the plan with the runs that are finished now; the caller holds the lease, so their list is final.
+
+        Raises:
+            UserError: This run is one of them.
+        """
+        finished = finished_runs(self.output)
+        if any(run.run_id == self.run_id for run in finished):
+            raise UserError(f"another driver has just finished run {self.run_id}; set another --output.run_id")
+        if self.resumes:
+            return replace(self, finished=finished)
+        after = last_sequence(finished)
+        spec = self.spec.model_copy(update={"after": after, "ledger": 0 if self.spec.full else after})
+        return replace(self, finished=finished, spec=spec)
+
+    def is_finished(self) -> bool:
+        """Return whether this run is finished.
+
+        Raises:
+            UserError: It is, but for another input or with other options, or its manifest cannot be read.
+        """
+        if not self.folder.child(SUCCESS).exists():
+            return False
+        file = self.folder.child(MANIFEST)
+        try:
+            manifest = Manifest.model_validate_json(file.read())
+        except ValidationError:
+            raise UserError(f"{file.uri} is broken or of another version; set another --output.run_id") from None
+        differences = {
+            "another input": manifest.input_files != self.input_files,
+            "another model": manifest.model_fingerprint != self.model_fingerprint,
+            "other decoding options": manifest.decoding != self.decoding.model_dump(),
+            "other input options": any(manifest.config["input"].get(name) != self.spec.input[name] for name in INPUT_OPTIONS),
+        }
+        if any(differences.values()):
+            text = " and ".join(text for text, differs in differences.items() if differs)
+            raise UserError(f"run {self.run_id} is finished, with {text}: {self.folder.uri}; set another --output.run_id")
+        return True
+
     def write(self) -> None:
-        """Write it for whoever resumes the run. Raises UserError if it cannot be written."""
-        write_plan(self.folder.child(PLAN), self.store.files, self.spec)
+        """Write plan.parquet. Raises UserError if it cannot be written."""
+        write_plan(self.folder.child(PLAN), self.input.files, self.spec)
 
 
 def plan_run(config: SummarizeConfig) -> Plan:
-    """Check input, model and output without computing anything, and find the run that this command goes on with.
+    """Check input, model and output without computing anything, and find the run that this command resumes.
 
-    Without ``--output.run_id`` that is the last one that was cut off and asked for the same; if there is none, a new one.
+    Without ``--output.run_id``, that is the latest interrupted run that asked for the same. If there is none, the run is new.
 
     Raises:
-        UserError: one of them is not usable, or the run of this id was cut off and asked for something else.
+        UserError: One of them cannot be used, or the run of this id was interrupted and asked for something else.
     """
-    _check_names(config)
+    _check_columns(config)
     root, output = open_location(config.input.path, "--input.path"), open_location(config.output.path, "--output.path")
     if output.contains(root) or root.contains(output):
-        raise UserError(f"--output.path {output.uri} and --input.path {root.uri} lie in each other; set another output")
-    run_id = config.output.run_id
+        raise UserError(f"--output.path {output.uri} and --input.path {root.uri} contain one another; set another output")
     bundle_files, bundle = read_bundle(config.model.path)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
-    now, runs = datetime.now(UTC), finished_runs(output)
+    finished = finished_runs(output)
     spec = RunSpec(
-        started_at=now,
+        started_at=datetime.now(UTC),
         input=config.input.model_dump(include=INPUT_OPTIONS),
         model_fingerprint=bundle.fingerprint,
         decoding=decoding.model_dump(),
@@ -145,95 +154,89 @@ def plan_run(config: SummarizeConfig) -> Plan:
         window_rows=config.resources.window_rows,
         window_tokens=config.resources.window_tokens,
         precision=config.resources.precision,
-        after=last_sequence(runs),
-        ledger=0 if config.full else last_sequence(runs),
+        after=last_sequence(finished),
+        ledger=0 if config.full else last_sequence(finished),
         unread={},
     )
-    run_id = run_id or _find_cut_off_run(output, spec, runs) or _new_id(output, now)
+    run_id = config.output.run_id or _interrupted_run(output, spec, finished) or new_run_id(output, spec.started_at)
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
-        store = open_documents(config.input)
-        return Plan(config, run_id, store, output, bundle_files, decoding, _with_unread(spec, store), finished=runs)
-    files, before = read_plan(folder.child(PLAN))
-    if differs := before.differs(spec):
+        documents = open_documents(config.input)
+        return Plan(config, run_id, documents, output, bundle_files, decoding, _with_unread(spec, documents), finished)
+    files, started = read_plan(folder.child(PLAN))
+    if differences := started.differences(spec):
         raise UserError(
-            f"run {run_id} was cut off, and asked for something else than this command: {' and '.join(differs)}; "
-            f"ask for the same, or set another --output.run_id"
+            f"run {run_id} was interrupted, and asked for something else than this command: {' and '.join(differences)}; "
+            "ask for the same, or set another --output.run_id"
         )
-    found = {file.path: file for file in list_files(root)}
-    if why := _restart_reason(files, found, before, output, folder, config):
-        store = open_documents(config.input)
-        spec = _with_unread(spec, store)
-        return Plan(config, run_id, store, output, bundle_files, decoding, spec, begun=True, anew=why, finished=runs)
-    waiting = len(found.keys() - {file.file.path for file in files} - before.unread.keys())
-    unread_files = [StoredFile(path, *written) for path, written in before.unread_files.items()]
-    store = DocumentSet(root, files, before.unread, unread_files)
-    as_it_began = {name: getattr(before, name) for name in ("window_rows", "window_tokens", "precision")}
-    config = config.model_copy(update={"resources": config.resources.model_copy(update=as_it_began)})
-    return Plan(config, run_id, store, output, bundle_files, decoding, before, begun=True, waiting=waiting, finished=runs)
+    unread_files = [StoredFile(path, *size_and_time) for path, size_and_time in started.unread_files.items()]
+    documents = DocumentSet(root, files, started.unread, unread_files)
+    plan = Plan(config, run_id, documents, output, bundle_files, decoding, started, finished, has_started=True)
+    current = {file.path: file for file in list_files(root)}
+    if reason := _restart_reason(plan, current):
+        documents = open_documents(config.input)
+        return replace(plan, input=documents, spec=_with_unread(spec, documents), restart_reason=reason)
+    resources = {name: getattr(started, name) for name in ("window_rows", "window_tokens", "precision")}
+    config = config.model_copy(update={"resources": config.resources.model_copy(update=resources)})
+    later_files = len(current.keys() - {file.file.path for file in files} - started.unread.keys())
+    return replace(plan, config=config, later_files=later_files)
 
 
-def _with_unread(spec: RunSpec, store: DocumentSet) -> RunSpec:
-    files = {file.path: (file.size, file.modified) for file in store.unread_files}
-    return spec.model_copy(update={"unread": dict(store.unread), "unread_files": files})
+def _with_unread(spec: RunSpec, documents: DocumentSet) -> RunSpec:
+    files = {file.path: (file.size, file.modified) for file in documents.unread_files}
+    return spec.model_copy(update={"unread": dict(documents.unread), "unread_files": files})
 
 
-def _restart_reason(
-    files: list[DocumentFile],
-    found: Mapping[str, StoredFile],
-    before: RunSpec,
-    output: Location,
-    folder: Location,
-    config: SummarizeConfig,
-) -> str | None:
-    """Why what a run that was cut off has written cannot be used, if so."""
-    if changed := [file.file.path for file in files if found.get(file.file.path) != file.file]:
-        return f"{len(changed)} of its files have changed or are gone since, {changed[0]} among them"
-    was_refused = folder.child(MANIFEST).exists()  # for its rejects, which were counted then
-    others = [path for path, written in before.unread_files.items() if found.get(path) != StoredFile(path, *written)]
-    if was_refused and others:
-        return f"{len(others)} of the files that it could not read have changed or are gone since, {others[0]} among them"
-    if compacted_sequence(output) > before.ledger > 0:
-        return "the ledger that it began with was compacted since"
-    if before.sort != "window":
-        return "it sorted all of its documents first, which this version does not do"
-    if config.input.on_bad_file == "fail" and (before.unread or folder.child(UNREADABLE).exists()):
-        return "it left files out that could not be read, and --input.on_bad_file is fail now"
+def _restart_reason(plan: Plan, current: Mapping[str, StoredFile]) -> str | None:
+    """Return why the results of an interrupted run cannot be used, given the input's files now, by path; None if they can."""
+    if changed := [file.file.path for file in plan.input.files if current.get(file.file.path) != file.file]:
+        return f"{len(changed)} of its input files have changed or are missing, {changed[0]} among them"
+    has_ended = plan.folder.child(MANIFEST).exists()  # without finishing, because of its rejects
+    repaired = [file.path for file in plan.input.unread_files if current.get(file.path) != file]
+    if has_ended and repaired:
+        return f"{len(repaired)} of the files that it could not read have changed or are missing, {repaired[0]} among them"
+    if compacted_sequence(plan.output) > plan.spec.ledger > 0:
+        return "the ledger that it started with has been compacted"
+    if plan.spec.sort != "window":
+        return "it sorted all documents first, which this version cannot resume"
+    if plan.config.input.on_bad_file == "fail" and (plan.spec.unread or plan.folder.child(UNREADABLE).exists()):
+        return "it skipped unreadable files, and --input.on_bad_file is now fail"
     return None
 
 
-def _new_id(output: Location, now: datetime) -> str:
-    """The time, with a number more where a clock that was set back gives it again."""
-    taken, run_id = set(run_ids(output)), now.strftime("%Y%m%dT%H%M%SZ")
-    return next(name for number in itertools.count(1) if (name := run_id if number == 1 else f"{run_id}-{number}") not in taken)
+def new_run_id(output: Location, started_at: datetime) -> str:
+    """Return the time, with a number if a clock that was set back gives the same time again."""
+    existing, time = set(run_ids(output)), started_at.strftime("%Y%m%dT%H%M%SZ")
+    names = itertools.chain([time], (f"{time}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in existing)
 
 
-def _find_cut_off_run(output: Location, spec: RunSpec, runs: Sequence[FinishedRun]) -> str | None:
-    """The last run without _SUCCESS that asked for the same, if there is one that no other has replaced since."""
-    found, finished = [], {run.run_id for run in runs}
+def _interrupted_run(output: Location, spec: RunSpec, finished: Sequence[FinishedRun]) -> str | None:
+    """Return the latest unfinished run that asked for the same and that no run has replaced since; None if there is none."""
+    found, finished_ids = [], {run.run_id for run in finished}
     for run_id in run_ids(output):
-        before = read_spec(output, run_id) if run_id not in finished else None
-        if before is None or before.differs(spec):
+        started = read_spec(output, run_id) if run_id not in finished_ids else None
+        if started is None or started.differences(spec):
             continue
-        began_after = max(before.after, before.ledger)  # the plans of earlier versions have no ``after``
-        since = [run.run_id for run in runs if run.sequence > began_after]
-        if not any(later.replaces(before) for later in map(partial(read_spec, output), since) if later):
-            found.append((before.started_at, run_id))
+        started_after = max(started.after, started.ledger)  # plans of earlier versions lack ``after``
+        later_ids = [run.run_id for run in finished if run.sequence > started_after]
+        if not any(later.replaces(started) for later in map(partial(read_spec, output), later_ids) if later):
+            found.append((started.started_at, run_id))
     return max(found)[1] if found else None
 
 
-def _check_names(config: SummarizeConfig) -> None:
-    """The output's columns must have a name each."""
+def _check_columns(config: SummarizeConfig) -> None:
+    """Raise UserError if two columns of the output would have the same name."""
     kept = [config.input.id_column, *config.input.keep_columns]
     if repeated := [column for column in config.input.keep_columns if kept.count(column) > 1]:
-        raise UserError(f"--input.keep_columns {repeated[0]!r} comes twice, or is the id column, which is kept anyway")
-    own = {*SUMMARY_COLUMNS, *REJECT_COLUMNS, RUN_COLUMN}
+        raise UserError(f"--input.keep_columns has {repeated[0]!r} twice, or it is the id column, which is always kept")
+    added = {*SUMMARY_COLUMNS, *REJECT_COLUMNS, RUN_COLUMN}
     for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
-        if column in own or column.startswith(PRIVATE_PREFIX):
+        if column in added or column.startswith(PRIVATE_PREFIX):
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")
 
 
 def config_as_json(config: SummarizeConfig) -> dict[str, Any]:
-    """A configuration as it is written down."""
+    """Return a configuration as JSON values."""
     values: dict[str, Any] = json.loads(config.model_dump_json(by_alias=True))
     return values

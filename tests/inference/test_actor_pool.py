@@ -1,4 +1,4 @@
-"""How many actors a cluster has room for, and what is said where it has none."""
+"""The pool has as many actors as the cluster has room for, and errors name the option to change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ H100 = {"CPU": 16.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
 T4 = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:T4": 1.0, "nightly": 3.0}
 
 
-def pool(nodes: list[dict[str, float]], **options: Any) -> ActorPool:
+def make_pool(nodes: list[dict[str, float]], **options: Any) -> ActorPool:
     return plan_pool(Resources(**options), nodes)
 
 
@@ -34,15 +34,15 @@ def pool(nodes: list[dict[str, float]], **options: Any) -> ActorPool:
         ([1, 1], 2, 0.0),
     ],
 )
-def test_wherever_actors_are_placed_a_cpu_stays_free(nodes: list[float], actors: int, share: float) -> None:
+def test_one_cpu_stays_free_wherever_actors_are_placed(nodes: list[float], actors: int, share: float) -> None:
     assert cpu_share(nodes, actors) == share
-    assert all(free >= 1 for free in most_free(nodes, actors, share))
-    # And they ask for as much as they can.
-    assert share == 1.0 or not all(free >= 1 for free in most_free(nodes, actors, share + 0.01))
+    assert all(free >= 1 for free in most_free_cpus(nodes, actors, share))
+    # A larger share would not leave one free.
+    assert share == 1.0 or not all(free >= 1 for free in most_free_cpus(nodes, actors, share + 0.01))
 
 
-def most_free(nodes: list[float], actors: int, share: float) -> Iterator[float]:
-    """The CPUs left on the emptiest node, for each way to place the actors."""
+def most_free_cpus(nodes: list[float], actors: int, share: float) -> Iterator[float]:
+    """Yield the free CPUs of the emptiest node, for each way to place the actors."""
     for placed in itertools.product(range(actors + 1), repeat=len(nodes)):
         free = [round(cpus - share * number, 6) for cpus, number in zip(nodes, placed, strict=True)]
         if sum(placed) == actors and min(free) >= 0:
@@ -50,7 +50,7 @@ def most_free(nodes: list[float], actors: int, share: float) -> Iterator[float]:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "options", "number", "gpus"),
+    ("nodes", "options", "actors", "gpus"),
     [
         ([CPUS], {}, 16, 0.0),
         ([CPUS, H100, T4], {}, 9, 1.0),
@@ -65,44 +65,42 @@ def most_free(nodes: list[float], actors: int, share: float) -> Iterator[float]:
         ([CPUS], {"min_actors": 2, "actors": 8}, 8, 0.0),
     ],
 )
-def test_as_many_actors_as_find_room(nodes: list[dict[str, float]], options: dict[str, Any], number: int, gpus: float) -> None:
-    actors = pool(nodes, **options)
-    assert (actors.number, actors.gpus) == (number, gpus)
-    assert actors.fewest == options.get("min_actors", number)
+def test_pool_has_as_many_actors_as_fit(
+    nodes: list[dict[str, float]], options: dict[str, Any], actors: int, gpus: float
+) -> None:
+    pool = make_pool(nodes, **options)
+    assert (pool.max_actors, pool.gpus) == (actors, gpus)
+    assert pool.min_actors == options.get("min_actors", actors)
 
 
-def test_an_actor_takes_what_was_asked_for() -> None:
-    actors = pool([T4], accelerator_type="T4", gpus_per_actor=0.5, min_actors=1, custom_resources={"nightly": 1})
-    assert actors.each == {"GPU": 0.5, "nightly": 1.0, "accelerator_type:T4": 0.001}
-    assert "runtime_env" in pool([CPUS]).ray_options
-    assert actors.ray_options["resources"] == {"nightly": 1.0, "accelerator_type:T4": 0.001}
+def test_actors_ask_for_the_configured_resources() -> None:
+    pool = make_pool([T4], accelerator_type="T4", gpus_per_actor=0.5, min_actors=1, custom_resources={"nightly": 1})
+    assert pool.request == {"GPU": 0.5, "nightly": 1.0, "accelerator_type:T4": 0.001}
+    assert pool.ray_options["resources"] == {"nightly": 1.0, "accelerator_type:T4": 0.001}
+    assert "runtime_env" in make_pool([CPUS]).ray_options
 
 
 @pytest.mark.parametrize(
     ("nodes", "options", "message"),
     [
-        ([{"memory": 1.0}], {}, "no node of the cluster has a CPU"),
-        ([CPUS], {"use_gpu": True}, "the actors need 1 GPU each and the cluster has room for 0; .*use_gpu"),
-        ([H100], {"actors": 9}, "9 actors need 1 GPU each and the cluster has room for 8; .*--resources.actors"),
+        ([{"memory": 1.0}], {}, "has a CPU;"),
+        ([CPUS], {"use_gpu": True}, "room for 0; .*use_gpu"),
+        ([H100], {"actors": 9}, r"room for 8; .*--resources\.actors"),
         ([H100], {"actors": 20, "gpus_per_actor": 0.5}, "room for 16"),
-        ([H100], {"min_actors": 9}, "9 actors need"),
-        ([CPUS], {"actors": 2, "min_actors": 3}, "begins with 3 actors and has 2 at most"),
-        ([CPUS], {"actors": 10_000}, "10000 actors do not fit"),
-        ([CPUS], {"actors": 100, "min_actors": 2}, "a pool on CPUs grows no further than the 16 cores"),
-        (
-            [CPUS, {"nightly": 1.0}],
-            {"custom_resources": {"nightly": 1}},
-            "no node of the cluster has a CPU and what the actors need",
-        ),
-        ([{**CPUS, "nightly": 1.0}], {"custom_resources": {"nightly": 1}, "actors": 2}, "2 actors do not fit"),
+        ([H100], {"min_actors": 9}, "9 actors"),
+        ([CPUS], {"actors": 2, "min_actors": 3}, r"--resources\.min_actors is 3, .* 2 actors"),
+        ([CPUS], {"actors": 10_000}, "10000 actors"),
+        ([CPUS], {"actors": 100, "min_actors": 2}, "16 CPUs"),
+        ([CPUS, {"nightly": 1.0}], {"custom_resources": {"nightly": 1}}, "a CPU and 1 nightly"),
+        ([{**CPUS, "nightly": 1.0}], {"custom_resources": {"nightly": 1}, "actors": 2}, "2 actors"),
         (
             [H100, T4],
             {"accelerator_type": "B200"},
-            "accelerator_type:B200: they have accelerator_type:H100, accelerator_type:T4, nightly; set",
+            "accelerator_type:B200 .*accelerator_type:H100, accelerator_type:T4, nightly",
         ),
-        ([CPUS], {"custom_resources": {"quantum": 1}}, "has 1 quantum: they have none of that kind; .*custom_resources"),
+        ([CPUS], {"custom_resources": {"quantum": 1}}, r"1 quantum .*--resources\.custom_resources"),
     ],
 )
-def test_no_room_is_said_with_what_to_set(nodes: list[dict[str, float]], options: dict[str, Any], message: str) -> None:
+def test_errors_name_what_does_not_fit(nodes: list[dict[str, float]], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pool(nodes, **options)
+        make_pool(nodes, **options)

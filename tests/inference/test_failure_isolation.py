@@ -1,4 +1,4 @@
-"""Documents that the decoder fails on, or dies of, are found, and their neighbours are done."""
+"""Documents that the decoder fails on, or that its process dies of, are rejected, and their neighbors summarized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -17,18 +16,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
-from ray.exceptions import RayError
+from small_runs import make_texts, read_ids, read_rows, run, write_documents
 
 from pipeline import cluster
 from pipeline.config.model import DecodingConfig, ModelConfig
-from pipeline.config.summarize import DocumentsInput, SummarizeConfig
+from pipeline.config.summarize import DocumentsInput
 from pipeline.data.splits import RowRange, Split
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.inference import failure_isolation
 from pipeline.inference.failure_isolation import AttemptCounter, FailureBisection
-from pipeline.inference.plan import plan_run
-from pipeline.inference.run import execute
 from pipeline.inference.stages import read
 from pipeline.inference.stages.read import ReadWindows
 from pipeline.model.bundle import save_bundle
@@ -37,25 +34,25 @@ from pipeline.runs.unreadable_files import UnreadableFiles
 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 39)))
-def test_those_that_fail_alone_are_found(number: int, bad: set[int]) -> None:
-    rows, bad = np.arange(number), {row for row in bad if row < number}
+def test_bisection_finds_the_rows_that_fail(count: int, failing: set[int]) -> None:
+    failing = {row for row in failing if row < count}
 
-    def decode(some: Any) -> list[int]:
-        if caught := bad & set(some.tolist()):
-            raise ValueError(f"{len(caught)} are bad")
-        return some.tolist()
+    def decode(rows: Any) -> list[int]:
+        if caught := failing & set(rows.tolist()):
+            raise ValueError(f"{len(caught)} fail")
+        return rows.tolist()
 
-    search = FailureBisection(None, "w")
-    if len(bad) == number >= 8:
-        with pytest.raises(ValueError, match=f"{number} are bad"):
-            search.run(rows, decode, lambda: None)
+    bisection = FailureBisection(None, "w")
+    if len(failing) == count >= 8:
+        with pytest.raises(ValueError, match=f"{count} fail"):
+            bisection.run(np.arange(count), decode, lambda: None)
         return
-    found, failed = search.run(rows, decode, lambda: None)
-    assert found == sorted(set(range(number)) - bad)
-    assert failed == dict.fromkeys(bad, "1 are bad")
+    result, failures = bisection.run(np.arange(count), decode, lambda: None)
+    assert result == sorted(set(range(count)) - failing)
+    assert failures == dict.fromkeys(failing, "1 fail")
 
 
-def test_a_decoder_that_fails_on_anything_is_not_the_documents_fault() -> None:
+def test_decoder_that_fails_on_any_input_stops_the_run() -> None:
     def fail(_: Any = None) -> None:
         raise RuntimeError("the device is lost")
 
@@ -63,114 +60,118 @@ def test_a_decoder_that_fails_on_anything_is_not_the_documents_fault() -> None:
         FailureBisection(None, "w").run(np.arange(3), fail, fail)
 
 
-def decode_until_it_lives(counter: Any, deadly: set[int]) -> tuple[tuple[list[int], dict[int, str]], int]:
-    """In processes that die of some rows; what came of it in the end, and how many died."""
+@pytest.mark.faults
+def test_bisection_finds_a_row_that_processes_die_of() -> None:
+    cluster.connect()
+    counter = AttemptCounter("one")
 
-    class Decoder:  # of this function, or Ray's processes would import it from here
+    class Decoder:  # local, or Ray's processes would import it from this file
         def decode(self) -> tuple[list[int], dict[int, str]]:
             def decode(rows: Any) -> list[int]:
-                if deadly & set(rows.tolist()):
+                if 11 in rows:
                     os._exit(1)
                 return rows.tolist()
 
             return FailureBisection(counter, "w").run(np.arange(20), decode, lambda: None)
 
-    for deaths in range(100):
-        decoder = ray.remote(num_cpus=0)(Decoder).remote()
+    deaths = 0
+    while True:
+        decoder: Any = ray.remote(num_cpus=0)(Decoder).remote()
         try:
-            return ray.get(decoder.decode.remote()), deaths
+            result, failures = ray.get(decoder.decode.remote())
+            break
         except ray.exceptions.ActorDiedError:
-            continue
-    raise AssertionError("they all died")
+            deaths += 1
+    assert result == [row for row in range(20) if row != 11]
+    assert failures == {11: "the process that decoded it died, 2 times"}
+    assert 2 <= deaths <= 12
 
 
-def test_a_document_that_processes_die_of_is_found() -> None:
+def test_too_many_deaths_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.connect()
-    (found, failed), deaths = decode_until_it_lives(AttemptCounter("one"), {11})
-    assert found == [row for row in range(20) if row != 11]
-    assert failed == {11: "the process that decoded it died, 2 times"}
-    assert 2 <= deaths <= 2 * 6
-
-
-def test_too_many_deaths_end_the_run_and_reject_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.connect()
-    monkeypatch.setattr(failure_isolation, "_MOST_DEATHS", 3)
+    monkeypatch.setattr(failure_isolation, "MAX_DEATHS", 3)
     counter = AttemptCounter("other")
     for part in ("0-19", "0-19", "0-9", "0-9"):
         assert counter.begin("w", part)
     assert not counter.begin("w", "0-9")
-    for number in (20, 4):  # few, too, of which all would fail
-        with pytest.raises(UserError, match=r"^4 processes died decoding one window"):
-            FailureBisection(counter, "w").run(np.arange(number), lambda rows: rows, lambda: None)
+    for count in (20, 4):
+        with pytest.raises(UserError, match=r"^4 processes died"):
+            FailureBisection(counter, "w").run(np.arange(count), lambda rows: rows, lambda: None)
 
 
-def test_those_that_are_left_may_be_too_many_together() -> None:
-    """Processes that die of them all, though of no half: the search ends, and does not go on for ever."""
+def test_rows_that_processes_die_of_only_together_stop_the_run() -> None:
     cluster.connect()
     counter = AttemptCounter("third")
-    for part in ("0-19", "the others"):
+    for part in ("0-19", "others"):
         assert counter.begin("w", part)
         assert counter.begin("w", part)
-    with pytest.raises(UserError, match=r"^processes die decoding 20 documents together"):
+    with pytest.raises(UserError, match="20 documents together"):
         FailureBisection(counter, "w").run(np.arange(20), lambda rows: rows, lambda: None)
 
 
-def test_rows_that_processes_die_reading_end_the_run(tmp_path: Path, tokenizer_file: bytes) -> None:
-    cluster.connect()
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
     pq.write_table(pa.table({"id": [1, 2], "text": ["one", "two"]}), tmp_path / "in.parquet")
-    file = str(tmp_path / "in.parquet")
-    unit = Split(3, (RowRange(file, 0, 0, 2, 2),))
-    documents = DocumentsInput(path=file)
-    local, bad_files = fs.LocalFileSystem(), UnreadableFiles("fail")
-    stage = ReadWindows(local, 10, None, tokenizer_file, documents, 8, b"", bad_files, attempts=AttemptCounter("r"))
+    return Split(3, (RowRange(str(tmp_path / "in.parquet"), 0, 0, 2, 2),))
 
-    def read_split(deadly: bool) -> int:
-        if deadly:
+
+def make_stage(split: Split, tokenizer_file: bytes, run_name: str) -> ReadWindows:
+    return ReadWindows(
+        filesystem=fs.LocalFileSystem(),
+        window_rows=10,
+        window_tokens=None,
+        tokenizer_file=tokenizer_file,
+        input=DocumentsInput(path=split.row_ranges[0].path),
+        max_source_tokens=8,
+        salt=b"",
+        unreadable=UnreadableFiles("fail"),
+        attempts=AttemptCounter(run_name),
+    )
+
+
+def test_second_task_that_reads_a_split_may_skip_no_more_rows(split: Split, tokenizer_file: bytes) -> None:
+    cluster.connect()
+    stage = make_stage(split, tokenizer_file, "fourth")
+    for expected in (False, True):
+        with stage.attempt(split) as attempt:
+            assert attempt.unreadable.sealed == expected
+    AttemptCounter("fourth").forget()
+    with stage.attempt(split) as attempt:
+        assert not attempt.unreadable.sealed
+
+
+@pytest.mark.faults
+def test_split_that_processes_die_reading_stops_the_run(split: Split, tokenizer_file: bytes) -> None:
+    cluster.connect()
+    stage = make_stage(split, tokenizer_file, "fifth")
+
+    def read_split(is_deadly: bool) -> int:
+        if is_deadly:
             read.encode_column = lambda *_: os._exit(1)
-        return len(list(stage(pa.Table.from_pylist([asdict(unit)]))))
+        return len(list(stage(pa.Table.from_pylist([asdict(split)]))))
 
     task = ray.remote(num_cpus=0, max_retries=-1)(read_split)
-    with stage.attempt(unit, "ask") as is_first:
-        assert is_first
-    with stage.attempt(unit, "ask") as is_first:
-        assert not is_first, "what came of it may have been lost with a node"
     assert ray.get(task.remote(False)) == 1
-    with pytest.raises(RayError) as died:
-        ray.get(task.remote(True))
-    told = cluster.to_user_error(died.value)
-    assert isinstance(told, UserError)
-    AttemptCounter("r").forget()
-    with stage.attempt(unit, "ask") as is_first:
-        assert is_first
-    assert str(told) == f"8 processes died reading rows 0 to 1 of {file}; mend it, or take it out of the input"
+    with pytest.raises(UserError, match=r"^8 processes died reading rows 0 to 1 of .*in\.parquet"):
+        cluster.translate_errors(lambda: ray.get(task.remote(True)))
 
 
-def test_a_document_that_the_model_fails_on_is_rejected(tmp_path: Path, tokenizer_file: bytes) -> None:
-    """One of whose subwords has no finite embedding."""
+def test_document_that_the_model_fails_on_is_rejected(tmp_path: Path, tokenizer_file: bytes) -> None:
+    """One of the tokens of two documents has an embedding of NaN."""
     tokenizer = Tokenizer(tokenizer_file)
-    (values, _), texts = tokenizer.encode(["!"]), [f"Document number {n} speaks of graphs" for n in range(30)]
+    (values, _), texts = tokenizer.encode(["!"]), make_texts(0, 30)
     torch.manual_seed(0)
-    model = Seq2Seq(
-        ModelConfig(embedding_size=16, hidden_size=16, tied_embeddings=False, copy=False), tokenizer.vocabulary_size
-    )
+    config = ModelConfig(embedding_size=16, hidden_size=16, tied_embeddings=False, copy=False)
+    model = Seq2Seq(config, tokenizer.vocabulary_size)
     with torch.no_grad():
         model.encoder.embedding.weight[int(values[-1])] = float("nan")
     save_bundle(tmp_path / "bundle", model, tokenizer_file, DecodingConfig(max_source_tokens=32, max_target_tokens=12))
-    texts[7], texts[20] = texts[7] + "!", texts[20] + "!"
-    pq.write_table(pa.table({"id": list(range(30)), "text": texts}), tmp_path / "in.parquet")
-    values = {
-        "input": {"path": str(tmp_path / "in.parquet")},
-        "output": {"path": str(tmp_path / "out"), "run_id": "r"},
-        "model": {"path": str(tmp_path / "bundle")},
-        "resources": {"actors": 1, "window_rows": 16},
-    }
-    finished = execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None)
+    write_documents(tmp_path, "0", texts | {7: "Document number 7!", 20: "Document number 20!"})
+    finished = run(tmp_path, tmp_path / "bundle", resources={"window_rows": 16})
     assert finished.manifest.counts.rejected == {"decode_error": 2}
-    rejects = pads.dataset(tmp_path / "out/rejects/run=r").to_table().to_pylist()
+    rejects = read_rows(tmp_path, kind="rejects")
     assert {row["id"] for row in rejects} == {7, 20}
-    assert all("the model computes what is no number" in row["detail"] for row in rejects)
-    summarized = pads.dataset(tmp_path / "out/summaries/run=r").to_table()["id"].to_pylist()
-    assert sorted(summarized) == [n for n in range(30) if n not in (7, 20)]
-    values["output"]["run_id"] = "next"
-    again = execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None).manifest.counts
-    assert (again.skipped, again.rejected) == ({"summarized": 28}, {"decode_error": 2}), "it is tried again"
+    assert all("NaN" in row["detail"] for row in rejects)
+    assert read_ids(tmp_path) == [n for n in range(30) if n not in (7, 20)]
+    again = run(tmp_path, tmp_path / "bundle", "next").manifest.counts
+    assert (again.skipped, again.rejected) == ({"summarized": 28}, {"decode_error": 2}), "the next run tries them again"

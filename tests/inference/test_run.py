@@ -1,100 +1,106 @@
-"""The whole main job on small stores, with real Ray."""
+"""One run on a small input, with real Ray: what it writes, and what stops it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+from small_runs import make_plan, read_rows, run, write_documents
 
-from pipeline.config.summarize import SummarizeConfig
 from pipeline.errors import Stopped, UserError
-from pipeline.inference.plan import plan_run
 from pipeline.inference.run import RunResult, execute
 from pipeline.runs.progress import RunProgress
 
-TEXTS = [
-    "We study the spectral gap of random graphs.",
-    "ߒߞߏ ߦߋ߫ ߛߓߍߛߎ߲ ߘߏ߫ ߟߋ߬ ߘߌ߫",  # N'Ko, right to left
-    "བོད་ཡིག་ནི་བོད་མིའི་ཡི་གེ་ཡིན།",  # Tibetan
-    "A family 👨‍👩‍👧‍👦 and a flag 🏳️‍🌈 with joiners",
-    "word " * 40_000,  # 200,000 characters
-    "control \x00 \x1b characters \u2028 and separators",
-    "<s> </s> <pad> special names",
-    "x",
-]
+TEXTS = {
+    "english": "We study the spectral gap of random graphs.",
+    "right to left": "ߒߞߏ ߦߋ߫ ߛߓߍߛߎ߲ ߘߏ߫ ߟߋ߬ ߘߌ߫",  # N'Ko
+    "tibetan": "བོད་ཡིག་ནི་བོད་མིའི་ཡི་གེ་ཡིན།",
+    "joiners": "A family 👨‍👩‍👧‍👦 and a flag 🏳️‍🌈 with joiners",
+    "200,000 characters": "word " * 40_000,
+    "controls": "control \x00 \x1b characters \u2028 and separators",
+    "special names": "<s> </s> <pad> special names",
+    "short": "x",
+}
+REJECTS = {"null": None, "empty": "", "blank": " \n\t\u00a0", None: "no id"}
+TOKENLESS = "\u2581 \u2581"  # SentencePiece writes spaces so, and finds nothing else in it
+NOT_UTF8 = b"a lone surrogate \xed\xa0\x80 and a truncated \xf0\x9f\x91"
+OPTIONS: dict[str, Any] = {"id_column": "key", "keep_columns": ["tags", "date"], "max_chars": 1_000_000}
 
 
-def run(config: dict[str, Any], on_progress: Callable[[RunProgress], None] = lambda _: None) -> RunResult:
-    return execute(plan_run(SummarizeConfig.model_validate(config)), on_progress)
+def make_table(texts: dict[str | None, str | None] | pa.Array, text_type: pa.DataType) -> pa.Table:
+    """Return documents with an id, a text and two more columns."""
+    if isinstance(texts, dict):
+        keys, column = list(texts), pa.array(texts.values(), text_type)
+    else:
+        keys, column = ["not UTF-8"], texts
+    dates = pa.field("date", pa.string(), metadata={"calendar": "julian"})
+    tags = pa.array([["a"], *[["b", "c"]] * (len(keys) - 1)])
+    schema = pa.schema([("key", pa.string()), ("text", column.type), ("tags", tags.type), dates])
+    return pa.table([pa.array(keys), column, tags, pa.array(["x", *[None] * (len(keys) - 1)])], schema)
 
 
-def config(store: Path, output: Path, bundle: Path, **sections: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "input": {"path": str(store)},
-        "output": {"path": str(output), "run_id": "r"},
-        "model": {"path": str(bundle)},
-        "resources": {"actors": 1},
-    }
-    for name, options in sections.items():
-        values[name] = {**values.get(name, {}), **options}
-    return values
-
-
-def rows(output: Path, kind: str, run_id: str = "r") -> list[dict[str, Any]]:
-    folder = output / kind / f"run={run_id}"
-    return pads.dataset(folder).to_table().to_pylist() if folder.exists() else []
-
-
-def write_store(folder: Path, *tables: pa.Table) -> Path:
-    folder.mkdir()
-    for number, table in enumerate(tables):
-        pq.write_table(table, folder / f"{number}.parquet")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An input with texts of all kinds, and the leftover of an interrupted run."""
+    folder = tmp_path_factory.mktemp("run")
+    write_documents(folder, "0", make_table(dict(TEXTS), pa.string()))
+    write_documents(folder, "1", make_table(dict(REJECTS), pa.large_string()))
+    write_documents(folder, "2", make_table({"tokenless": TOKENLESS, "long": "y" * 1_000_001}, pa.string_view()))
+    not_utf8 = pa.Array.from_buffers(pa.string(), 1, pa.array([NOT_UTF8], pa.binary()).buffers())
+    write_documents(folder, "3", make_table(not_utf8, pa.string()))
+    write_stray_file(folder, "leftover")
     return folder
 
 
-def test_every_id_ends_in_summaries_or_rejects_once(tmp_path: Path, tiny_bundle: Path) -> None:
-    sound = pa.table({"id": [f"d{n}" for n in range(len(TEXTS))], "text": TEXTS})
-    unfit = pa.array([None, "", " \n\t\u00a0", "no id"], pa.large_string())
-    bad = pa.table({"id": ["null", "empty", "blank", None], "text": unfit})
-    marks = pa.table({"id": ["marks"], "text": ["\u2581 \u2581"]})  # what SentencePiece writes for a space, and nothing else
-    marks = marks.cast(pa.schema([("id", pa.string_view()), ("text", pa.string_view())]))
-    long = pa.table({"id": ["long"], "text": ["y" * 1_000_001]})
-    finished = run(
-        config(
-            write_store(tmp_path / "in", sound, bad, long, marks), tmp_path / "out", tiny_bundle, input={"max_chars": 1_000_000}
-        )
-    )
-    summaries, rejects = rows(tmp_path / "out", "summaries"), rows(tmp_path / "out", "rejects")
-    assert sorted(row["id"] for row in summaries) == sorted(sound["id"].to_pylist())
-    assert {row["id"]: row["reason"] for row in rejects} == {
+def write_stray_file(folder: Path, name: str) -> None:
+    path = folder / f"out/summaries/run=r/part-{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"key": ["english"], "summary": ["written twice"]}), path)
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path, tiny_bundle: Path) -> RunResult:
+    """A finished run; while it ran, a stray file and a later input file were written."""
+    phases: list[str] = []
+
+    def disturb(_: RunProgress) -> None:
+        write_stray_file(folder, "stray")
+        write_documents(folder, "later", make_table({"later": "text"}, pa.string()))
+
+    plan = make_plan(folder, tiny_bundle, input=OPTIONS, resources={"window_rows": 512})
+    finished = execute(plan, disturb, phases.append)
+    (folder / "in/later.parquet").unlink()
+    assert phases[0] == "starting Ray"
+    assert "loading the model and reading documents" in phases
+    return finished
+
+
+def test_every_document_is_summarized_or_rejected_once(folder: Path, result: RunResult) -> None:
+    rejects = read_rows(folder, kind="rejects")
+    assert sorted(row["key"] for row in read_rows(folder)) == sorted([*TEXTS, "not UTF-8"])
+    assert {row["key"]: row["reason"] for row in rejects} == {
         "null": "null_text",
         "empty": "empty_text",
         "blank": "empty_text",
         "long": "too_long",
-        "marks": "empty_text",
+        "tokenless": "empty_text",
         None: "null_id",
     }
     assert all(row["detail"] for row in rejects)
-    counts = finished.manifest.counts
-    assert (counts.read, counts.summarized, sum(counts.rejected.values())) == (14, 8, 6)
+    counts = result.manifest.counts
+    assert (counts.read, counts.summarized, sum(counts.rejected.values())) == (15, 9, 6)
 
 
-def test_a_summaries_row_keeps_the_contract(tmp_path: Path, tiny_bundle: Path) -> None:
-    table = pa.table({"key": pa.array([7, 8], pa.int16()), "body": TEXTS[:2], "tags": [["a"], ["b", "c"]], "date": ["x", None]})
-    table = table.cast(table.schema.set(3, pa.field("date", pa.string(), metadata={"calendar": "julian"})))
-    options = {"id_column": "key", "text_column": "body", "keep_columns": ["tags", "date"]}
-    finished = run(config(write_store(tmp_path / "in", table), tmp_path / "out", tiny_bundle, input=options))
-    [file] = (tmp_path / "out/summaries/run=r").glob("*.parquet")
+def test_summaries_have_the_documented_columns(folder: Path, result: RunResult) -> None:
+    file, *_ = (folder / "out/summaries/run=r").glob("*.parquet")
     schema = pq.read_schema(file)
     assert schema.remove_metadata() == pa.schema(
         [
-            ("key", pa.int16()),
+            ("key", pa.string()),
             ("summary", pa.string()),
             ("source_tokens", pa.int32()),
             ("summary_tokens", pa.int32()),
@@ -107,147 +113,94 @@ def test_a_summaries_row_keeps_the_contract(tmp_path: Path, tiny_bundle: Path) -
     )
     assert schema.field("date").metadata[b"calendar"] == b"julian"
     assert schema.metadata[b"nightshift.run_id"] == b"r"
-    assert schema.metadata[b"nightshift.model_fingerprint"].decode() == finished.manifest.model_fingerprint
-    kept = {row["key"]: (row["tags"], row["date"]) for row in rows(tmp_path / "out", "summaries")}
-    assert kept == {7: (["a"], "x"), 8: (["b", "c"], None)}
-    assert {row["finish_reason"] for row in rows(tmp_path / "out", "summaries")} <= {"eos", "length"}
+    assert schema.metadata[b"nightshift.model_fingerprint"].decode() == result.manifest.model_fingerprint
+    rows = {row["key"]: row for row in read_rows(folder)}
+    assert (rows["english"]["tags"], rows["english"]["date"]) == (["a"], "x")
+    assert (rows["short"]["tags"], rows["short"]["date"]) == (["b", "c"], None)
+    assert {row["finish_reason"] for row in rows.values()} <= {"eos", "length"}
 
 
-def test_bytes_that_are_not_utf8_come_through(tmp_path: Path, tiny_bundle: Path) -> None:
-    broken = b"a lone surrogate \xed\xa0\x80 and a cut \xf0\x9f\x91"
-    texts = pa.Array.from_buffers(pa.string(), 1, pa.array([broken], pa.binary()).buffers())
-    run(config(write_store(tmp_path / "in", pa.table({"id": [1], "text": texts})), tmp_path / "out", tiny_bundle))
-    assert [row["id"] for row in rows(tmp_path / "out", "summaries")] == [1]
-
-
-def test_a_summary_depends_on_its_document_alone(tmp_path: Path, tiny_bundle: Path) -> None:
-    texts = [" ".join(TEXTS[:1] * (1 + n % 7)) + f" {n}" for n in range(60)]
-    tables = [pa.table({"id": list(range(start, start + 20)), "text": texts[start : start + 20]}) for start in (0, 20, 40)]
-    store = write_store(tmp_path / "in", *tables)
-    shapes = ({"window_rows": 512}, {"window_rows": 7, "window_tokens": 60, "token_budget": 50, "actors": 2, "min_actors": 1})
-    found = []
-    for number, shape in enumerate(shapes):
-        run(config(store, tmp_path / f"out{number}", tiny_bundle, resources=shape))
-        found.append({row["id"]: row["summary"] for row in rows(tmp_path / f"out{number}", "summaries")})
-    assert len(found[0]) == 60
-    assert found[0] == found[1]
-
-
-def test_the_manifest_says_what_was_done_and_success_comes_last(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": ["a", "b", "c"], "text": [TEXTS[0], TEXTS[4], None]}))
-    run(config(store, tmp_path / "out", tiny_bundle))
-    folder = tmp_path / "out/runs/r"
+def test_manifest_describes_the_run_and_success_is_written_last(folder: Path, result: RunResult) -> None:
+    run_folder = folder / "out/runs/r"
     names = ["_SUCCESS", "config.yaml", "manifest.json", "plan.parquet", "progress.json", "report.html"]
-    assert sorted(file.name for file in folder.iterdir()) == names
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["counts"]["read"] == 3
-    assert manifest["counts"]["rejected"] == {"null_text": 1}
-    assert manifest["counts"]["truncated"] == 1
-    assert [file["rows"] for file in manifest["input_files"]] == [3]
+    assert sorted(file.name for file in run_folder.iterdir()) == names
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    assert manifest == json.loads(result.manifest.model_dump_json())
+    assert manifest["counts"]["read"] == 15
+    assert manifest["counts"]["truncated"] >= 1
+    assert [file["rows"] for file in manifest["input_files"]] == [8, 4, 2, 1], "a file that comes later is left to the next run"
     for file in manifest["output_files"]:
-        path = tmp_path / "out" / file["path"]
+        path = folder / "out" / file["path"]
         assert (pq.read_metadata(path).num_rows, path.stat().st_size) == (file["rows"], file["bytes"])
-    assert (folder / "_SUCCESS").stat().st_mtime_ns >= (folder / "manifest.json").stat().st_mtime_ns
+    assert (run_folder / "_SUCCESS").stat().st_mtime_ns >= (run_folder / "manifest.json").stat().st_mtime_ns
 
 
-def test_leftovers_of_an_unfinished_run_are_not_in_its_result(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": ["a"], "text": [TEXTS[0]]}))
-    leftover = tmp_path / "out/summaries/run=r/part-leftover.parquet"
-    leftover.parent.mkdir(parents=True)
-    pq.write_table(pa.table({"id": ["a"], "summary": ["half a run"]}), leftover)
-    run(config(store, tmp_path / "out", tiny_bundle))
-    assert len(rows(tmp_path / "out", "summaries")) == 1
-    assert not leftover.exists()
+def test_files_without_a_record_are_removed(folder: Path, result: RunResult) -> None:
+    recorded = {Path(file.path).name for file in result.manifest.output_files}
+    written = {path.name for kind in ("summaries", "rejects") for path in (folder / f"out/{kind}/run=r").iterdir()}
+    assert written == recorded
 
 
-def test_a_file_that_no_record_names_is_removed_before_the_end(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": ["a"], "text": [TEXTS[0]]}))
-    stray = tmp_path / "out/summaries/run=r/part-stray.parquet"
-    run(
-        config(store, tmp_path / "out", tiny_bundle),
-        lambda _: pq.write_table(pa.table({"id": ["a"], "summary": ["written twice"]}), stray),
-    )
-    assert not stray.exists()
-    assert len(rows(tmp_path / "out", "summaries")) == 1
+def test_summary_depends_only_on_its_document(folder: Path, result: RunResult, tiny_bundle: Path) -> None:
+    shape = {"window_rows": 3, "window_tokens": 60, "token_budget": 50, "actors": 2, "min_actors": 1}
+    other = run(folder, tiny_bundle, "other", input=OPTIONS, resources=shape, full=True)
+    assert len(other.manifest.output_files) > len(result.manifest.output_files)
+    assert {r["key"]: r["summary"] for r in read_rows(folder, "other")} == {r["key"]: r["summary"] for r in read_rows(folder)}
 
 
-def test_a_written_file_that_is_gone_stops_the_run(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": ["a"], "text": [TEXTS[0]]}))
+@pytest.mark.usefixtures("result")
+def test_finished_run_is_not_run_again_with_another_input_or_options(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    assert make_plan(folder, tiny_bundle, input=OPTIONS).is_finished()
+    with pytest.raises(UserError, match="r is finished"):
+        make_plan(folder, tiny_bundle, input=OPTIONS, decoding={"max_target_tokens": 3}).is_finished()
+    with pytest.raises(UserError, match="r is finished"):
+        make_plan(folder, tiny_bundle, input={**OPTIONS, "path": str(folder / "in/0.parquet")}).is_finished()
+    with pytest.raises(UserError, match=r"another driver .* run r\b"):
+        run(folder, tiny_bundle, input=OPTIONS)
+    manifest = tmp_path / "out/runs/r/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"format": 0}')
+    (manifest.parent / "_SUCCESS").write_text('{"sequence": 1}')
+    write_documents(tmp_path, "0", {"a": "text"})
+    with pytest.raises(UserError, match=r"manifest\.json.*--output\.run_id"):
+        make_plan(tmp_path, tiny_bundle).is_finished()
 
-    def lose(_: RunProgress) -> None:
-        for file in (tmp_path / "out/summaries/run=r").iterdir():
-            file.unlink()
 
-    with pytest.raises(Stopped, match=r"1 files are not in .* as they were written"):
-        run(config(store, tmp_path / "out", tiny_bundle), lose)
+def test_changed_input_file_stops_the_run(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_documents(tmp_path, "0", {"a": TEXTS["english"]})
+    with pytest.raises(Stopped, match=r"0\.parquet"):
+        run(tmp_path, tiny_bundle, on_progress=lambda _: write_documents(tmp_path, "0", {"b": "another text"}) and None)
     assert not (tmp_path / "out/runs/r/_SUCCESS").exists()
 
 
-def test_a_file_that_changes_during_the_run_stops_it_and_a_new_one_does_not(tmp_path: Path, tiny_bundle: Path) -> None:
-    table = pa.table({"id": ["a"], "text": [TEXTS[0]]})
-    store = write_store(tmp_path / "in", table)
-    run(config(store, tmp_path / "out", tiny_bundle), lambda _: pq.write_table(table, store / "new.parquet"))
-    assert (tmp_path / "out/runs/r/_SUCCESS").exists()
-    other = pa.table({"id": ["b"], "text": [TEXTS[1]]})
-    with pytest.raises(Stopped, match=r"1 files have changed since the run began, .*0\.parquet among them"):
-        run(
-            config(store, tmp_path / "other", tiny_bundle),
-            lambda _: pq.write_table(other, store / "0.parquet"),
-        )
-    assert not (tmp_path / "other/runs/r/_SUCCESS").exists()
+def test_actor_errors_reach_the_user(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_documents(tmp_path, "0", {"a": "text"})
+    with pytest.raises(UserError, match=r"^float16 "):
+        run(tmp_path, tiny_bundle, resources={"precision": "float16", "use_gpu": False})
 
 
-def test_a_finished_run_is_not_taken_for_another(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": ["a"], "text": [TEXTS[0]]}))
-    values = config(store, tmp_path / "out", tiny_bundle)
-    run(values)
-    assert plan_run(SummarizeConfig.model_validate(values)).is_finished()
-    shorter = {**values, "decoding": {"max_target_tokens": 3}}
-    with pytest.raises(UserError, match="with other decoding options"):
-        plan_run(SummarizeConfig.model_validate(shorter)).is_finished()
-    pq.write_table(pa.table({"id": ["b"], "text": [TEXTS[1]]}), store / "new.parquet")
-    with pytest.raises(UserError, match="with another input"):
-        plan_run(SummarizeConfig.model_validate(values)).is_finished()
-    (tmp_path / "out/runs/r/manifest.json").write_text('{"format": 0}')
-    with pytest.raises(UserError, match=r"manifest\.json is broken or of another version; set another --output\.run_id"):
-        plan_run(SummarizeConfig.model_validate(values)).is_finished()
-
-
-@pytest.mark.parametrize("columns", [["id"], ["c", "c"]])
-def test_a_column_is_kept_once(tmp_path: Path, tiny_bundle: Path, columns: list[str]) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": [1], "text": ["t"], "c": ["c"]}))
-    with pytest.raises(UserError, match=r"--input\.keep_columns"):
-        run(config(store, tmp_path / "out", tiny_bundle, input={"keep_columns": columns}))
-
-
-def test_the_output_may_not_lie_in_the_input(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": [1], "text": ["t"]}))
-    with pytest.raises(UserError, match="lie in each other"):
-        run(config(store, store / "out", tiny_bundle))
-
-
-def test_actors_that_the_machine_cannot_hold(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": [1], "text": ["t"]}))
+def test_too_many_actors_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_documents(tmp_path, "0", {"a": "text"})
     for options in ({"actors": 10_000}, {"use_gpu": True}):
         with pytest.raises(UserError, match=r"--resources\.actors"):
-            run(config(store, tmp_path / "out", tiny_bundle, resources=options))
+            run(tmp_path, tiny_bundle, resources=options)
 
 
-def test_a_precision_that_the_actors_cannot_compute_in(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": [1], "text": ["t"]}))
-    with pytest.raises(UserError, match=r"^float16 computes on GPUs alone"):
-        run(config(store, tmp_path / "out", tiny_bundle, resources={"precision": "float16", "use_gpu": False}))
-
-
-def test_an_empty_store_gives_an_empty_finished_run(tmp_path: Path, tiny_bundle: Path) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}))
-    finished = run(config(store, tmp_path / "out", tiny_bundle))
-    assert finished.manifest.counts.read == 0
+def test_input_without_documents_gives_an_empty_finished_run(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_documents(tmp_path, "0", {})
+    write_documents(tmp_path, "0", pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}))
+    assert run(tmp_path, tiny_bundle).manifest.counts.read == 0
     assert (tmp_path / "out/runs/r/_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("column", ["summary", "run", "nightshift.ids"])
-def test_a_kept_column_may_not_hide_one_of_the_outputs(tmp_path: Path, tiny_bundle: Path, column: str) -> None:
-    store = write_store(tmp_path / "in", pa.table({"id": [1], "text": ["t"], column: ["c"]}))
-    with pytest.raises(UserError, match=f"'{column}'"):
-        run(config(store, tmp_path / "out", tiny_bundle, input={"keep_columns": [column]}))
+@pytest.mark.parametrize("columns", [["id"], ["c", "c"], ["summary"], ["run"], ["nightshift.ids"]])
+def test_kept_columns_may_not_repeat_or_hide_others(tmp_path: Path, tiny_bundle: Path, columns: list[str]) -> None:
+    write_documents(tmp_path, "0", pa.table({"id": [1], "text": ["t"], "c": ["c"]} | {name: ["c"] for name in columns}))
+    with pytest.raises(UserError, match=rf"--input\.keep_columns .*'{columns[0]}'"):
+        make_plan(tmp_path, tiny_bundle, input={"keep_columns": columns})
+
+
+def test_output_in_the_input_is_refused(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_documents(tmp_path, "0", {"a": "text"})
+    with pytest.raises(UserError, match=r"--output\.path"):
+        make_plan(tmp_path, tiny_bundle, output={"path": str(tmp_path / "in/out")})

@@ -1,13 +1,11 @@
-"""Which rows of a store are to be done: not those that an earlier run did and that are as they were.
-
-Those that are no documents stay, with the reason why they are rejected.
-"""
+"""Drop the rows that an earlier run processed and that are unchanged; mark those that are rejected."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.config.summarize import DocumentsInput
@@ -21,58 +19,63 @@ from pipeline.runs.ledger import REJECTED, Ledger
 
 
 class RowFilter:
-    """Looks at the rows of one unit, and counts those that it leaves out.
+    """Filters the rows of one split.
 
     Args:
-        salt: of content keys: all that a summary follows from beside its text. ledger: what earlier runs did; None: nothing.
-            repeated: which rows repeat the id of another; None: none does.
+        salt: Of content keys: hash of all that a summary depends on besides the text.
+        ledger: Documents that earlier runs processed, if any.
+        duplicates: Rows that repeat an id, if they are known.
+
+    Attributes:
+        skipped: Dropped rows by their outcome in the earlier run.
     """
 
-    def __init__(self, input: DocumentsInput, salt: bytes, ledger: Ledger | None, repeated: DuplicateRows | None) -> None:
+    def __init__(self, input: DocumentsInput, salt: bytes, ledger: Ledger | None, duplicates: DuplicateRows | None) -> None:
         self._input, self._salt = input, salt
         self._ledger = None if ledger is None else ledger.lookup()
-        self._repeated = None if repeated is None else repeated.fetch()
+        self._duplicates = None if duplicates is None else duplicates.fetch()
         self.skipped: Counter[str] = Counter()
 
     def apply(self, rows: pa.Table) -> pa.Table:
-        """Of rows with a ``ROW_ADDRESS`` those that are to be done, with their keys and why they are rejected."""
+        """Return the rows to process, with their keys and the reason and detail of a reject."""
         texts, ids = to_texts(rows[self._input.text_column]), rows[self._input.id_column]
         rejections = [
-            check_document(valid, text, self._input.max_chars)
-            for valid, text in zip(ids.is_valid().to_pylist(), texts, strict=True)
+            check_document(has_id, text, self._input.max_chars)
+            for has_id, text in zip(ids.is_valid().to_pylist(), texts, strict=True)
         ]
         keys = id_keys(str(value) for value in to_texts(ids))[:, 0]
-        # What a rejected row is rejected for stands for it: the text of one may be null.
+        # The content of a rejected row is its rejection: its text may be null.
         contents = content_keys(
-            (f"{why}: {detail}" if why else str(text) for text, (why, detail) in zip(texts, rejections, strict=True)),
+            (f"{reason}: {detail}" if reason else str(text) for text, (reason, detail) in zip(texts, rejections, strict=True)),
             self._salt,
         )
-        repeats = self._note_repeats(rows, rejections)
-        done = np.zeros(len(rows), np.bool_)
+        is_duplicate = self._reject_duplicates(rows, rejections)
+        is_done = np.zeros(len(rows), np.bool_)
         if self._ledger is not None:
-            known, before = self._ledger.find(keys)
-            done = known & (before | REJECTED == contents | REJECTED) & ids.is_valid().to_numpy() & ~repeats
-            rejected = int((before[done] & REJECTED).sum())
-            self.skipped += Counter({"rejected": rejected, "summarized": int(done.sum()) - rejected})
+            is_known, known_contents = self._ledger.find(keys)
+            is_unchanged = is_known & (known_contents | REJECTED == contents | REJECTED)
+            is_done = is_unchanged & ids.is_valid().to_numpy() & ~is_duplicate
+            rejected = int((known_contents[is_done] & REJECTED).sum())
+            self.skipped += Counter({"rejected": rejected, "summarized": int(is_done.sum()) - rejected})
         table = (
             rows.append_column(ID_KEY, pa.array(keys))
             .append_column(CONTENT_KEY, pa.array(contents))
-            .append_column(REASON, pa.array([why for why, _ in rejections], pa.string()))
+            .append_column(REASON, pa.array([reason for reason, _ in rejections], pa.string()))
             .append_column(DETAIL, pa.array([detail for _, detail in rejections], pa.string()))
         )
-        return table.filter(pa.array(~done)) if done.any() else table
+        return table.filter(pa.array(~is_done)) if is_done.any() else table
 
-    def _note_repeats(self, rows: pa.Table, rejections: list[Rejection]) -> np.ndarray:
-        """Reject the rows whose id another row has before them; which they are."""
-        repeats = np.zeros(len(rows), np.bool_)
-        if self._repeated is not None and len(self._repeated):
-            positions = rows[ROW_ADDRESS].to_numpy()
-            at = np.minimum(np.searchsorted(self._repeated["at"], positions), len(self._repeated) - 1)
-            repeats = self._repeated["at"][at] == positions
-            for row in np.flatnonzero(repeats):
-                file, first = unpack_address(int(self._repeated["first"][at[row]]))
-                rejections[row] = (
-                    RejectReason.DUPLICATE_ID,
-                    f"row {first} of input file {file}, both counted from 0 as in the manifest, has this id before it",
-                )
-        return repeats
+    def _reject_duplicates(self, rows: pa.Table, rejections: list[Rejection]) -> npt.NDArray[np.bool_]:
+        """Reject the rows that repeat the id of an earlier row; return which rows these are."""
+        if self._duplicates is None or not len(self._duplicates):
+            return np.zeros(len(rows), np.bool_)
+        addresses = rows[ROW_ADDRESS].to_numpy()
+        index = np.minimum(np.searchsorted(self._duplicates["address"], addresses), len(self._duplicates) - 1)
+        is_duplicate: npt.NDArray[np.bool_] = self._duplicates["address"][index] == addresses
+        for row in np.flatnonzero(is_duplicate):
+            file, first_row = unpack_address(int(self._duplicates["first"][index[row]]))
+            rejections[row] = (
+                RejectReason.DUPLICATE_ID,
+                f"row {first_row} of input file {file} has the same id (both numbers count from 0, files as in the manifest)",
+            )
+        return is_duplicate

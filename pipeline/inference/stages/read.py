@@ -1,4 +1,4 @@
-"""The stage that reads: units of a store to windows of token ids."""
+"""The stage that reads: splits of an input to windows of token ids."""
 
 from __future__ import annotations
 
@@ -38,23 +38,29 @@ from pipeline.inference.stages.window import (
 )
 from pipeline.io.memory_limit import memory_limit
 from pipeline.runs.ledger import Ledger
-from pipeline.runs.stats import OPENING_CHARS, RUN_SKETCH, smallest_keys
+from pipeline.runs.samples import OPENING_CHARS, RUN_SKETCH, smallest_keys
 from pipeline.runs.timings import StageTimings
 from pipeline.runs.unreadable_files import UnreadableFiles
 
 _MAX_ATTEMPTS = 8
-"""Of a unit, whose reading took the process along: nodes die, too, but not so often with the same one."""
+"""Attempts to read a split whose readers die. Nodes die too, but not so often with the same split."""
 
 
 @dataclass(frozen=True)
 class ReadWindows:
-    """Reads units of a store and encodes their documents: those that are sound, and that no earlier run did as they are.
+    """Reads splits, drops documents that are already processed, and tokenizes the others.
 
-    window_rows, window_tokens: most documents of a window, and most subwords of their sources together, if that is bounded.
-    tokenizer_file: a SentencePiece model's bytes. max_source_tokens: subwords that the model reads of a document. salt: of
-    content keys. bad_files: of the run. ledger, repeated: what is done already, and which rows repeat an id; None: nothing, and
-    none. sample: documents of a window whose openings go along, at most (digest.Sample). attempts: of the run; None: are not
-    counted.
+    Attributes:
+        window_rows: Maximum documents of a window.
+        window_tokens: Maximum source tokens of a window; None for no limit.
+        tokenizer_file: Content of a SentencePiece model.
+        max_source_tokens: Tokens that the model reads of a document.
+        salt: Of content keys (see RowFilter).
+        unreadable: Unreadable files of the run.
+        ledger: Documents that earlier runs processed, if any.
+        duplicates: Rows that repeat an id, if they are known.
+        sample: Maximum openings that a window keeps for examples.
+        attempts: Counts attempts; None to count none.
     """
 
     filesystem: fs.FileSystem
@@ -64,91 +70,89 @@ class ReadWindows:
     input: DocumentsInput
     max_source_tokens: int
     salt: bytes
-    bad_files: UnreadableFiles
+    unreadable: UnreadableFiles
     ledger: Ledger | None = None
-    repeated: DuplicateRows | None = None
+    duplicates: DuplicateRows | None = None
     sample: int = RUN_SKETCH.sample
     attempts: AttemptCounter | None = None
 
     @property
     def columns(self) -> list[str]:
-        """That are read of the input."""
+        """Columns to read."""
         return list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
 
-    def screen(self) -> RowFilter:
-        """For the rows of one unit."""
-        return RowFilter(self.input, self.salt, self.ledger, self.repeated)
-
-    def nothing(self) -> pa.Table:
-        """No rows of a unit."""
-        return pa.table({column: pa.nulls(0) for column in [*self.columns, ROW_ADDRESS]})
-
-    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
-        """Of units as rows, their windows as rows: but for those that are written already."""
-        for unit in map(split_from_dict, units.to_pylist()):
-            with self.attempt(unit) as stage:
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield the windows of splits, except those that are already written; both travel as rows."""
+        for split in map(split_from_dict, rows.to_pylist()):
+            with self.attempt(split) as stage:
                 started = time.monotonic()
-                for window, passport in stage.read(unit):
-                    if passport.number not in unit.done:
-                        yield window_to_row(window, replace(passport, timings=StageTimings(read_s=time.monotonic() - started)))
+                for window, metadata in stage.read(split):
+                    if metadata.number not in split.done:
+                        timings = StageTimings(read_s=time.monotonic() - started)
+                        yield window_to_row(window, replace(metadata, timings=timings))
                         started = time.monotonic()
 
     @contextmanager
-    def attempt(self, unit: Split) -> Iterator[ReadWindows]:
-        """Count an attempt to read a split; yield the stage to read it with.
+    def attempt(self, split: Split) -> Iterator[ReadWindows]:
+        """Count an attempt to read a split, and limit the memory of its block.
+
+        Yields:
+            The stage to read it with: if the split may have been read before in this run, one that skips no further rows.
 
         Raises:
-            UserError: whoever did has died, too often for it to be chance; or it takes more memory than a unit may.
+            UserError: Processes keep dying with the split, or it takes too much memory.
         """
         if self.attempts is None:
-            with memory_limit(str(unit)):
+            with memory_limit(str(split)):
                 yield self
             return
-        name = f"unit {unit.number}"
+        name = f"split {split.number}"
         if not self.attempts.begin(name, "read", _MAX_ATTEMPTS):
-            raise UserError(f"{_MAX_ATTEMPTS} processes died reading {unit}; mend it, or take it out of the input")
-        with memory_limit(str(unit)):
-            is_first = self.attempts.is_first(name) and not unit.done
-            yield self if is_first else replace(self, bad_files=self.bad_files.seal())
+            raise UserError(f"{_MAX_ATTEMPTS} processes died reading {split}; repair the file, or remove it from the input")
+        with memory_limit(str(split)):
+            is_first = self.attempts.is_first(name) and not split.done
+            yield self if is_first else replace(self, unreadable=self.unreadable.seal())
         self.attempts.end(name, "read")
 
-    def read(self, unit: Split) -> Iterator[tuple[pa.Table, WindowMetadata]]:
-        """A unit's windows: documents without text, with ids and the reason of a reject. The last one may have none."""
-        screen = self.screen()
-        bad = self.bad_files.of(unit)
-        apply = map(screen.apply, read_split(bad.readable, self.filesystem, self.columns, self.window_rows, bad.note))
-        number, held = 0, None
-        # Texts go before a window is whole: it holds what the model reads of them, and no more, however long they are.
-        for table in rebatch(map(self._encode, apply), self.window_rows):
+    def read(self, split: Split) -> Iterator[tuple[pa.Table, WindowMetadata]]:
+        """Yield the windows of a split: documents with token ids and reject reasons, without texts. The last may be empty."""
+        row_filter = RowFilter(self.input, self.salt, self.ledger, self.duplicates)
+        unreadable = self.unreadable.of(split)
+        tables = read_split(unreadable.readable, self.filesystem, self.columns, self.window_rows, unreadable.note)
+        # Tokenize before rows are collected to a window, so that it never holds whole texts, however long they are.
+        tokenized = map(self._tokenize, map(row_filter.apply, tables))
+        number, previous = 0, None
+        for table in rebatch(tokenized, self.window_rows):
             for window in self._windows(table):
-                if held is not None:
-                    yield held, WindowMetadata(unit.number, number, False)
+                if previous is not None:
+                    yield previous, WindowMetadata(split.number, number, False)
                     number += 1
-                held = window
-        if held is None:
-            [held] = self._windows(self._encode(screen.apply(self.nothing())))
-        yield held, WindowMetadata(unit.number, number, True, dict(screen.skipped), bad.unread)
+                previous = window
+        if previous is None:
+            no_rows = pa.table({column: pa.nulls(0) for column in [*self.columns, ROW_ADDRESS]})
+            [previous] = self._windows(self._tokenize(row_filter.apply(no_rows)))
+        yield previous, WindowMetadata(split.number, number, True, dict(row_filter.skipped), unreadable.unread)
 
-    def _windows(self, window: pa.Table) -> Iterator[pa.Table]:
-        parts = cut_by_tokens(window, self.window_tokens) if self.window_tokens and len(window) else [window]
+    def _windows(self, table: pa.Table) -> Iterator[pa.Table]:
+        parts = cut_by_tokens(table, self.window_tokens) if self.window_tokens and len(table) else [table]
         yield from (keep_sampled_openings(part, self.sample) for part in parts)
 
-    def _encode(self, documents: pa.Table) -> pa.Table:
-        texts, reasons, details = (
-            to_texts(documents[self.input.text_column]),
-            *(documents[c].to_pylist() for c in (REASON, DETAIL)),
-        )
-        sound = ["" if reason else str(text) for text, reason in zip(texts, reasons, strict=True)]
+    def _tokenize(self, documents: pa.Table) -> pa.Table:
+        reasons, details = documents[REASON].to_pylist(), documents[DETAIL].to_pylist()
+        texts = [
+            "" if reason else str(text)
+            for text, reason in zip(to_texts(documents[self.input.text_column]), reasons, strict=True)
+        ]
         tokenizer = cached_tokenizer(self.tokenizer_file)
-        ids, source_tokens = encode_column(tokenizer, sound, self.max_source_tokens)
-        values, ends = flatten_column(ids)
-        byte_tokens = np.diff(np.concatenate(([0], np.cumsum(tokenizer.is_byte_token[values])))[ends])
-        # Some texts, of a lone zero-width space say, have characters but nothing that the tokenizer keeps.
+        ids, source_tokens = encode_column(tokenizer, texts, self.max_source_tokens)
+        values, offsets = flatten_column(ids)
+        byte_tokens = np.diff(np.concatenate(([0], np.cumsum(tokenizer.is_byte_token[values])))[offsets])
+        # Some texts, such as a zero-width space, have characters but no tokens.
         for row, tokens in enumerate(source_tokens.tolist()):
             if not tokens and not reasons[row]:
                 reasons[row], details[row] = NO_TOKEN
-        # One more shows that there is more.
-        openings = [None if reason else text[: OPENING_CHARS + 1] for text, reason in zip(sound, reasons, strict=True)]
+        # One character more shows that the opening is not the whole text.
+        openings = [None if reason else text[: OPENING_CHARS + 1] for text, reason in zip(texts, reasons, strict=True)]
         return (
             documents.select([self.input.id_column, *self.input.keep_columns, ID_KEY, CONTENT_KEY])
             .append_column(IDS, ids)
@@ -160,19 +164,19 @@ class ReadWindows:
         )
 
 
-def cut_by_tokens(window: pa.Table, most: int) -> Iterator[pa.Table]:
-    """Parts of a window, in order, whose sources have so many subwords together at most, or which are one document."""
-    ends, start = flatten_column(window[IDS])[1], 0
+def cut_by_tokens(window: pa.Table, max_tokens: int) -> Iterator[pa.Table]:
+    """Cut a window, in order, into parts of at most ``max_tokens`` source tokens; a longer document is a part of its own."""
+    offsets, start = flatten_column(window[IDS])[1], 0
     while start < len(window):
-        end = max(start + 1, int(np.searchsorted(ends, ends[start] + most, side="right")) - 1)
+        end = max(start + 1, int(np.searchsorted(offsets, offsets[start] + max_tokens, side="right")) - 1)
         yield window.slice(start, end - start)
         start = end
 
 
-def keep_sampled_openings(window: pa.Table, most: int) -> pa.Table:
-    """The window with openings of so many documents at most: those whose ids have the least keys."""
-    [sound] = np.nonzero(window[REASON].is_null().to_numpy())
-    chosen = np.zeros(len(window), np.bool_)
-    chosen[sound[smallest_keys(window[ID_KEY].to_numpy()[sound], most)]] = True
-    openings = pc.if_else(pa.array(chosen), window[OPENING], pa.scalar(None, pa.string()))
+def keep_sampled_openings(window: pa.Table, count: int) -> pa.Table:
+    """Return the window with the openings of at most ``count`` documents: those whose ids have the smallest keys."""
+    [summarized] = np.nonzero(window[REASON].is_null().to_numpy())
+    is_sampled = np.zeros(len(window), np.bool_)
+    is_sampled[summarized[smallest_keys(window[ID_KEY].to_numpy()[summarized], count)]] = True
+    openings = pc.if_else(pa.array(is_sampled), window[OPENING], pa.scalar(None, pa.string()))
     return window.set_column(window.schema.get_field_index(OPENING), OPENING, openings)

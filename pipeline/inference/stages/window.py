@@ -1,12 +1,11 @@
-"""What a run's stages hand on: a window of documents as one row of Ray Data's, and what travels with it.
+"""What the stages of a run hand on: a window of documents as one row of a Ray Data block, with its metadata.
 
-    units ── reading.py ──> ids ── summarizer.py ──> summary ids ── writing.py ──> a record of the window
+    splits ── read.py ──> token ids ── summarize.py ──> summary ids ── write.py ──> a record of the window
 
-Text stays out of the tables between them but for the openings of a few examples. Rejected rows travel along without
-ids, so that a window is written as a whole: it is one row (columns.as_row), for Ray Data cuts and joins blocks of rows as it
-sees fit. Which stage runs where, and how often at a time, is run.py's business.
+A window is one row because Ray Data joins and cuts blocks of rows as it likes, and a window must be written as a whole. Texts
+are not handed on, except the openings of a few examples. Rejected rows stay in their window, without token ids.
 
-Nothing here needs torch, whose import would take longer than many a task does.
+This module does not import torch, which would take longer than many tasks do.
 """
 
 from __future__ import annotations
@@ -22,21 +21,33 @@ from pipeline.data.arrow import row_to_table, table_to_row
 from pipeline.runs.manifest import UnreadRows
 from pipeline.runs.timings import StageTimings
 
-# Columns between the stages; a user's own have no such prefix, which plan.py checks.
 PRIVATE_PREFIX = "nightshift."
+"""Starts the names of the columns below; plan.py checks that no column of the input has it."""
+
+# Columns of documents.
 ID_KEY, CONTENT_KEY = PRIVATE_PREFIX + "id_key", PRIVATE_PREFIX + "content_key"
 IDS, SOURCE_TOKENS, BYTE_TOKENS, OPENING = (
     PRIVATE_PREFIX + name for name in ("ids", "source_tokens", "byte_tokens", "opening")
 )
 REASON, DETAIL = PRIVATE_PREFIX + "reason", PRIVATE_PREFIX + "detail"
 SUMMARY_IDS, SCORE, FINISHED = (PRIVATE_PREFIX + name for name in ("summary_ids", "score", "finished"))
-# Columns of a window's row that are not of its documents.
-METADATA, DECODED_AT = PRIVATE_PREFIX + "passport", PRIVATE_PREFIX + "done_at"
+
+# Columns of the row that holds a window.
+METADATA, DECODED_AT = PRIVATE_PREFIX + "metadata", PRIVATE_PREFIX + "decoded_at"
 
 
 @dataclass(frozen=True)
 class WindowMetadata:
-    """What travels with a window: unit and number, by which it is named, and what a WindowRecord says beside of it."""
+    """Facts about a window that the stages collect for its WindowRecord.
+
+    Attributes:
+        split: Number of the split.
+        number: Number of the window in its split.
+        last: Whether it is the last window of its split.
+        skipped: Unchanged documents of the split by outcome; empty except in the last window.
+        unread: Rows of the split that could not be read, by path; empty except in the last window.
+        actor: Ray id of the actor that decoded it.
+    """
 
     split: int
     number: int
@@ -48,22 +59,22 @@ class WindowMetadata:
 
     @property
     def name(self) -> str:
-        """Of the window's files."""
+        """Name of the window's files."""
         return f"{self.split:06}-{self.number:04}"
 
 
 _METADATA_TYPE: TypeAdapter[WindowMetadata] = TypeAdapter(WindowMetadata)
 
 
-def window_to_row(window: pa.Table, passport: WindowMetadata) -> pa.Table:
-    """A window as it travels."""
+def window_to_row(window: pa.Table, metadata: WindowMetadata) -> pa.Table:
+    """Pack a window and its metadata into one row."""
     row = table_to_row(window)
-    for column, value in ((METADATA, _METADATA_TYPE.dump_json(passport).decode()), (DECODED_AT, time.time())):
+    for column, value in ((METADATA, _METADATA_TYPE.dump_json(metadata).decode()), (DECODED_AT, time.time())):
         row = row.append_column(column, pa.array([value]))
     return row
 
 
 def row_to_window(row: pa.Table) -> tuple[pa.Table, WindowMetadata]:
-    """The window, and what travels with it."""
+    """Unpack the row that ``window_to_row`` returned."""
     window = row_to_table(row.drop_columns([METADATA, DECODED_AT]))
     return window, _METADATA_TYPE.validate_json(row[METADATA][0].as_py())

@@ -36,31 +36,25 @@ from pipeline.io.parquet import to_parquet
 from pipeline.runs.layout import LEDGER, REJECT_COLUMNS, REJECTS, SUMMARIES, part_path
 from pipeline.runs.ledger import ENTRY, REJECTED, Entries, encode_segment
 from pipeline.runs.manifest import OutputFile, WindowRecord
-from pipeline.runs.stats import (
-    RUN_SKETCH,
-    DocumentSample,
-    DuplicateSketch,
-    Histogram,
-    RejectExamples,
-    RunStats,
-    SketchSize,
-    Throughput,
-    to_micronats,
-)
+from pipeline.runs.samples import RUN_SKETCH, DocumentSample, DuplicateSketch, RejectExamples, SketchSize
+from pipeline.runs.stats import Histogram, RunStats, Throughput, to_micronats
 from pipeline.runs.timings import StageTimings
 
 RECORD = "record"
+"""The column of the stage's output: a WindowRecord as JSON."""
 
 
 @dataclass(frozen=True)
 class WriteWindow:
-    """Decodes summary ids to text and writes a window's summaries and rejects, then its segment of the ledger.
+    """Writes the summaries and rejects of a window, then its ledger segment, which marks the window as done.
 
-    A file is named after its window and appears whole: one that is computed twice, after a crash, is written over. A window
-    is done once its segment is there.
+    Files are named after their window and appear whole, so a window that is computed again after a crash replaces its files.
 
-    tokenizer_file: a SentencePiece model's bytes. output: the output folder. metadata: of each Parquet file. room: what
-    the window's digest keeps.
+    Attributes:
+        tokenizer_file: Content of a SentencePiece model.
+        output: The output folder.
+        metadata: Metadata of each Parquet file.
+        sketch: Size limits of the window's samples.
     """
 
     tokenizer_file: bytes
@@ -69,39 +63,39 @@ class WriteWindow:
     output: Location
     run_id: str
     metadata: Mapping[str, str]
-    room: SketchSize = RUN_SKETCH
+    sketch: SketchSize = RUN_SKETCH
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """Write the window; returns one row, its WindowRecord as JSON."""
+        """Write a window and return its record."""
         started, unwritten_s = time.monotonic(), max(0.0, time.time() - row[DECODED_AT][0].as_py())
-        window, passport = row_to_window(row)
-        sound = pc.is_null(window[REASON])
-        summarized, rejected = window.filter(sound), window.filter(pc.invert(sound))
+        window, metadata = row_to_window(row)
+        is_summarized = pc.is_null(window[REASON])
+        summarized, rejected = window.filter(is_summarized), window.filter(pc.invert(is_summarized))
         summaries = self._summaries(summarized)
         files = [
-            self._write(REJECTS, passport.name, self._rejects(rejected)),
-            self._write(SUMMARIES, passport.name, summaries),
+            self._write(REJECTS, metadata.name, self._rejects(rejected)),
+            self._write(SUMMARIES, metadata.name, summaries),
         ]
         record = WindowRecord(
-            split=passport.split,
-            number=passport.number,
-            last=passport.last,
-            actor=passport.actor,
+            split=metadata.split,
+            number=metadata.number,
+            last=metadata.last,
+            actor=metadata.actor,
             documents=len(window),
-            skipped=dict(passport.skipped),
-            unread=dict(passport.unread),
+            skipped=dict(metadata.skipped),
+            unread=dict(metadata.unread),
             rejected=Counter(rejected[REASON].to_pylist()),
-            truncated=_total(summaries["source_truncated"]),
-            reached_length_limit=_total(pc.equal(summaries["finish_reason"], "length")),
-            source_tokens=_total(summaries["source_tokens"]),
-            summary_tokens=_total(summaries["summary_tokens"]),
-            timings=passport.timings + StageTimings(unwritten_s=unwritten_s, write_s=time.monotonic() - started),
+            truncated=_sum(summaries["source_truncated"]),
+            reached_length_limit=_sum(pc.equal(summaries["finish_reason"], "length")),
+            source_tokens=_sum(summaries["source_tokens"]),
+            summary_tokens=_sum(summaries["summary_tokens"]),
+            timings=metadata.timings + StageTimings(unwritten_s=unwritten_s, write_s=time.monotonic() - started),
             files=[file for file in files if file is not None],
-            stats=self._digest(summarized, summaries, rejected),
+            stats=self._stats(summarized, summaries, rejected),
         )
         if len(window):
-            content = encode_segment(self._entries(window), record)
-            self.output.child(part_path(LEDGER, self.run_id, passport.name)).write_with_retry(content)
+            content = encode_segment(_entries(window), record)
+            self.output.child(part_path(LEDGER, self.run_id, metadata.name)).write_with_retry(content)
         return pa.table({RECORD: [record.model_dump_json()]})
 
     def _summaries(self, window: pa.Table) -> pa.Table:
@@ -124,23 +118,15 @@ class WriteWindow:
     def _rejects(self, window: pa.Table) -> pa.Table:
         return window.select([self.input.id_column, REASON, DETAIL]).rename_columns([self.input.id_column, *REJECT_COLUMNS])
 
-    def _write(self, kind: str, name: str, table: pa.Table) -> OutputFile | None:
+    def _write(self, folder: str, name: str, table: pa.Table) -> OutputFile | None:
         if not len(table):
             return None
-        path = part_path(kind, self.run_id, name)
+        path = part_path(folder, self.run_id, name)
         content = to_parquet(table.replace_schema_metadata(dict(self.metadata)))
         self.output.child(path).write_with_retry(content)
         return OutputFile(path=path, rows=len(table), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
-    def _entries(self, window: pa.Table) -> Entries:
-        """Of the documents that the next run need not do if they are as they are now."""
-        kept = window.filter(pc.invert(pc.is_in(window[REASON], pa.array(RETRYABLE))))
-        entries = np.empty(len(kept), ENTRY)
-        entries["id"], contents = kept[ID_KEY].to_numpy(), kept[CONTENT_KEY].to_numpy()
-        entries["content"] = np.where(kept[REASON].is_valid().to_numpy(), contents | REJECTED, contents & ~REJECTED)
-        return entries
-
-    def _digest(self, summarized: pa.Table, summaries: pa.Table, rejected: pa.Table) -> RunStats:
+    def _stats(self, summarized: pa.Table, summaries: pa.Table, rejected: pa.Table) -> RunStats:
         texts = summaries["summary"].to_pylist()
         source_tokens = summarized[SOURCE_TOKENS].to_numpy()
         score_micronats, unscored = to_micronats(summarized[SCORE].to_numpy())
@@ -149,11 +135,11 @@ class WriteWindow:
             sources=Histogram.of(source_tokens),
             summaries=Histogram.of(summaries["summary_tokens"].to_numpy()),
             read_tokens=int(np.minimum(source_tokens, self.max_source_tokens).sum()),
-            byte_tokens=_total(summarized[BYTE_TOKENS]),
+            byte_tokens=_sum(summarized[BYTE_TOKENS]),
             score_micronats=score_micronats,
             unscored=unscored,
             empty=sum(not text.strip() for text in texts),
-            duplicates=DuplicateSketch.of(texts, self.room.hashes),
+            duplicates=DuplicateSketch.of(texts, self.sketch.hashes),
             sample=DocumentSample.of(
                 summarized[ID_KEY].to_numpy(), self._ids(summarized), summarized[OPENING].to_pylist(), texts
             ),
@@ -163,8 +149,17 @@ class WriteWindow:
         )
 
     def _ids(self, table: pa.Table) -> list[str | None]:
-        return [None if name is None else str(name) for name in to_texts(table[self.input.id_column])]
+        return [None if value is None else str(value) for value in to_texts(table[self.input.id_column])]
 
 
-def _total(column: pa.ChunkedArray) -> int | float:
+def _entries(window: pa.Table) -> Entries:
+    """Return ledger entries of the documents that the next run skips if they are unchanged."""
+    kept = window.filter(pc.invert(pc.is_in(window[REASON], pa.array(RETRYABLE))))
+    entries = np.empty(len(kept), ENTRY)
+    entries["id"], contents = kept[ID_KEY].to_numpy(), kept[CONTENT_KEY].to_numpy()
+    entries["content"] = np.where(kept[REASON].is_valid().to_numpy(), contents | REJECTED, contents & ~REJECTED)
+    return entries
+
+
+def _sum(column: pa.ChunkedArray) -> int | float:
     return pc.sum(column).as_py() or 0
