@@ -13,7 +13,8 @@ from pipeline.config.loader import load_config
 from pipeline.config.prepare import PairsInput, PrepareConfig
 from pipeline.errors import exit_on_user_error
 from pipeline.io.location import open_location
-from pipeline.prepare.prepare import TOKENIZER, PrepareProgress, PrepareResult, SplitReport, prepare
+from pipeline.prepare.extract import SplitReport
+from pipeline.prepare.prepare import TOKENIZER, PrepareProgress, PrepareResult, prepare
 
 
 def main() -> int:

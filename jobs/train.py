@@ -39,7 +39,7 @@ def _train(config: TrainConfig) -> TrainingResult:
         trained = train(config, on_record)
     log.finish()
     if trained.was_finished:
-        bounds = "patience" if trained.ran_out else "epochs, max_minutes or max_steps"
+        bounds = "patience" if trained.stopped_early else "epochs, max_minutes or max_steps"
         console.print(f"finished already, {_reached(trained.last)}; to go on, raise --training.{bounds}")
     console.print(f"trained: {trained.bundle}")
     options = ["--model.path", trained.bundle, "--input.path", config.data.dev]

@@ -1,14 +1,13 @@
-"""Putting a stream of rows into random order, whatever its length, in bounded memory.
+"""Shuffle a stream of rows of any length in bounded memory.
 
-Knows tables of strings and a folder for scratch; nothing of what the strings are. Rows that do not fit in memory are dealt
-at random to files, each of which is then mixed in the same way. All orders are equally likely, and the same seed and rows
-give the same order.
+Rows that do not fit in memory are dealt at random to files, each of which is then shuffled in the same way. All orders are
+equally likely; the same seed and rows give the same order. Knows named tuples of strings, not what they mean.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,68 +15,63 @@ import pyarrow as pa
 
 R = TypeVar("R", bound=NamedTuple)
 
-_MEMORY_CHARS = 64_000_000
 _FILES = 64
 
 
 class ExternalShuffle(Generic[R]):
-    """Takes rows one by one, then gives them back mixed.
+    """Take rows one by one, then return them in random order.
 
     Args:
-        row: the class of the rows, named tuples of strings.
-        folder: for scratch files; it is made when it is needed, and left empty.
-        seed: of the order.
-        held_chars: characters held in memory, at most, but for the last row.
+        row_type: class of the rows, a named tuple of strings.
+        folder: folder for scratch files, created if needed and left empty.
+        max_chars: characters held in memory. A single longer row is held too.
+        seed: seed of the order.
     """
 
-    def __init__(self, row: type[R], folder: Path, seed: int | random.Random = 1, held_chars: int = _MEMORY_CHARS) -> None:
-        self._row, self._folder, self._limit = row, folder, held_chars
+    def __init__(self, row_type: type[R], folder: Path, max_chars: int, seed: int | random.Random = 1) -> None:
+        self._row_type, self._folder, self._max_chars = row_type, folder, max_chars
         self._rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-        self._schema = pa.schema([(name, pa.large_string()) for name in row._fields])
-        self._held: list[R] = []
-        self._chars = 0
+        self._schema = pa.schema([(name, pa.large_string()) for name in row_type._fields])
+        self._buffer: list[R] = []
         self._files: dict[int, Path] = {}
+        self.buffered_chars = 0
 
     def add(self, row: R) -> None:
-        """Take a row. Raises OSError if the scratch folder cannot be written."""
-        self._held.append(row)
-        self._chars += sum(map(len, row))
-        if self._chars > self._limit and len(self._held) > 1:
-            self._deal()
+        """Add a row. Raises OSError if the scratch folder cannot be written."""
+        self._buffer.append(row)
+        self.buffered_chars += sum(map(len, row))
+        if self.buffered_chars > self._max_chars and len(self._buffer) > 1:
+            self._spill()
 
     def drain(self) -> Iterator[R]:
-        """Give all rows back. Raises OSError if the scratch folder cannot be used."""
+        """Yield all rows. Raises OSError if the scratch folder cannot be used."""
         if not self._files:
-            self._rng.shuffle(self._held)
-            yield from self._held
+            self._rng.shuffle(self._buffer)
+            yield from self._buffer
             return
-        self._deal()
+        self._spill()
         for number, file in sorted(self._files.items()):
-            part = ExternalShuffle(self._row, self._folder / f"{number}.parts", self._rng, self._limit)
+            part = ExternalShuffle(self._row_type, self._folder / f"{number}.parts", self._max_chars, self._rng)
             for row in self._read(file):
                 part.add(row)
             file.unlink()
             yield from part.drain()
 
-    def _deal(self) -> None:
-        """Append each held row to a file drawn for it."""
-        dealt: dict[int, list[R]] = {}
-        for row in self._held:
-            dealt.setdefault(self._rng.randrange(_FILES), []).append(row)
+    def _spill(self) -> None:
+        """Append each buffered row to a random file."""
+        parts: dict[int, list[R]] = {}
+        for row in self._buffer:
+            parts.setdefault(self._rng.randrange(_FILES), []).append(row)
         self._folder.mkdir(parents=True, exist_ok=True)
-        for number, rows in dealt.items():
+        for number, rows in parts.items():
             file = self._files.setdefault(number, self._folder / str(number))
-            # An Arrow stream ends where it says so, and the next one begins: no file stays open in between.
+            # One Arrow stream after another: each marks its end, so no file stays open.
             with file.open("ab") as sink, pa.ipc.new_stream(sink, self._schema) as writer:
-                writer.write_table(pa.table(_columns(rows), schema=self._schema))
-        self._held, self._chars = [], 0
+                writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=self._schema))
+        self._buffer, self.buffered_chars = [], 0
 
     def _read(self, file: Path) -> Iterator[R]:
         with file.open("rb") as source:
             while source.peek(1):
                 for batch in pa.ipc.open_stream(source):
-                    yield from map(self._row._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
-
-
-def _columns(rows: Sequence[R]) -> list[Sequence[str]]:
-    return list(zip(*rows, strict=True))
+                    yield from map(self._row_type._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))

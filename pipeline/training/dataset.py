@@ -1,12 +1,10 @@
-"""The training pairs as a Ray Data dataset: tokenized, in windows that are dealt to the workers in turn.
+"""The training pairs as a Ray Data dataset of tokenized windows, dealt to the workers round-robin.
 
-    read_parquet ── repartition into windows ── TokenizePairs ── deal in turn
+    read_parquet ── repartition into windows ── TokenizePairs ── RoundRobinSplit
 
-Pairs come in one order, the same for the same files and Ray version; stream.py says what becomes of them. Ray's object
-store holds a few windows at a time, or all of them where they are small: epochs of seconds would else be spent on reading
-and tokenizing the same pairs again.
-
-Nothing here needs torch, whose import would take longer than many a task does.
+The order of pairs is the same for the same files and Ray version; dataloader.py makes batches of them. Ray's object store
+holds a few windows at a time, or all of a small dataset, so that short epochs do not read and tokenize the same pairs again.
+This module does not import torch, which would take longer than many of its tasks.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import ray.data
 from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
+from pipeline.cluster import LIGHT_CPUS
 from pipeline.config.train import TrainConfig
 from pipeline.data.pairs import PairSet, pair_texts
 from pipeline.data.special_tokens import UNK
@@ -28,42 +27,49 @@ from pipeline.data.tokenizer import cached_tokenizer
 from pipeline.io.location import PARQUET_SUFFIXES
 
 TRAIN = "train"
-_READ_CPUS = 0.25
-"""CPUs asked for by a task that reads or tokenizes: it must find room beside the workers, which take the rest."""
-_CACHE_BYTES = 200_000_000
-"""Token ids that are held, and not made anew in each epoch, take no more than this."""
+CACHE_BYTES = 200_000_000
+"""A dataset whose token ids fit in this many bytes is tokenized once and kept in memory."""
 
 
 @dataclass(frozen=True)
 class TokenizePairs:
-    """Texts to ids. tokenizer_file: a SentencePiece model's bytes. longest_*: subwords kept of a text."""
+    """Tokenize texts and cut them to a maximum number of subwords.
+
+    Args:
+        tokenizer_file: the bytes of a SentencePiece model.
+    """
 
     tokenizer_file: bytes
-    longest_source: int
-    longest_target: int
+    max_source_tokens: int
+    max_target_tokens: int
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        """Columns source, target: string to list<int32>. Rows with a null come last, as ones without a token.
+        """Convert the columns source and target from string to list<int32>.
 
-        A source that has no subword becomes ``<unk>``, which no text does, since an encoder needs a token to read.
+        Rows with a null come last, as empty lists. A source without subwords becomes ``<unk>``: an encoder needs a token.
         """
         tokenizer, (source_texts, target_texts) = cached_tokenizer(self.tokenizer_file), pair_texts(pairs)
-        sources, lengths = encode_column(tokenizer, source_texts, self.longest_source)
+        sources, lengths = encode_column(tokenizer, source_texts, self.max_source_tokens)
         if (empty := lengths == 0).any():
             values, offsets = flatten_column(sources)
             values = np.insert(values, offsets[:-1][empty], UNK)
             sources = list_column(values, offsets + np.concatenate(([0], np.cumsum(empty))))
-        targets, _ = encode_column(tokenizer, target_texts, self.longest_target)
-        # Windows go to workers in turn as long as they have as many rows.
-        nothing = pa.array([[]] * (len(pairs) - len(sources)), sources.type)
-        return pa.table({"source": pa.concat_arrays([sources, nothing]), "target": pa.concat_arrays([targets, nothing])})
+        targets, _ = encode_column(tokenizer, target_texts, self.max_target_tokens)
+        # Keep the number of rows: the round-robin split relies on windows of equal size.
+        nulls = pa.array([[]] * (len(pairs) - len(sources)), sources.type)
+        return pa.table({"source": pa.concat_arrays([sources, nulls]), "target": pa.concat_arrays([targets, nulls])})
 
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """How the training pairs are cut: so many windows of so many rows, the last one shorter.
+    """How the training pairs are cut into windows. The last window may be shorter. Saved in checkpoints.
 
-    rows: of the store. pairs: those that are no null among them. asked_rows: of a window, by the configuration.
+    Attributes:
+        rows: rows of the training files.
+        pairs: rows without a null.
+        asked_rows: the configured ``window_rows``.
+        windows: number of windows.
+        window_rows: rows of each window.
     """
 
     rows: int
@@ -73,31 +79,34 @@ class WindowLayout:
     window_rows: int
 
 
-def plan_windows(config: TrainConfig, rows: int, pairs: int, before: dict[str, int] | None = None) -> WindowLayout:
-    """Windows of about ``window_rows`` rows that divide evenly among the workers, so that none waits long for the others.
+def plan_windows(config: TrainConfig, rows: int, pairs: int, previous: dict[str, int] | None = None) -> WindowLayout:
+    """Plan windows of about ``window_rows`` rows that divide evenly among the workers, so that none waits long.
 
     Args:
-        rows, pairs: of the store. before: the layout that the training's last checkpoint knows, which is kept, whatever the
-            number of workers, where it is of the same store and ``window_rows``.
+        rows: rows of the training files.
+        pairs: rows without a null.
+        previous: layout of the last checkpoint. It is kept, whatever the number of workers, if the other values are the same.
     """
-    workers, asked = config.scaling.num_workers, config.data.window_rows
-    if before is not None and (before["rows"], before["pairs"], before["asked_rows"]) == (rows, pairs, asked):
-        return WindowLayout(**before)
-    wanted = workers * -(-rows // (workers * asked))
-    window_rows = -(-rows // wanted)
-    return WindowLayout(rows, pairs, asked, -(-rows // window_rows), window_rows)
+    workers, asked_rows = config.scaling.num_workers, config.data.window_rows
+    if previous is not None and (previous["rows"], previous["pairs"], previous["asked_rows"]) == (rows, pairs, asked_rows):
+        return WindowLayout(**previous)
+    windows = workers * -(-rows // (workers * asked_rows))
+    window_rows = -(-rows // windows)
+    return WindowLayout(rows, pairs, asked_rows, -(-rows // window_rows), window_rows)
 
 
-def training_windows(config: TrainConfig, store: PairSet, layout: WindowLayout, tokenizer_file: bytes) -> Dataset:
-    """The training pairs as a dataset of windows, a block each, in their promised order; read already if they are few."""
+def training_windows(
+    config: TrainConfig, pairs: PairSet, layout: WindowLayout, tokenizer_file: bytes, cache_bytes: int = CACHE_BYTES
+) -> Dataset:
+    """Return the training pairs as a dataset with one window per block, in order; a small one is already materialized."""
     data = config.data
     dataset = (
         ray.data.read_parquet(
-            store.dataset.files,
-            filesystem=store.root.filesystem,
+            pairs.dataset.files,
+            filesystem=pairs.root.filesystem,
             file_extensions=PARQUET_SUFFIXES,
             partitioning=None,
-            num_cpus=_READ_CPUS,
+            num_cpus=LIGHT_CPUS,
         )
         .select_columns(["source", "target"])
         .repartition(target_num_rows_per_block=layout.window_rows, strict=True)
@@ -105,20 +114,19 @@ def training_windows(config: TrainConfig, store: PairSet, layout: WindowLayout, 
             TokenizePairs(tokenizer_file, data.max_source_tokens, data.max_target_tokens),
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=_READ_CPUS,
+            num_cpus=LIGHT_CPUS,
         )
     )
     dataset.context.execution_options.preserve_order = True
-    longest = data.max_source_tokens + data.max_target_tokens
-    # Ray Data would cut larger blocks in two.
-    least = 2 * 4 * longest * layout.window_rows
-    dataset.context.target_max_block_size = max(dataset.context.target_max_block_size or 0, least)
-    return dataset.materialize() if 4 * longest * store.rows <= _CACHE_BYTES else dataset
+    row_bytes = 4 * (data.max_source_tokens + data.max_target_tokens)
+    # Ray Data splits blocks above this size.
+    dataset.context.target_max_block_size = max(dataset.context.target_max_block_size or 0, 2 * row_bytes * layout.window_rows)
+    return dataset.materialize() if row_bytes * pairs.rows <= cache_bytes else dataset
 
 
 class RoundRobinSplit(DataConfig):
-    """Deals whole windows to the workers in turn, where Ray Train's own splitting cuts the last rows off to equalize."""
+    """Deal whole windows to the workers round-robin. Ray Train's default split would drop rows to equalize the shares."""
 
     def configure(self, datasets: dict[str, Dataset], world_size: int, *_: Any, **__: Any) -> list[dict[str, DataIterator]]:
-        """One iterator a worker."""
+        """Return one iterator per worker."""
         return [{TRAIN: shard} for shard in datasets[TRAIN].streaming_split(world_size, equal=False)]

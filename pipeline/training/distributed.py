@@ -1,9 +1,9 @@
-"""Training on Ray, from the driver: check the input, start the workers, hand on their records, write the bundle.
+"""Training on Ray, from the driver: read the input, run the workers, forward their records, write the bundle.
 
-    pairs ── Ray Data (windows.py) ──> DDP workers (worker.py) ──> checkpoints ──> bundle (checkpoints.py)
+    pairs ── Ray Data (dataset.py) ──> DDP workers (worker.py) ──> checkpoints ──> bundle (output_folder.py)
 
-Ray Train places the workers, sets up their process group (gloo, or NCCL on GPUs) and keeps their checkpoints. Running a
-training again goes on from the last checkpoint, or, if its end was reached, makes sure that the bundle is there.
+Ray Train places the workers, sets up their process group (gloo, or NCCL on GPUs) and keeps track of their checkpoints. To run
+a training again is to resume it from the last checkpoint, or, if it had finished, to make sure that the bundle exists.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +33,15 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import Stopped, UserError
 from pipeline.io.location import Location, open_location
 from pipeline.model.malloc import KEEP_FREED_MEMORY
-from pipeline.training.checkpoints import CHECKPOINTS, TrainingFolder, WriterFence, copy_record
-from pipeline.training.dataset import TRAIN, RoundRobinSplit, plan_windows, training_windows
+from pipeline.training.checkpoints import CHECKPOINTS, WriterFence
+from pipeline.training.dataset import TRAIN, RoundRobinSplit, WindowLayout, plan_windows, training_windows
 from pipeline.training.learner import progress_fraction
+from pipeline.training.output_folder import TrainingFolder, copy_record
 from pipeline.training.worker import WorkerJob, train_worker
 
 _DATA_CPUS = 1.0
-"""Left to Ray Data beside the workers: what its listing of the files asks for, and without which they would wait for ever."""
+"""CPUs left to Ray Data: its task that lists the files asks for one, and without it the workers would wait forever."""
+
 _WAITING_EVERY_S = 60.0
 
 Record = dict[str, Any]
@@ -47,23 +49,27 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A training that has reached its end. last: record of its last validation. was_finished: it had been there before.
+    """A finished training.
 
-    ran_out: of patience, not of what else bounds it.
+    Attributes:
+        bundle: URI of the bundle.
+        last: record of the last validation.
+        was_finished: True if the training had finished before this call.
+        stopped_early: True if it ended by ``training.patience`` and not by another limit.
     """
 
     bundle: str
     last: Record
     was_finished: bool
-    ran_out: bool
+    stopped_early: bool
 
 
 def train(config: TrainConfig, on_record: Callable[[Record], None]) -> TrainingResult:
-    """Train until the configured end, going on from the last checkpoint if there is one, and write the bundle.
+    """Train until the configured end, resuming from the last checkpoint if there is one, and write the bundle.
 
     Args:
-        on_record: called with each record: of rows that are no pairs, if there are any, and from the workers when they
-            start, every few seconds, where they roll back, and of each validation once its checkpoint is kept.
+        on_record: called with each record: skipped rows, if any; then from the workers at their start, every few seconds, at
+            rollbacks, and for each validation once its checkpoint is kept.
 
     Raises:
         UserError: the data, the tokenizer, the output folder or an option is not usable.
@@ -73,173 +79,77 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> TrainingR
     data = _read_data(config)
     folder = TrainingFolder(config)
     folder.claim(data.tokenizer_file, data.dev)
-    kept = folder.kept()
+    kept = folder.kept_checkpoints()
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
     if not was_finished:
         if any(data.skipped.values()):
             on_record({"kind": "skipped", "step": 0, "at": time.time(), **data.skipped})
-        fence = folder.take_over(kept)
+        fence = folder.start_run(kept)
         cluster.connect()
-        _run_workers(config, data, folder, fence, on_record, kept.last_metrics["layout"] if kept else None)
-        kept = folder.kept()
+        layout = plan_windows(config, data.train.rows, data.pairs, kept.last_metrics["layout"] if kept else None)
+        with _forwarding(on_record) as records:
+            _run_workers(config, data, layout, fence, records)
+        kept = folder.kept_checkpoints()
     assert kept is not None, "workers end with a checkpoint"
     folder.write_bundle(kept, data.pairs)
-    return TrainingResult(folder.bundle.uri, kept.last_metrics, was_finished, _ran_out(config, kept.last_metrics))
+    return TrainingResult(folder.bundle.uri, kept.last_metrics, was_finished, _stopped_early(config, kept.last_metrics))
 
 
 @dataclass(frozen=True)
-class _Data:
-    """What is read before workers start.
-
-    pairs: in ``train``. dev: the development pairs that are used, by column. skipped: rows of both with a null text.
-    """
+class _InputData:
+    """Input that the driver reads before it starts the workers."""
 
     tokenizer_file: bytes
     train: PairSet
-    pairs: int
-    dev: dict[str, list[str]]
-    skipped: dict[str, int]
+    pairs: int  # rows of train without a null
+    dev: dict[str, list[str]]  # development pairs, by column
+    skipped: dict[str, int]  # rows of train and dev with a null
 
 
-def _read_data(config: TrainConfig) -> _Data:
+def _read_data(config: TrainConfig) -> _InputData:
     data, dev_rows = config.data, config.training.validate_rows
     tokenizer_file = open_location(data.tokenizer, "--data.tokenizer").read()
     Tokenizer(tokenizer_file, data.tokenizer)
-    store = open_pairs(data.train, "--data.train")
-    pairs = store.count_pairs()
+    train_set = open_pairs(data.train, "--data.train")
+    pairs = train_set.count_pairs()
     rows = pa.concat_tables(open_pairs(data.dev, "--data.dev").windows(dev_rows, dev_rows))
     sources, targets = pair_texts(rows)
     if not sources:
-        raise UserError(f"the first {len(rows):,} rows of {data.dev} have a null source or target; set --data.dev to pairs")
-    skipped = {"train": store.rows - pairs, "dev": len(rows) - len(sources)}
-    return _Data(tokenizer_file, store, pairs, {"source": sources, "target": targets}, skipped)
+        raise UserError(
+            f"source or target is null in each of the first {len(rows):,} rows of {data.dev}; set --data.dev to complete pairs"
+        )
+    skipped = {"train": train_set.rows - pairs, "dev": len(rows) - len(sources)}
+    return _InputData(tokenizer_file, train_set, pairs, {"source": sources, "target": targets}, skipped)
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
-    return _ran_out(config, last) or progress_fraction(config.training, last["epoch"], last["minutes"], last["step"]) >= 1.0
+    progress = progress_fraction(config.training, last["epoch"], last["minutes"], last["step"])
+    return progress >= 1.0 or _stopped_early(config, last)
 
 
-def _ran_out(config: TrainConfig, last: Record) -> bool:
+def _stopped_early(config: TrainConfig, last: Record) -> bool:
     patience = config.training.patience
     return patience is not None and last["validations_since_best"] >= patience
 
 
-def _run_workers(
-    config: TrainConfig,
-    data: _Data,
-    folder: TrainingFolder,
-    fence: WriterFence,
-    on_record: Callable[[Record], None],
-    layout_before: dict[str, int] | None,
-) -> None:
-    """From the first step, or the last checkpoint, to the end."""
-    scaling = config.scaling
-    resources, threads = _resources(scaling)
-    layout = plan_windows(config, data.train.rows, data.pairs, layout_before)
-    # On the driver's own node: wherever else a queue is, it can be lost while the driver and the workers live on.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    records = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    job = WorkerJob(
-        config=config.model_dump_json(by_alias=True),
-        tokenizer_file=data.tokenizer_file,
-        layout=layout,
-        dev=data.dev,
-        threads=threads,
-        fence=fence,
-        records=records,
-    )
+@contextlib.contextmanager
+def _forwarding(on_record: Callable[[Record], None]) -> Iterator[Queue]:
+    """Yield a queue whose records are passed to ``on_record`` by a thread: the driver's own waits for the workers."""
+    # On the driver's node: elsewhere the queue could be lost while the driver and the workers live on.
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    records = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
     with ThreadPoolExecutor(1) as pool:
         forwarding = pool.submit(_forward, records, on_record)
         try:
-            TorchTrainer(
-                train_worker,  # type: ignore[arg-type]  # a TypedDict is a dict
-                train_loop_config=dict(job),
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=_num_workers(scaling),  # type: ignore[arg-type]  # typed as of before it could change
-                    use_gpu="GPU" in resources,
-                    resources_per_worker=resources,
-                    placement_strategy=scaling.placement,
-                ),
-                run_config=_run_config(config, folder, records, use_gpu="GPU" in resources),
-                datasets={TRAIN: training_windows(config, data.train, layout, data.tokenizer_file)},
-                dataset_config=RoundRobinSplit(),
-            ).fit()
-        except (ray.train.TrainingFailedError, RayError) as error:
-            raise _to_user_error(error) from None
-        except SystemExit as ended:
-            if ended.code == signal.SIGTERM:
-                raise
-            raise KeyboardInterrupt from None  # Ray Train's own answer to Ctrl-C, once it has stopped the workers
+            yield records
         finally:
-            with contextlib.suppress(RayError):  # a queue that is lost has ended the forwarding too
+            with contextlib.suppress(RayError):  # a lost queue has ended the thread too
                 records.put(None)
         forwarding.result()
 
 
-class _Listener(ray.train.UserCallback):
-    """Beside Ray Train's controller: tells of checkpoints once they are kept, and ends a training that the user must mend."""
-
-    def __init__(self, records: Queue, root: Location) -> None:
-        self._records, self._root = records, root
-
-    def after_report(self, run_context: Any, metrics: list[Record], checkpoint: Any) -> None:  # noqa: ARG002
-        """The first worker's record has come with a checkpoint, which is in the output folder and on Ray Train's list."""
-        with contextlib.suppress(UserError):  # without a copy of this one a training goes on as well
-            copy_record(self._root)
-        self._records.put(metrics[0])
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Raising here keeps Ray Train from starting again what would fail again."""
-        for failure in worker_exceptions.values():
-            if isinstance(failure, UserError):
-                raise failure
-
-
-def _run_config(config: TrainConfig, folder: TrainingFolder, records: Queue, use_gpu: bool) -> ray.train.RunConfig:
-    by = config.training.best_by
-    return ray.train.RunConfig(  # type: ignore[call-arg]  # typed as it was before Ray Train's second version
-        name=CHECKPOINTS,
-        storage_path=folder.root.path,
-        storage_filesystem=folder.root.filesystem,
-        worker_runtime_env={} if use_gpu else {"env_vars": KEEP_FREED_MEMORY},
-        callbacks=[_Listener(records, folder.root)],  # type: ignore[list-item]
-        failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
-        checkpoint_config=ray.train.CheckpointConfig(
-            num_to_keep=1,  # by score; the last one is always kept too
-            checkpoint_score_attribute=by,
-            checkpoint_score_order="min" if by == "dev_loss" else "max",
-        ),
-    )
-
-
-def _resources(scaling: ScalingSection) -> tuple[dict[str, float], int]:
-    """What Ray is asked for, for each worker, and the CPU threads that it computes with.
-
-    Raises:
-        UserError: this machine has not so much. A cluster may yet grow: there, the workers wait.
-    """
-    workers, cpus, gpus = scaling.num_workers, cluster.total_resource("CPU"), int(cluster.total_resource("GPU"))
-    alone = (os.environ.get("RAY_ADDRESS") or "local") == "local"
-    use_gpu = gpus > 0 if scaling.use_gpu is None else scaling.use_gpu
-    fewest = scaling.min_workers or workers
-    if use_gpu and gpus < fewest and alone:
-        raise UserError(f"{fewest} workers need a GPU each and this machine has {gpus}; set --scaling.num_workers or use_gpu")
-    share = int(100 * (cpus - _DATA_CPUS) / workers) / 100
-    if share <= 0 and alone:
-        raise UserError(
-            f"{workers} workers, and 1 CPU that reads for them, do not fit on {cpus:g} CPUs; set --scaling.num_workers"
-        )
-    resources = {"CPU": min(share, 1.0) if share > 0 else 1.0, **({"GPU": 1.0} if use_gpu else {})}
-    return resources, scaling.threads or max(1, int(cpus) // workers)
-
-
-def _num_workers(scaling: ScalingSection) -> int | tuple[int, int]:
-    """As Ray Train takes it: two numbers let it change between them."""
-    return scaling.num_workers if scaling.min_workers is None else (scaling.min_workers, scaling.num_workers)
-
-
 def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
-    """Hand on what arrives, until None does: on a thread, since the driver's own waits for the workers."""
+    """Pass records on until a None arrives."""
     started = False
     while True:
         try:
@@ -254,18 +164,113 @@ def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
         on_record(record)
 
 
+def _run_workers(config: TrainConfig, data: _InputData, layout: WindowLayout, fence: WriterFence, records: Queue) -> None:
+    """Train from the first step, or the last checkpoint, to the end."""
+    scaling = config.scaling
+    resources, threads = _worker_resources(scaling)
+    job = WorkerJob(
+        config=config.model_dump_json(by_alias=True),
+        tokenizer_file=data.tokenizer_file,
+        layout=layout,
+        dev=data.dev,
+        threads=threads,
+        fence=fence,
+        records=records,
+    )
+    # Two numbers let Ray Train change the number of workers between them.
+    num_workers = scaling.num_workers if scaling.min_workers is None else (scaling.min_workers, scaling.num_workers)
+    try:
+        TorchTrainer(
+            train_worker,  # type: ignore[arg-type]  # a TypedDict is a dict
+            train_loop_config=dict(job),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=num_workers,  # type: ignore[arg-type]  # Ray's annotation lacks the tuple
+                use_gpu="GPU" in resources,
+                resources_per_worker=resources,
+                placement_strategy=scaling.placement,
+            ),
+            run_config=_run_config(config, fence.folder, records, uses_gpu="GPU" in resources),
+            datasets={TRAIN: training_windows(config, data.train, layout, data.tokenizer_file)},
+            dataset_config=RoundRobinSplit(),
+        ).fit()
+    except (ray.train.TrainingFailedError, RayError) as error:
+        raise _to_user_error(error) from None
+    except SystemExit as exit_:
+        if exit_.code == signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None  # Ray Train exits at Ctrl-C, after it has stopped the workers
+
+
+def _worker_resources(scaling: ScalingSection) -> tuple[dict[str, float], int]:
+    """Return the resources to request for each worker, and its number of CPU threads.
+
+    Raises:
+        UserError: this machine is too small. On a cluster, which may grow, the workers wait.
+    """
+    workers, cpus, gpus = scaling.num_workers, cluster.total_resource("CPU"), int(cluster.total_resource("GPU"))
+    is_local = (os.environ.get("RAY_ADDRESS") or "local") == "local"
+    use_gpu = gpus > 0 if scaling.use_gpu is None else scaling.use_gpu
+    min_workers = scaling.min_workers or workers
+    if use_gpu and gpus < min_workers and is_local:
+        raise UserError(
+            f"{min_workers} workers need one GPU each, but this machine has {gpus}; "
+            "lower --scaling.num_workers or set --scaling.use_gpu false"
+        )
+    share = int(100 * (cpus - _DATA_CPUS) / workers) / 100
+    if share <= 0 and is_local:
+        raise UserError(f"{workers} workers and 1 CPU to read data do not fit on {cpus:g} CPUs; lower --scaling.num_workers")
+    resources = {"CPU": min(share, 1.0) if share > 0 else 1.0, **({"GPU": 1.0} if use_gpu else {})}
+    return resources, scaling.threads or max(1, int(cpus) // workers)
+
+
+def _run_config(config: TrainConfig, root: Location, records: Queue, *, uses_gpu: bool) -> ray.train.RunConfig:
+    by = config.training.best_by
+    return ray.train.RunConfig(  # type: ignore[call-arg]  # annotated as in Ray Train's first version
+        name=CHECKPOINTS,
+        storage_path=root.path,
+        storage_filesystem=root.filesystem,
+        worker_runtime_env={} if uses_gpu else {"env_vars": KEEP_FREED_MEMORY},
+        callbacks=[_ControllerCallback(records, root)],  # type: ignore[list-item]
+        failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
+        checkpoint_config=ray.train.CheckpointConfig(
+            num_to_keep=1,  # by score; the last one is always kept too
+            checkpoint_score_attribute=by,
+            checkpoint_score_order="min" if by == "dev_loss" else "max",
+        ),
+    )
+
+
+class _ControllerCallback(ray.train.UserCallback):
+    """Runs in Ray Train's controller: report kept checkpoints, and end a training that fails with a UserError."""
+
+    def __init__(self, records: Queue, root: Location) -> None:
+        self._records, self._root = records, root
+
+    def after_report(self, run_context: Any, metrics: list[Record], checkpoint: Any) -> None:  # noqa: ARG002
+        """Forward the first worker's record once its checkpoint is in the output folder and in Ray Train's record."""
+        with contextlib.suppress(UserError):  # the copy is optional
+            copy_record(self._root)
+        self._records.put(metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Raise a UserError here, which keeps Ray Train from restarting workers that would fail again."""
+        for failure in worker_exceptions.values():
+            if isinstance(failure, UserError):
+                raise failure
+
+
 def _to_user_error(error: Exception) -> Exception:
-    """A worker's UserError as it was raised there; anything else as Stopped."""
+    """Return a worker's UserError as it was raised there, and any other error as Stopped."""
     if isinstance(error, ray.train.ControllerError) and isinstance(error.controller_failure, UserError):
         return error.controller_failure
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
     for failure in failures.values():
         if isinstance(failure, UserError):
             return failure
-    # Where a worker is lost, the others fail too, over and over the same: that nobody answers.
+    # If a worker is lost, the others fail too, each with a long message that it does not answer.
     lost = {rank: str(failure) for rank, failure in failures.items() if type(failure).__module__.startswith("ray.")}
-    told = str(error).strip() or type(error).__name__
+    message = str(error).strip() or type(error).__name__
     if lost:
-        reasons = {rank: re.search(r"dead because ([^.]+)", reason) for rank, reason in lost.items()}
-        told = "; ".join(f"worker {rank} was lost: {match[1] if match else lost[rank]}" for rank, match in reasons.items())
-    return Stopped(f"{told}\nRun the same command again to go on from the last checkpoint.")
+        reasons = {rank: re.search(r"dead because ([^.]+)", text) for rank, text in lost.items()}
+        message = "; ".join(f"worker {rank} was lost: {match[1] if match else lost[rank]}" for rank, match in reasons.items())
+    return Stopped(f"{message}\nRun the same command again to resume from the last checkpoint.")

@@ -77,7 +77,7 @@ def test_it_says_so_where_training_will_miss_development_pairs(job: Run, pairs: 
         ("--input.train {pairs} --input.dev {tmp}/none.tsv", "prepare: no file at {tmp}/none.tsv; set --input.dev"),
         ("--input.train {pairs} --input.test {tmp}/none.tsv", "prepare: no file at {tmp}/none.tsv; set --input.test"),
         ("--input.train {pairs} --input.source_column text", "(it has: source, target); set --input.source_column"),
-        ("--input.train {pairs} --filter.min_target_chars 999", "no training pair is left of {pairs}: short_target 500"),
+        ("--input.train {pairs} --filter.min_target_chars 999", "no training pairs remain of {pairs}: short_target 500"),
         ("--input.train {pairs} --output.path {pairs}", "prepare: {pairs} is a file; set another --output.path"),
         ("--input.train {pairs} --output.path {pairs}/out", "prepare: cannot write {pairs}/out: Not a directory"),
         ("--input.train {pairs} --output.path {tmp}", "prepare: {tmp} exists already; set --output.overwrite true"),

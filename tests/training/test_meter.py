@@ -1,4 +1,4 @@
-"""What a training tells of its steps, and when it is taken to have come off its path."""
+"""Figures of progress records, and detection of a diverging loss."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def meter() -> Meter:
     return Meter(learner, minutes=1.0, progress=0.5, max_rise=1.0)
 
 
-def take(meter: Meter, losses: list[float], norm: float = 1.0) -> ProgressRecord:
-    """Steps of ten target tokens and thirty in all, with these losses a token, in a tenth of a minute."""
+def take_steps(meter: Meter, losses: list[float], norm: float = 1.0) -> ProgressRecord:
+    """Record steps of 10 target tokens and 30 tokens with these losses per token, in 0.1 minutes in total."""
     for loss in losses:
         step = StepResult(torch.tensor(10 * loss), torch.tensor(norm), 0.1)
         meter.add(step, BatchTotals(target_tokens=10, tokens=30, pairs=2, minutes=0.0), waited_s=0.5)
     return meter.record(step, meter.minutes + 0.1, meter.progress + 0.01)
 
 
-def test_a_record_is_of_the_steps_since_the_last(meter: Meter) -> None:
-    take(meter, [9.0])
-    assert take(meter, [1.0, 2.0, 3.0]) == pytest.approx(
+def test_record_covers_the_steps_since_the_last(meter: Meter) -> None:
+    take_steps(meter, [9.0])
+    assert take_steps(meter, [1.0, 2.0, 3.0]) == pytest.approx(
         {
             "loss": 2.0,
             "tokens_per_s": 90 / 6,
@@ -42,59 +42,59 @@ def test_a_record_is_of_the_steps_since_the_last(meter: Meter) -> None:
     )
 
 
-def test_time_that_is_skipped_is_no_learning(meter: Meter) -> None:
+def test_skipped_time_does_not_lower_the_speed(meter: Meter) -> None:
     meter.skip_to(5.0, 0.7)
-    assert take(meter, [1.0])["tokens_per_s"] == pytest.approx(30 / 6)
+    assert take_steps(meter, [1.0])["tokens_per_s"] == pytest.approx(30 / 6)
 
 
-def test_a_norm_that_is_no_number_is_not_told(meter: Meter) -> None:
-    assert take(meter, [1.0], norm=math.inf)["gradient_norm"] is None
+def test_infinite_norm_is_none(meter: Meter) -> None:
+    assert take_steps(meter, [1.0], norm=math.inf)["gradient_norm"] is None
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_a_fault_at_once_and_told_once(meter: Meter, loss: float) -> None:
-    take(meter, [1.0])
-    assert meter.fault() is None
-    take(meter, [1.0, loss])
-    assert meter.fault() == "the loss is not a number"
-    take(meter, [1.0])
-    assert meter.fault() is None
+def test_loss_that_is_not_finite_is_a_divergence_once(meter: Meter, loss: float) -> None:
+    take_steps(meter, [1.0])
+    assert meter.divergence() is None
+    take_steps(meter, [1.0, loss])
+    assert meter.divergence() == "the loss is not a number"
+    take_steps(meter, [1.0])
+    assert meter.divergence() is None
 
 
-def test_a_loss_that_rises_far_above_its_lowest_is_a_fault(meter: Meter) -> None:
-    take(meter, [2.0] * 100)
-    assert meter.fault() is None
-    take(meter, [9.0] * 100)
-    assert meter.fault() is None, "there is nothing to go back to yet"
+def test_loss_far_above_its_lowest_is_a_divergence(meter: Meter) -> None:
+    take_steps(meter, [2.0] * 100)
+    assert meter.divergence() is None
+    take_steps(meter, [9.0] * 100)
+    assert meter.divergence() is None, "there is no checkpoint to roll back to"
     meter.roll_back()
-    meter.remember()
+    meter.snapshot()
     for level in (5.0, 3.0, 3.9):
-        take(meter, [level] * 100)
-        assert meter.fault() is None, level
-    take(meter, [4.1] * 60)
-    assert meter.fault() is None, "so few steps may be of hard pairs"
-    take(meter, [4.1] * 60)
-    assert meter.fault() == "the loss has risen from 3.000 to 4.100 nat a token"
-    take(meter, [3.2] * 100)
-    assert meter.fault() is None
+        take_steps(meter, [level] * 100)
+        assert meter.divergence() is None, level
+    take_steps(meter, [4.1] * 60)
+    assert meter.divergence() is None, "too few steps to tell"
+    take_steps(meter, [4.1] * 60)
+    assert "from 3.000 to 4.100" in str(meter.divergence())
+    take_steps(meter, [3.2] * 100)
+    assert meter.divergence() is None
 
 
-def test_after_a_rollback_a_loss_as_high_as_at_the_checkpoint_is_none(meter: Meter) -> None:
-    take(meter, [6.0] * 100)
-    assert meter.fault() is None
-    meter.remember()
-    for level in (3.0, 5.0):
-        take(meter, [level] * 100)
-        fault = meter.fault()
-    assert fault == "the loss has risen from 3.000 to 5.000 nat a token"
+def test_rollback_accepts_the_loss_of_the_checkpoint(meter: Meter) -> None:
+    take_steps(meter, [6.0] * 100)
+    assert meter.divergence() is None
+    meter.snapshot()
+    take_steps(meter, [3.0] * 100)
+    assert meter.divergence() is None
+    take_steps(meter, [5.0] * 100)
+    assert "from 3.000 to 5.000" in str(meter.divergence())
     meter.roll_back()
-    take(meter, [6.5] * 100)
-    assert meter.fault() is None
+    take_steps(meter, [6.5] * 100)
+    assert meter.divergence() is None
 
 
-def test_without_a_bound_it_may_rise(meter: Meter) -> None:
+def test_no_limit_allows_any_rise(meter: Meter) -> None:
     meter.max_rise = None
-    meter.remember()
+    meter.snapshot()
     for level in (1.0, 9.0):
-        take(meter, [level] * 100)
-        assert meter.fault() is None
+        take_steps(meter, [level] * 100)
+        assert meter.divergence() is None

@@ -1,0 +1,147 @@
+"""Extract pairs from the rows of an input, count the rows that are dropped, and assign pairs to splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipeline.config.prepare import PairsInput, PrepareConfig
+from pipeline.data.tokenizer import without_surrogates
+from pipeline.prepare.files import Role
+from pipeline.prepare.readers import read_rows
+from pipeline.prepare.rows import Row, RowError, get_value
+
+_MAX_EXAMPLES, _MAX_EXAMPLE_CHARS = 3, 200
+_PROGRESS_EVERY_ROWS = 1000
+
+
+class Pair(NamedTuple):
+    """A row of a shard, with the columns of ``PAIR_SCHEMA``."""
+
+    id: str
+    source: str
+    target: str
+
+
+@dataclass
+class SplitReport:
+    """Counts of a split. Over all splits of an input, ``rows`` + ``extra`` = ``kept`` + all ``dropped``.
+
+    Dropped rows count with the split that their input is named for, since they may have no source to assign them by.
+
+    Attributes:
+        rows: rows read.
+        extra: pairs beyond the first of a row, from lists of targets.
+        kept: pairs written.
+        damaged: kept pairs with a U+FFFD, in place of invalid UTF-8 or a lone surrogate.
+        held_out: kept training pairs whose source is also in a given dev or test set.
+        dropped: rows or pairs dropped, by reason.
+        examples: the first few of each reason, as ``origin (detail)``.
+    """
+
+    rows: int = 0
+    extra: int = 0
+    kept: int = 0
+    damaged: int = 0
+    held_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, error: RowError, origin: str) -> None:
+        """Count a dropped row or pair."""
+        self.dropped[error.reason] += 1
+        if self.dropped[error.reason] <= _MAX_EXAMPLES:
+            example = f"{origin} ({error.detail[:_MAX_EXAMPLE_CHARS]})" if error.detail else origin
+            self.examples.setdefault(error.reason, []).append(example)
+
+    def why_empty(self) -> str:
+        """Describe why no pair was kept."""
+        if not self.rows:
+            return "the input has no rows"
+        reasons = [f"{reason} {count:,}" for reason, count in self.dropped.most_common()]
+        first = [f"the first at {examples[0]}" for examples in self.examples.values()][:1]
+        return ", ".join(reasons + first) or "all went to dev and test"
+
+
+def read_pairs(
+    path: str, role: Role, config: PrepareConfig, report: SplitReport, on_rows: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Pair]]:
+    """Yield the pairs of an input with their origins; count its rows and drop unusable ones in ``report``.
+
+    Texts are stripped of surrounding white space, and lone surrogates become U+FFFD, since Parquet cannot store them.
+
+    Args:
+        on_rows: called after every 1000 rows.
+
+    Raises:
+        UserError: see ``read_rows``.
+    """
+    options, limits = config.input, config.filter
+    for number, (origin, row) in enumerate(read_rows(path, role, options)):
+        if report.rows and report.rows % _PROGRESS_EVERY_ROWS == 0:
+            on_rows()
+        report.rows += 1
+        if isinstance(row, RowError):
+            report.drop(row, origin)
+            continue
+        row_id = get_value(row, options.id_column) if options.id_column else None
+        source = _check_text(
+            _join_texts(get_value(row, options.source_column)), "source", limits.min_source_chars, limits.max_chars
+        )
+        targets = _targets(row, options)
+        report.extra += len(targets) - 1
+        for value in targets:
+            target = _check_text(value, "target", limits.min_target_chars, limits.max_chars)
+            if isinstance(source, RowError):
+                report.drop(source, origin)
+            elif isinstance(target, RowError):
+                report.drop(target, origin)
+            else:
+                yield origin, Pair(without_surrogates(str(number if row_id is None else row_id)), source, target)
+
+
+def _targets(row: Row, options: PairsInput) -> list[Any]:
+    value = get_value(row, options.target_column)
+    if not isinstance(value, list) or not value:
+        return [value]
+    if options.target_list == "join":
+        return [_join_texts(value)]
+    return value if options.target_list == "each" else value[:1]
+
+
+def _join_texts(value: Any) -> Any:
+    """Join a list of strings to one string; return any other value unchanged."""
+    is_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    return " ".join(part.strip() for part in value) if is_texts else value
+
+
+def _check_text(value: Any, column: str, min_chars: int, max_chars: int) -> str | RowError:
+    if value is None:
+        return RowError(f"null_{column}")
+    if not isinstance(value, str):
+        return RowError(f"bad_type_{column}", type(value).__name__)
+    text = without_surrogates(value).strip()
+    if not text:
+        return RowError(f"empty_{column}")
+    if len(text) < min_chars:
+        return RowError(f"short_{column}", f"{len(text)} characters")
+    return text if len(text) <= max_chars else RowError(f"too_long_{column}", f"{len(text):,} characters")
+
+
+def source_key(source: str, seed: int) -> int:
+    """Return a 64-bit hash of a source. White space is normalized, since a tokenizer does not distinguish it either."""
+    words = " ".join(source.split())
+    return int.from_bytes(hashlib.blake2b(f"{seed} {words}".encode(), digest_size=8).digest())
+
+
+def assign_split(key: int, role: Role, shares: dict[Role, float]) -> Role:
+    """Return the split of a pair by the key of its source, so that no source is in two; ``role`` gets the remaining share."""
+    fraction = key / 2**64
+    for other, share in shares.items():
+        if fraction < share:
+            return other
+        fraction -= share
+    return role
