@@ -29,7 +29,7 @@ _WARM_UP_ROWS = 8
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run will take, from a sample of its documents.
+    """Size and duration of a run, estimated from a sample of its documents.
 
     Attributes:
         sample: Documents in the sample.

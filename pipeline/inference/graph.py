@@ -48,7 +48,7 @@ def read_stage(plan: Plan, ledger: Ledger) -> ReadWindows:
 
 
 def actor_settings(plan: Plan, pool: ActorPool) -> ActorSettings:
-    """Return what each actor computes with; the bundle is put into Ray's object store."""
+    """Return the settings of each actor; the bundle is put into Ray's object store."""
     resources = plan.config.resources
     return ActorSettings(
         bundle_files=ray.put(plan.bundle_files),

@@ -1,4 +1,4 @@
-"""What a run fixes at its start, in ``runs/<run_id>/plan.parquet``: its input files, and the options of its results.
+"""Read and write ``runs/<run_id>/plan.parquet``, which fixes the input files of a run, and the options of its results.
 
 The options are metadata of the file. A command that resumes the run reads them, so that it cuts the same windows.
 """

@@ -54,9 +54,9 @@ def make_texts(start: int, end: int, word: str = "graphs") -> dict[Any, str | No
     return {n: f"Document number {n} speaks of {word}." for n in range(start, end)}
 
 
-def read_rows(folder: Path, run_id: str = "r", kind: str = "summaries") -> list[dict[str, Any]]:
+def read_rows(folder: Path, run_id: str = "r", table: str = "summaries") -> list[dict[str, Any]]:
     """Return the summaries or rejects of a run."""
-    path = folder / f"out/{kind}/run={run_id}"
+    path = folder / f"out/{table}/run={run_id}"
     return pads.dataset(path).to_table().to_pylist() if path.exists() else []
 
 

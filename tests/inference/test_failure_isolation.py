@@ -169,7 +169,7 @@ def test_document_that_the_model_fails_on_is_rejected(tmp_path: Path, tokenizer_
     write_documents(tmp_path, "0", texts | {7: "Document number 7!", 20: "Document number 20!"})
     finished = run(tmp_path, tmp_path / "bundle", resources={"window_rows": 16})
     assert finished.manifest.counts.rejected == {"decode_error": 2}
-    rejects = read_rows(tmp_path, kind="rejects")
+    rejects = read_rows(tmp_path, table="rejects")
     assert {row["id"] for row in rejects} == {7, 20}
     assert all("NaN" in row["detail"] for row in rejects)
     assert read_ids(tmp_path) == [n for n in range(30) if n not in (7, 20)]

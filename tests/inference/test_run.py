@@ -80,7 +80,7 @@ def result(folder: Path, tiny_bundle: Path) -> RunResult:
 
 
 def test_every_document_is_summarized_or_rejected_once(folder: Path, result: RunResult) -> None:
-    rejects = read_rows(folder, kind="rejects")
+    rejects = read_rows(folder, table="rejects")
     assert sorted(row["key"] for row in read_rows(folder)) == sorted([*TEXTS, "not UTF-8"])
     assert {row["key"]: row["reason"] for row in rejects} == {
         "null": "null_text",
@@ -137,7 +137,7 @@ def test_manifest_describes_the_run_and_success_is_written_last(folder: Path, re
 
 def test_files_without_a_record_are_removed(folder: Path, result: RunResult) -> None:
     recorded = {Path(file.path).name for file in result.manifest.output_files}
-    written = {path.name for kind in ("summaries", "rejects") for path in (folder / f"out/{kind}/run=r").iterdir()}
+    written = {path.name for table in ("summaries", "rejects") for path in (folder / f"out/{table}/run=r").iterdir()}
     assert written == recorded
 
 

@@ -38,7 +38,7 @@ _WARM_UP = Rows(np.full(_WARM_UP_TOKENS, EOS, np.int32), np.array([0, _WARM_UP_T
 
 @dataclass(frozen=True)
 class ActorSettings:
-    """What an actor computes with.
+    """Options and resources of an actor.
 
     Attributes:
         bundle_files: Files of the bundle by name, in Ray's object store: all actors use the bundle that the plan read.

@@ -1,4 +1,4 @@
-"""What the stages of a run hand on: a window of documents as one row of a Ray Data block, with its metadata.
+"""The data between the stages of a run: a window of documents as one row of a Ray Data block, with its metadata.
 
     splits ── read.py ──> token ids ── summarize.py ──> summary ids ── write.py ──> a record of the window
 
