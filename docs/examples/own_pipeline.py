@@ -1,6 +1,6 @@
 """The model as a stage of your own Ray Data pipeline: python docs/examples/own_pipeline.py FOLDER.
 
-It has none of what jobs.summarize adds: exactly once, resuming, rejects, increments. Use it if Ray Data's own guarantees suffice.
+It lacks what jobs.summarize adds: exactly once, resuming, rejects, increments. Use it if Ray Data alone is enough for you.
 """
 
 import sys
