@@ -20,7 +20,7 @@ from machines import PORTS, ROOT, Machine, submit_command
 from ray._private.runtime_env.packaging import create_package
 from ray.util import get_node_ip_address
 from safetensors.torch import load_file
-from summarize_command import SummarizeCommand, compare_outputs, ledger_segments, read_rows, rewritten, run_ids, write_documents
+from summarize_command import SummarizeCommand, compare_outputs, ledger_segments, rewritten, run_ids, write_documents
 
 from pipeline.config.train import TrainConfig
 from pipeline.training.distributed import train
@@ -51,11 +51,7 @@ def summarize(documents: Path, output: Path, options: list[str]) -> str:
 # Default tier: a head alone
 
 
-def test_a_submitted_job_has_the_exit_status_and_the_error_of_the_job(head: Machine, tmp_path: Path, tiny_bundle: Path) -> None:
-    documents = write_documents(tmp_path / "in", TEXTS[:20], 1)
-    head.succeed(summarize(documents, tmp_path / "out", options(tiny_bundle, actors=1)))
-    assert len(read_rows(tmp_path / "out", "summaries")) == 20
-
+def test_a_submitted_job_has_the_exit_status_and_the_error_of_the_job(head: Machine) -> None:
     result = head.run("ray job submit --runtime-env deploy/cluster/runtime_env.yaml -- python -m jobs.status --output.path out")
     assert result.returncode == 1, result.stdout
     assert re.search("status: out .*--output.path", result.stdout), "a relative path would be in Ray's temporary folder"
@@ -90,6 +86,7 @@ def call(head: Machine, port: int, token: str | None) -> bytes:
         return answer
 
 
+@pytest.mark.faults
 def test_a_job_with_a_wrong_token_cannot_join(head: Machine) -> None:
     join = "from pipeline import cluster, errors; errors.exit_on_user_error('job', lambda: cluster.connect() or 0)"
     address = f"{get_node_ip_address()}:{head.port}"

@@ -45,7 +45,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     folder.mkdir()
     disk = Disk(folder)
     try:
-        disk.mount("size=160k")
+        disk.mount("size=96k")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this process may not mount a file system")
     yield disk

@@ -1,8 +1,8 @@
 """Run a copy of a RayJob under a fixed name and wait until it ends: ``submit.py TEMPLATE NAME``.
 
-TEMPLATE is a suspended RayJob (``suspend: true``). NAME serves as a lock, because Kubernetes does not create a second object of the
-same name: while the previous copy is running, no other one starts. A copy that has ended is deleted first. The exit status is
-0 if the job succeeded, otherwise 1.
+TEMPLATE is a suspended RayJob (``suspend: true``). NAME serves as a lock: Kubernetes creates no second object of the same name,
+so no copy starts while the previous one is running. A copy that has ended is deleted first. The exit status is 0 if the job
+succeeded, otherwise 1.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
 def call(method: str, name: str = "", body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Call the Kubernetes API for a RayJob and return the answer; None if there is no such job. Raises HTTPError if it refuses."""
-    namespace, token = ((ACCOUNT / file).read_text() for file in ("namespace", "token"))  # read again each time: the token changes every hour
+    """Call the Kubernetes API for a RayJob and return the answer; None if there is no such job. Raises HTTPError."""
+    # Read each time: the token changes every hour.
+    namespace, token = ((ACCOUNT / file).read_text() for file in ("namespace", "token"))
     request = urllib.request.Request(
         f"{API}/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{name}".rstrip("/"),
         method=method,

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
-DEPLOY = Path(__file__).parents[1] / "deploy" / "grafana"
+DEPLOY = Path(__file__).parents[2] / "deploy" / "grafana"
 
 
 def program(name: str) -> str:
