@@ -206,7 +206,7 @@ class Manifest(Stored):
     """Sequence number of the latest finished run when this one started, whose results it reuses; 0 with ``--full``."""
     counts: Counts
     reject_share: float
-    """That of the counts, or the share of unreadable files in bytes, whichever is larger."""
+    """The reject share of the counts, or the share of unreadable files in bytes, whichever is larger."""
     resumed: int = Field(alias="taken_over")
     """Documents that earlier, interrupted commands of this run processed."""
     removed: RemovedDocuments = Field(alias="gone")
@@ -214,7 +214,7 @@ class Manifest(Stored):
     """Averages to compare with other runs."""
     timings: StageTimings = Field(alias="effort")
     limits: str
-    """What limited the speed, in one line."""
+    """One line that says what limited the speed."""
     input_files: list[InputFile]
     unread: dict[str, UnreadRows]
     """Files that could not be read completely, by path."""

@@ -1,4 +1,4 @@
-"""Any text survives encoding, but for white space, and none can forge a special token."""
+"""Text survives encoding except for white space, and cannot forge special tokens."""
 
 from __future__ import annotations
 
@@ -44,51 +44,51 @@ def round_trip(tokenizer: Tokenizer, text: str) -> str:
         "",
     ],
 )
-def test_text_of_any_script_comes_back_as_it_was(tokenizer: Tokenizer, text: str) -> None:
+def test_text_of_any_script_survives(tokenizer: Tokenizer, text: str) -> None:
     assert round_trip(tokenizer, text) == text
 
 
-@given(st.text(st.characters(exclude_categories=[])))  # surrogates among them
-def test_only_white_space_surrogates_and_one_mark_change(tokenizer_file: bytes, text: str) -> None:
-    plain = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
-    assert round_trip(Tokenizer(tokenizer_file), text) == " ".join(plain.replace("▁", " ").split())
+@given(st.text(st.characters(exclude_categories=[])))  # includes surrogates
+def test_only_white_space_surrogates_and_the_space_mark_change(tokenizer_file: bytes, text: str) -> None:
+    without_surrogates = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
+    assert round_trip(Tokenizer(tokenizer_file), text) == " ".join(without_surrogates.replace("▁", " ").split())
 
 
-def test_real_texts_come_back_as_they_were(tokenizer: Tokenizer, abstracts: list[str]) -> None:
+def test_abstracts_survive(tokenizer: Tokenizer, abstracts: list[str]) -> None:
     assert tokenizer.decode(*tokenizer.encode(abstracts)) == [" ".join(text.split()) for text in abstracts]
 
 
-def test_white_space_of_any_kind_is_one_space(tokenizer: Tokenizer) -> None:
+def test_any_white_space_becomes_one_space(tokenizer: Tokenizer) -> None:
     expected = tokenizer.encode(["one two"])[0].tolist()
     for text in ("one\ntwo", "one\r\n\r\ntwo", "one\ttwo", " one  two\n", "one\u00a0two", "one\u3000two", "one\u2028two"):
         assert tokenizer.encode([text])[0].tolist() == expected
     assert tokenizer.encode([" \n\t"])[0].tolist() == []
 
 
-def test_a_lone_surrogate_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
+def test_lone_surrogate_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
     assert round_trip(tokenizer, "a \ud83d b \udc00") == "a \ufffd b \ufffd"
 
 
 @pytest.mark.parametrize("text", ["<s>", "</s>", "<pad>", "<unk>", "a</s>b <s> <pad>", "<0x00>", "▁</s>"])
-def test_text_that_spells_a_special_token_is_letters(tokenizer: Tokenizer, text: str) -> None:
+def test_text_that_spells_a_special_token_is_encoded_as_letters(tokenizer: Tokenizer, text: str) -> None:
     ids, _ = tokenizer.encode([text])
     assert ids.min() > EOS
     assert round_trip(tokenizer, text) == text.replace("▁", "")
 
 
-def test_special_tokens_leave_no_text(tokenizer: Tokenizer) -> None:
+def test_special_tokens_decode_to_nothing(tokenizer: Tokenizer) -> None:
     ids, _ = tokenizer.encode(["some words"])
     ids = np.concatenate(([2], ids, [3, 0, 0])).astype(np.int32)
     assert tokenizer.decode(ids, np.array([0, len(ids)])) == ["some words"]
 
 
-def test_a_cut_inside_a_character_leaves_the_replacement_character(tokenizer: Tokenizer) -> None:
+def test_truncated_character_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
     ids, _ = tokenizer.encode(["ok 👍"])
     assert tokenizer.decode(ids[:-1], np.array([0, len(ids) - 1]))[0].rstrip("\ufffd") == "ok "
     assert "\ufffd" in tokenizer.decode(ids[:-1], np.array([0, len(ids) - 1]))[0]
 
 
-def test_rows_of_all_lengths_keep_their_place(tokenizer: Tokenizer) -> None:
+def test_empty_texts_keep_their_positions(tokenizer: Tokenizer) -> None:
     texts = ["", "one", "", "two words", "", ""]
     values, offsets = tokenizer.encode(texts)
     assert (values.dtype, offsets.dtype) == (np.int32, np.int64)
@@ -105,11 +105,11 @@ def test_ids_depend_on_the_text_alone(tokenizer: Tokenizer, abstracts: list[str]
 
 
 @pytest.mark.timeout(30)
-def test_a_text_of_200_000_characters_is_encoded_whole(tokenizer: Tokenizer) -> None:
-    letters = random.Random(1)
+def test_text_of_200_000_characters_is_encoded_completely(tokenizer: Tokenizer) -> None:
+    rng = random.Random(1)
     for text in (
         "a" * 200_000,
-        "".join(letters.choice("abcdefg ߒ\u200b👍") for _ in range(200_000)),
+        "".join(rng.choice("abcdefg ߒ\u200b👍") for _ in range(200_000)),
         "neural networks of many layers " * 6_500,
     ):
         assert round_trip(tokenizer, text) == " ".join(text.split())
@@ -120,46 +120,47 @@ def test_training_is_reproducible(abstracts: list[str]) -> None:
     assert train_tokenizer(abstracts[:80], config) == train_tokenizer(iter(abstracts[:80]), config)
 
 
-def test_the_vocabulary_has_the_size_asked_for(tokenizer: Tokenizer) -> None:
+def test_vocabulary_has_the_configured_size(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocabulary_size == 500
 
 
-def test_normalisation_is_an_option(abstracts: list[str]) -> None:
+def test_normalization_is_configurable(abstracts: list[str]) -> None:
     file = train_tokenizer(abstracts[:80], TokenizerConfig(vocabulary_size=400, normalization="nfkc_cf"))
     assert round_trip(Tokenizer(file), "ﬁve ÄPFEL") == "five äpfel"
 
 
-def test_lines_and_odd_characters_do_not_disturb_training(abstracts: list[str]) -> None:
-    odd = ["\n".join(abstracts[:20]), "", "  ", "\x00", "lone \ud800 surrogate", "long " * 5_000]
-    assert Tokenizer(train_tokenizer([*odd, *abstracts[20:80]], TokenizerConfig(vocabulary_size=400))).vocabulary_size == 400
+def test_training_accepts_lines_and_unusual_characters(abstracts: list[str]) -> None:
+    unusual = ["\n".join(abstracts[:20]), "", "  ", "\x00", "lone \ud800 surrogate", "long " * 5_000]
+    assert (
+        Tokenizer(train_tokenizer([*unusual, *abstracts[20:80]], TokenizerConfig(vocabulary_size=400))).vocabulary_size == 400
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
 @pytest.mark.parametrize("texts", [["one short text"], ["a"] * 1000])
-def test_too_little_text_for_the_vocabulary(texts: list[str], algorithm: str) -> None:
-    message = r"8000 subwords \(Vocabulary size too high .* <= \d+\.\); set --tokenizer\.vocabulary_size"
-    with pytest.raises(UserError, match=message):
+def test_too_little_text_for_the_vocabulary_is_an_error(texts: list[str], algorithm: str) -> None:
+    with pytest.raises(UserError, match=r"8000 .*Vocabulary size too high .* <= \d+.*--tokenizer\.vocabulary_size"):
         train_tokenizer(texts, TokenizerConfig.model_validate({"algorithm": algorithm}))
 
 
-def test_no_text_at_all() -> None:
+def test_training_without_text_is_an_error() -> None:
     for texts in ([], ["", " \n"]):
-        with pytest.raises(UserError, match="there is no text to train a tokenizer on"):
+        with pytest.raises(UserError, match="no text"):
             train_tokenizer(texts, TokenizerConfig())
 
 
-def test_a_vocabulary_too_small_for_bytes_and_special_tokens(abstracts: list[str]) -> None:
+def test_vocabulary_without_room_for_bytes_and_special_tokens_is_an_error(abstracts: list[str]) -> None:
     with pytest.raises(UserError, match="100 subwords"):
         train_tokenizer(abstracts, TokenizerConfig(vocabulary_size=100))
 
 
-def test_bytes_that_are_no_model() -> None:
+def test_bytes_that_are_not_a_model_are_an_error() -> None:
     for content in (b"", b"nothing of the kind", b"\x00" * 100):
         with pytest.raises(UserError, match="my file is not a SentencePiece model"):
             Tokenizer(content, "my file")
 
 
-def test_a_model_with_other_special_tokens(tmp_path: Path, abstracts: list[str]) -> None:
+def test_model_with_other_special_tokens_is_an_error(tmp_path: Path, abstracts: list[str]) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(abstracts[:80]), model_prefix=str(tmp_path / "other"), vocab_size=200, minloglevel=2
     )
