@@ -25,19 +25,8 @@ from pipeline.runs.id_rows import ID_ROW, read_ids
 from pipeline.runs.ledger import Entries, Ledger
 from pipeline.runs.unreadable_files import UnreadableFiles
 
-_DUPLICATE = np.dtype([("address", "<u8"), ("first", "<u8")])
+DUPLICATE = np.dtype([("address", "<u8"), ("first", "<u8")])
 """Row addresses of a row and of the first row with its id."""
-
-
-@dataclass(frozen=True)
-class DuplicateRows:
-    """Rows whose id an earlier row has, sorted by address, in Ray's object store."""
-
-    ref: ray.ObjectRef[Rows]
-
-    def fetch(self) -> Rows:
-        """Wait for the rows; call this in a task."""
-        return ray.get(self.ref)
 
 
 @dataclass(frozen=True)
@@ -45,10 +34,11 @@ class IdCheck:
     """Result of comparing the ids of an input with the ledger.
 
     Attributes:
+        duplicates: Rows whose id an earlier row has, as ``DUPLICATE``, sorted by address.
         missing: By partition, keys of ids that are in the ledger but not in the input.
     """
 
-    duplicates: DuplicateRows
+    duplicates: ray.ObjectRef[Rows]
     missing: Sequence[ray.ObjectRef[Keys]]
 
 
@@ -65,7 +55,7 @@ def check_ids(
         pieces = [refs[partition] for refs in by_task]
         checked.append(_check_partition.options(num_returns=2).remote(partition, partitions, entries, *pieces))
     duplicates = _sort_duplicates.remote(*(duplicates for duplicates, _ in checked))
-    return IdCheck(DuplicateRows(duplicates), [missing for _, missing in checked])
+    return IdCheck(duplicates, [missing for _, missing in checked])
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
@@ -76,7 +66,7 @@ def _check_partition(partition: int, partitions: int, entries: Entries | None, *
     is_duplicate = np.zeros(len(rows), np.bool_)
     is_duplicate[1:] = (rows["id"][1:] == rows["id"][:-1]) & (rows["id_rest"][1:] == rows["id_rest"][:-1])
     first = np.maximum.accumulate(np.where(is_duplicate, 0, np.arange(len(rows))))
-    duplicates = np.empty(int(is_duplicate.sum()), _DUPLICATE)
+    duplicates = np.empty(int(is_duplicate.sum()), DUPLICATE)
     duplicates["address"], duplicates["first"] = rows["address"][is_duplicate], rows["address"][first[is_duplicate]]
     if entries is None:
         return duplicates, np.empty(0, np.uint64)

@@ -40,18 +40,19 @@ def find_removed(
     Raises:
         UserError: A file cannot be read or written.
     """
-    counts = ray.get([_count.remote(keys) for keys in missing])
+    counts, first_keys = zip(*ray.get([_count_keys.remote(keys) for keys in missing]), strict=True)
     if not sum(counts):
         return RemovedDocuments()
-    listed = np.concatenate(ray.get([_first_keys.remote(keys) for keys in missing]))[:_MAX_LISTED]
+    listed = np.concatenate(first_keys)[:_MAX_LISTED]
     run_ids = [run.run_id for run in runs]
     names = _names_of_previous_run(output, run_ids, listed)
     if len(names) < len(listed):
+        find_task = ray.remote(num_cpus=LIGHT_CPUS)(find_names)
         unnamed = ray.put(np.setdiff1d(listed, np.fromiter(names, np.uint64, len(names))))
         for data_folder in (output.child(parts_path(name, run_id)) for run_id in run_ids for name in DATA_FOLDERS):
             files = data_folder.files() if data_folder.exists() else []
             chunks = cluster.chunk_by_weight(files, lambda file: file.size, _TASK_BYTES)
-            tasks = [_find_names.remote(output.filesystem, [file.path for file in chunk], unnamed) for chunk in chunks]
+            tasks = [find_task.remote(output.filesystem, [file.path for file in chunk], unnamed) for chunk in chunks]
             for found in ray.get(tasks):
                 names |= found
     ids = sorted(names.values())
@@ -68,13 +69,9 @@ def _names_of_previous_run(output: Location, run_ids: Sequence[str], keys: Keys)
 
 
 @ray.remote(num_cpus=LIGHT_CPUS)
-def _count(keys: Keys) -> int:
-    return len(keys)
-
-
-@ray.remote(num_cpus=LIGHT_CPUS)
-def _first_keys(keys: Keys) -> Keys:
-    return keys[:_MAX_LISTED]
+def _count_keys(keys: Keys) -> tuple[int, Keys]:
+    """Return the number of keys, and the first ones."""
+    return len(keys), keys[:_MAX_LISTED]
 
 
 def find_names(filesystem: Any, paths: Sequence[str], keys: Keys) -> dict[int, str]:
@@ -91,8 +88,3 @@ def find_names(filesystem: Any, paths: Sequence[str], keys: Keys) -> dict[int, s
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"cannot read {path}, which an earlier run wrote: {describe_error(error)}; restore it") from None
     return names
-
-
-@ray.remote(num_cpus=LIGHT_CPUS)
-def _find_names(filesystem: Any, paths: Sequence[str], keys: Keys) -> dict[int, str]:
-    return find_names(filesystem, paths, keys)

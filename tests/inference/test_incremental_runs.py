@@ -212,23 +212,23 @@ def test_run_with_too_many_unreadable_files_starts_over_once_they_are_repaired(t
 def test_unreadable_files_fail_the_run_or_are_skipped(tmp_path: Path, tiny_bundle: Path) -> None:
     paths = {
         name: write_documents(tmp_path, name, make_texts(start, start + 25))
-        for name, start in (("broken", 0), ("truncated", 25), ("other", 50), ("intact", 75))
+        for name, start in (("broken", 0), ("incomplete", 25), ("other", 50), ("intact", 75))
     }
     content = bytearray(paths["broken"].read_bytes())
     content[8:60] = bytes(52)  # the first page
     paths["broken"].write_bytes(content)
-    paths["truncated"].write_bytes(paths["truncated"].read_bytes()[:100])
+    paths["incomplete"].write_bytes(paths["incomplete"].read_bytes()[:100])
     write_documents(tmp_path, "other", pa.table({"id": [1], "body": ["x"]}))
-    with pytest.raises(UserError, match=r"truncated\.parquet.*--input\.on_bad_file skip"):
+    with pytest.raises(UserError, match=r"incomplete\.parquet.*--input\.on_bad_file skip"):
         make_plan(tmp_path, tiny_bundle, "r")
     skipping = run(tmp_path, tiny_bundle, "skipping", input={"on_bad_file": "skip"}).manifest
     assert read_ids(tmp_path, "skipping") == list(range(75, 100))
     unread = {Path(path).stem: file for path, file in skipping.unread.items()}
-    assert {name: file.rows for name, file in unread.items()} == {"broken": 25, "truncated": None, "other": None}
+    assert {name: file.rows for name, file in unread.items()} == {"broken": 25, "incomplete": None, "other": None}
     assert "'text'" in unread["other"].error
     assert skipping.counts.unread == 25
     assert skipping.removed == RemovedDocuments(), "a run that skips files does not look for removed documents"
-    paths["truncated"].unlink()
+    paths["incomplete"].unlink()
     paths["broken"].rename(tmp_path / "aside")
     by_bytes = run(tmp_path, tiny_bundle, "by_bytes", input={"on_bad_file": "skip", "max_reject_share": 0.2})
     assert (by_bytes.published, by_bytes.manifest.counts.reject_share) == (False, 0), "unreadable files count by their bytes"

@@ -7,13 +7,14 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import ray
 
 from pipeline.config.summarize import DocumentsInput
 from pipeline.data.arrow import to_texts
 from pipeline.data.hashing import content_keys, id_keys
+from pipeline.data.partition import Rows
 from pipeline.data.rejects import Rejection, RejectReason, check_document
 from pipeline.data.row_address import ROW_ADDRESS, unpack_address
-from pipeline.inference.dedup import DuplicateRows
 from pipeline.inference.stages.window import CONTENT_KEY, DETAIL, ID_KEY, REASON
 from pipeline.runs.ledger import REJECTED, Ledger
 
@@ -24,16 +25,18 @@ class RowFilter:
     Args:
         salt: Of content keys: hash of all that a summary depends on besides the text.
         ledger: Documents that earlier runs processed, if any.
-        duplicates: Rows that repeat an id, if they are known.
+        duplicates: Rows that repeat an id (``IdCheck.duplicates``), if they are known.
 
     Attributes:
         skipped: Dropped rows by their outcome in the earlier run.
     """
 
-    def __init__(self, input: DocumentsInput, salt: bytes, ledger: Ledger | None, duplicates: DuplicateRows | None) -> None:
+    def __init__(
+        self, input: DocumentsInput, salt: bytes, ledger: Ledger | None, duplicates: ray.ObjectRef[Rows] | None
+    ) -> None:
         self._input, self._salt = input, salt
         self._ledger = None if ledger is None else ledger.lookup()
-        self._duplicates = None if duplicates is None else duplicates.fetch()
+        self._duplicates = None if duplicates is None else ray.get(duplicates)
         self.skipped: Counter[str] = Counter()
 
     def apply(self, rows: pa.Table) -> pa.Table:

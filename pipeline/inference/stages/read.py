@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 from pyarrow import fs
 
 from pipeline.config.summarize import DocumentsInput
 from pipeline.data.arrow import to_texts
+from pipeline.data.partition import Rows
 from pipeline.data.rejects import NO_TOKEN
 from pipeline.data.row_address import ROW_ADDRESS
 from pipeline.data.split_reader import read_split, rebatch
@@ -21,7 +23,6 @@ from pipeline.data.splits import Split, split_from_dict
 from pipeline.data.token_columns import encode_column, flatten_column
 from pipeline.data.tokenizer import cached_tokenizer
 from pipeline.errors import UserError
-from pipeline.inference.dedup import DuplicateRows
 from pipeline.inference.failure_isolation import AttemptCounter
 from pipeline.inference.stages.filter import RowFilter
 from pipeline.inference.stages.window import (
@@ -58,7 +59,7 @@ class ReadWindows:
         salt: Of content keys (see RowFilter).
         unreadable: Unreadable files of the run.
         ledger: Documents that earlier runs processed, if any.
-        duplicates: Rows that repeat an id, if they are known.
+        duplicates: Rows that repeat an id (``IdCheck.duplicates``), if they are known.
         sample: Maximum openings that a window keeps for examples.
         attempts: Counts attempts; None to count none.
     """
@@ -72,7 +73,7 @@ class ReadWindows:
     salt: bytes
     unreadable: UnreadableFiles
     ledger: Ledger | None = None
-    duplicates: DuplicateRows | None = None
+    duplicates: ray.ObjectRef[Rows] | None = None
     sample: int = RUN_SKETCH.sample
     attempts: AttemptCounter | None = None
 
