@@ -1,6 +1,6 @@
-"""The files of a run, read again: whether each is what the manifest says, and the ids in it.
+"""Read the files of a run again: compare each with its manifest entry, and collect the ids in it.
 
-A file passes through memory a piece at a time, whatever its size.
+A file is read in pieces, so memory does not grow with its size. How the ids of all files compare is the job of match.py.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ import pyarrow.parquet as pq
 import ray
 
 from pipeline.cluster import LIGHT_CPUS
-from pipeline.data.arrow import to_texts
-from pipeline.data.hashing import id_keys
 from pipeline.data.partition import partition_rows
 from pipeline.data.rejects import RejectReason
-from pipeline.data.row_address import ROW_BITS
+from pipeline.data.row_address import row_addresses
 from pipeline.errors import describe_error
 from pipeline.io.location import Location
 from pipeline.io.memory_limit import memory_limit
-from pipeline.runs.id_rows import BATCH_ROWS, ID_ROW
+from pipeline.runs.id_rows import BATCH_ROWS, ID_ROW, id_rows
 from pipeline.runs.layout import REJECTS
 from pipeline.runs.manifest import OutputFile
 from pipeline.verify.findings import Finding
-from pipeline.verify.match import DUPLICATE_BIT
+from pipeline.verify.match import DUPLICATE_BIT, Rows
 
-_BYTES_AT_A_TIME = 4 * 2**20
+_PIECE_BYTES = 4 * 2**20
 
 
 @dataclass
 class FileTotals:
-    """What came of reading files. sound: files that are what the manifest says; rows, bytes: of these.
+    """Sums over files.
 
-    reasons: of all rejects. unnamed: rejects without an id.
+    Attributes:
+        findings: Differences from the manifest.
+        intact: Files without any; rows and bytes count these files only.
+        reject_reasons: Rejects by reason.
+        rejects_without_id: Rejects whose id is null.
     """
 
     findings: list[Finding] = field(default_factory=list)
-    sound: int = 0
+    intact: int = 0
     rows: int = 0
     bytes: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    unnamed: int = 0
+    reject_reasons: Counter[str] = field(default_factory=Counter)
+    rejects_without_id: int = 0
 
     def __iadd__(self, other: FileTotals) -> FileTotals:
         for name in FileTotals.__annotations__:
@@ -56,7 +58,7 @@ class FileTotals:
 
 @dataclass(frozen=True)
 class ExpectedFiles:
-    """Of every file of a run: the name of its first column, and what its metadata says."""
+    """What all files of a run have in common: the name of the id column, and entries of the Parquet metadata."""
 
     id_column: str
     metadata: dict[str, str]
@@ -64,74 +66,84 @@ class ExpectedFiles:
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def read_outputs(
-    output: Location, files: Sequence[tuple[int, OutputFile]], expected: ExpectedFiles, parts: int
+    output: Location, files: Sequence[tuple[int, OutputFile]], expected: ExpectedFiles, partitions: int
 ) -> tuple[Any, ...]:
-    """What came of reading them, and then the rows that have an id (census.SEEN), by part."""
-    read = FileTotals()
-    divided: list[list[Any]] = [[np.empty(0, ID_ROW)] for _ in range(parts)]
+    """Check numbered files; return their FileTotals, then the rows with an id (ID_ROW) of each partition."""
+    totals = FileTotals()
+    partitioned: list[list[Rows]] = [[np.empty(0, ID_ROW)] for _ in range(partitions)]
     for number, file in files:
         with memory_limit(file.path):
-            seen = np.concatenate([np.empty(0, ID_ROW), *_check_file(output, number, file, expected, read)])
-        for pieces, rows in zip(divided, partition_rows(seen, parts), strict=True):
-            pieces.append(rows)
-    return read, *(np.concatenate(pieces) for pieces in divided)
+            rows = np.concatenate([np.empty(0, ID_ROW), *_FileCheck(number, file, expected, totals).run(output)])
+        for pieces, piece in zip(partitioned, partition_rows(rows, partitions), strict=True):
+            pieces.append(piece)
+    return totals, *(np.concatenate(pieces) for pieces in partitioned)
 
 
-def _check_file(output: Location, number: int, file: OutputFile, expected: ExpectedFiles, read: FileTotals) -> Iterator[Any]:
-    """Check one file; its rows that have an id. Those of one that is spoilt too, as far as it can be read."""
-    faults: list[str] = []
-    try:
-        with output.filesystem.open_input_file(output.child(file.path).path) as opened:
-            size = opened.size()
-            sha256 = hashlib.sha256()
-            while piece := opened.read(_BYTES_AT_A_TIME):
-                sha256.update(piece)
-            if size != file.bytes:
-                faults.append(f"has {size:,} bytes where the manifest says {file.bytes:,}")
-            if sha256.hexdigest() != file.sha256:
-                faults.append("has another sha256 than the manifest says: its content was changed")
-            opened.seek(0)
-            with pq.ParquetFile(opened) as parquet:
-                rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-                if rows != file.rows:
-                    faults.append(f"has {rows:,} rows where the manifest says {file.rows:,}")
-                told = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-                if any(told.get(key) != value for key, value in expected.metadata.items()):
-                    faults.append("does not say that it is of this run and this model")
-                is_rejects = file.path.startswith(f"{REJECTS}/")
-                wanted = [expected.id_column, *(["reason"] if is_rejects else [])]
-                if missing := [name for name in wanted if name not in schema.names]:
-                    faults.append(f"has no column {missing[0]!r}")
-                else:
-                    yield from _id_rows(parquet, number, wanted, is_rejects, faults, read)
-    except (OSError, pa.ArrowException) as error:
-        faults.append(f"cannot be read as Parquet: {describe_error(error)}")
-    if not faults:
-        read.sound, read.rows, read.bytes = read.sound + 1, read.rows + file.rows, read.bytes + file.bytes
-    read.findings += [Finding(file.path, fault) for fault in faults]
+@dataclass
+class _FileCheck:
+    """The check of one file, which adds to ``totals``."""
 
+    number: int
+    file: OutputFile
+    expected: ExpectedFiles
+    totals: FileTotals
+    problems: list[str] = field(default_factory=list)
 
-def _id_rows(
-    parquet: pq.ParquetFile, number: int, columns: list[str], is_rejects: bool, faults: list[str], read: FileTotals
-) -> Iterator[Any]:
-    start, without = np.uint64(number) << np.uint64(ROW_BITS), 0
-    for batch in parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-        table = pa.Table.from_batches([batch])
-        ids = table[columns[0]]
-        named = ids.is_valid().to_numpy()
-        positions = start + np.arange(len(table), dtype=np.uint64)
-        start += np.uint64(len(table))
-        if is_rejects:
-            reasons = table["reason"].to_pylist()
-            read.reasons.update(str(reason) for reason in reasons)
-            read.unnamed += int((~named).sum())
-            without += sum(not has and why != RejectReason.NULL_ID for has, why in zip(named, reasons, strict=True))
-            positions |= np.array([DUPLICATE_BIT if why == RejectReason.DUPLICATE_ID else 0 for why in reasons], np.uint64)
-        else:
-            without += int((~named).sum())
-        seen = np.empty(int(named.sum()), ID_ROW)
-        keys = id_keys(str(value) for value in to_texts(ids.filter(pa.array(named))))
-        seen["id"], seen["more"], seen["at"] = keys[:, 0], keys[:, 1], positions[named]
-        yield seen
-    if without:
-        faults.append(f"has {without:,} rows without an id")
+    def run(self, output: Location) -> Iterator[Rows]:
+        """Check the file and yield its rows with an id; of a damaged file, those that can be read."""
+        file, totals = self.file, self.totals
+        try:
+            with output.filesystem.open_input_file(output.child(file.path).path) as stream:
+                self._check_content(stream)
+                stream.seek(0)
+                with pq.ParquetFile(stream) as parquet:
+                    yield from self._check_rows(parquet)
+        except (OSError, pa.ArrowException) as error:
+            self.problems.append(f"cannot be read as Parquet: {describe_error(error)}")
+        if not self.problems:
+            totals.intact, totals.rows, totals.bytes = totals.intact + 1, totals.rows + file.rows, totals.bytes + file.bytes
+        totals.findings += [Finding(file.path, problem) for problem in self.problems]
+
+    def _check_content(self, stream: pa.NativeFile) -> None:
+        size = stream.size()
+        sha256 = hashlib.sha256()
+        while piece := stream.read(_PIECE_BYTES):
+            sha256.update(piece)
+        if size != self.file.bytes:
+            self.problems.append(f"has {size:,} bytes, but the manifest says {self.file.bytes:,}")
+        if sha256.hexdigest() != self.file.sha256:
+            self.problems.append("SHA-256 differs from the manifest: the content has changed")
+
+    def _check_rows(self, parquet: pq.ParquetFile) -> Iterator[Rows]:
+        rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+        if rows != self.file.rows:
+            self.problems.append(f"has {rows:,} rows, but the manifest says {self.file.rows:,}")
+        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        if any(metadata.get(key) != value for key, value in self.expected.metadata.items()):
+            self.problems.append("its metadata names another run or model")
+        is_rejects = self.file.path.startswith(f"{REJECTS}/")
+        columns = [self.expected.id_column, *(["reason"] if is_rejects else [])]
+        if missing := [name for name in columns if name not in schema.names]:
+            self.problems.append(f"has no column {missing[0]!r}")
+            return
+        row = without_id = 0
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+            table = pa.Table.from_batches([batch])
+            ids = table[self.expected.id_column]
+            has_id = ids.is_valid().to_numpy()
+            addresses = row_addresses(self.number, row, len(table))
+            row += len(table)
+            if is_rejects:
+                addresses |= self._add_rejects(reasons := table["reason"].to_pylist(), has_id)
+                without_id += sum(not has and why != RejectReason.NULL_ID for has, why in zip(has_id, reasons, strict=True))
+            else:
+                without_id += int((~has_id).sum())
+            yield id_rows(ids, addresses)
+        if without_id:
+            self.problems.append(f"has {without_id:,} rows without an id")
+
+    def _add_rejects(self, reasons: Sequence[Any], has_id: Any) -> Any:
+        """Count rejects; return DUPLICATE_BIT for those of a duplicate id [N], else 0."""
+        self.totals.reject_reasons.update(str(reason) for reason in reasons)
+        self.totals.rejects_without_id += int((~has_id).sum())
+        return np.array([DUPLICATE_BIT if why == RejectReason.DUPLICATE_ID else 0 for why in reasons], np.uint64)

@@ -1,4 +1,4 @@
-"""What is found out about a run that is verified. Pure data."""
+"""The result of verifying a run. Plain data."""
 
 from __future__ import annotations
 
@@ -7,24 +7,36 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be. path: of a file or folder; of one of the run's, within the output folder."""
+    """A defect of an output.
+
+    Attributes:
+        path: File or folder, relative to the output folder.
+        problem: What is wrong with it.
+    """
 
     path: str
-    fault: str
+    problem: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.fault}"
+        return f"{self.path}: {self.problem}"
 
 
 @dataclass
 class VerificationReport:
-    """Of a run. proved: what of, and how much, in words. notes: what could not be proved, and why."""
+    """Result of verifying a run.
+
+    Attributes:
+        run_id: The run; empty if there is none.
+        findings: Defects. A run without any is what its manifest says.
+        verified: What was checked ("files", "bytes", "rows", "ids") and how much of it, for people.
+        notes: What could not be checked, and why.
+    """
 
     run_id: str
     findings: list[Finding] = field(default_factory=list)
-    proved: dict[str, str] = field(default_factory=dict)
+    verified: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def found(self, path: str, fault: str) -> None:
+    def add(self, path: str, problem: str) -> None:
         """Add a finding."""
-        self.findings.append(Finding(path, fault))
+        self.findings.append(Finding(path, problem))

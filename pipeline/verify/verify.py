@@ -1,11 +1,11 @@
-"""Prove a run's output: its files against its manifest, and its ids against those of the input.
+"""Verify the output of a run: its files against its manifest, and its ids against those of the input.
 
-    _SUCCESS ── manifest ──┬── files that are there, and no others ── bytes, sha256, rows of each
-                           ├── the ledger's segments, which tell the same of each file
-                           └── input files, if they are as they were ── each row in summaries or rejects, or skipped
+    _SUCCESS ──> manifest ──┬──> output files: all there and no others; bytes, SHA-256 and rows of each
+                            ├──> ledger segments: the same files
+                            └──> unchanged input files: each row in summaries or rejects, or done by an earlier run
 
-What reads files is outputs.py, what compares ids matching.py, both in Ray tasks; what follows from that for the input's rows is
-tracing.py's business. The driver sees no id but a few.
+This module decides the order of the checks. Ray tasks read files (files.py) and compare ids (match.py); trace.py turns the
+comparison into findings. The driver holds only a few ids.
 """
 
 from __future__ import annotations
@@ -24,21 +24,32 @@ from pipeline.errors import UserError
 from pipeline.io.location import Location
 from pipeline.runs import ledger
 from pipeline.runs.id_rows import TASK_ROWS
-from pipeline.runs.layout import KINDS, LEDGER, MANIFEST, REJECTS, SUCCESS, SUMMARIES, parts_path, run_folder, run_ids, run_path
+from pipeline.runs.layout import (
+    DATA_FOLDERS,
+    LEDGER,
+    MANIFEST,
+    REJECTS,
+    SUCCESS,
+    SUMMARIES,
+    parts_path,
+    run_folder,
+    run_ids,
+    run_path,
+)
 from pipeline.runs.manifest import Manifest
 from pipeline.runs.publish import FinishedRun, read_success
 from pipeline.verify.files import ExpectedFiles, FileTotals, read_outputs
 from pipeline.verify.findings import VerificationReport
 from pipeline.verify.match import match_ids
-from pipeline.verify.trace import check_rows, open_input, open_ledger
+from pipeline.verify.trace import RowTrace, check_rows, open_input, open_ledger
 
 
 def verify(output: Location, run_id: str | None) -> VerificationReport:
-    """Read a run's output again; None: of the last run that is published. Nothing is written.
+    """Verify a run, by default the last finished one. Writes nothing.
 
     Raises:
-        UserError: there is no such run, or the folder cannot be read.
-        Stopped: a task failed.
+        UserError: There is no such run, or the folder cannot be read.
+        Stopped: A task failed.
     """
     try:
         return _verify(output, run_id)
@@ -47,164 +58,166 @@ def verify(output: Location, run_id: str | None) -> VerificationReport:
 
 
 def _verify(output: Location, run_id: str | None) -> VerificationReport:
-    begun, verdict = run_ids(output), VerificationReport(run_id or "")
-    ends = _read_successes(output, begun, verdict)
+    started, report = run_ids(output), VerificationReport(run_id or "")
+    finished = _read_successes(output, started, report)
     if run_id is None:
-        unpublished = _unpublished_runs(output, [name for name in begun if name not in ends], verdict)
-        last = [end.run_id for end in sorted(ends.values(), key=lambda end: end.sequence)]
-        verdict.run_id = next(reversed([*unpublished, *last]), "")
-    elif run_id in begun and not run_folder(output, run_id).child(SUCCESS).exists():
-        verdict.found(run_path(run_id, SUCCESS), "is not there: the run is not published")
-    if verdict.run_id not in begun:
-        what = f"no run {run_id} has begun" if run_id else "no run is finished"
-        raise UserError(f"{what} in {output.uri}; set --output.path to a folder that jobs.summarize wrote, or --output.run_id")
-    if manifest := _read_manifest(output, ends.get(verdict.run_id), verdict):
+        completed = _completed_runs(output, [name for name in started if name not in finished], report)
+        by_sequence = [run.run_id for run in sorted(finished.values(), key=lambda run: run.sequence)]
+        report.run_id = next(reversed([*completed, *by_sequence]), "")
+    elif run_id in started and not run_folder(output, run_id).child(SUCCESS).exists():
+        report.add(run_path(run_id, SUCCESS), "missing: the run is not finished")
+    if report.run_id not in started:
+        run = f"no run {run_id}" if run_id else "no finished run"
+        raise UserError(f"{output.uri} has {run}; set --output.path to an output of jobs.summarize, or set --output.run_id")
+    if manifest := _read_manifest(output, finished.get(report.run_id), report):
         cluster.connect()
-        _check_run(output, manifest, verdict)
-    return verdict
+        _check_run(output, manifest, report)
+    return report
 
 
-def _read_successes(output: Location, begun: Sequence[str], verdict: VerificationReport) -> dict[str, FinishedRun]:
-    """The ends of the published runs, by run. They are numbered from 1; one that is missing was removed, or edited."""
-    ends: dict[str, FinishedRun] = {}
-    for run_id in begun:
+def _read_successes(output: Location, started: Sequence[str], report: VerificationReport) -> dict[str, FinishedRun]:
+    """Read _SUCCESS of each finished run. Sequence numbers start at 1; a gap means that one was removed or edited."""
+    finished: dict[str, FinishedRun] = {}
+    for run_id in started:
         path = run_path(run_id, SUCCESS)
         try:
-            if (end := read_success(output, run_id)) is None:
+            if (run := read_success(output, run_id)) is None:
                 continue
         except UserError:
-            verdict.found(path, "does not say which run of its folder it was the end of: it was edited")
+            report.add(path, "has no valid sequence number: it was edited")
             continue
-        if same := [other.run_id for other in ends.values() if other.sequence == end.sequence]:
-            verdict.found(path, f"says that the run is number {end.sequence}, as that of run {same[0]} does: one was edited")
-        ends[run_id] = end
-    numbers = {end.sequence for end in ends.values()}
-    if not verdict.findings and (missing := sorted(set(range(1, len(ends) + 1)) - numbers)):
-        verdict.found("runs", f"number {missing[0]} of the published runs is missing: its {SUCCESS} was removed or edited")
-    return ends
+        if same := [other.run_id for other in finished.values() if other.sequence == run.sequence]:
+            report.add(path, f"has sequence number {run.sequence}, which run {same[0]} has too: one of them was edited")
+        finished[run_id] = run
+    gaps = set(range(1, len(finished) + 1)) - {run.sequence for run in finished.values()}
+    if gaps and not report.findings:
+        report.add("runs", f"no finished run has sequence number {min(gaps)}: its {SUCCESS} was removed or edited")
+    return finished
 
 
-def _unpublished_runs(output: Location, run_ids: Sequence[str], verdict: VerificationReport) -> list[str]:
-    """Of runs that have no sound end, those that came to one and should be published, the last of them last."""
-    found = []
+def _completed_runs(output: Location, run_ids: Sequence[str], report: VerificationReport) -> list[str]:
+    """Return those runs without a valid _SUCCESS that should have one, in order of completion."""
+    completed = []
     for run_id in run_ids:
         folder = run_folder(output, run_id)
         try:
             manifest = Manifest.model_validate_json(folder.child(MANIFEST).read())
-        except (UserError, ValidationError):  # it was cut off: that is no fault of an output
+        except (UserError, ValidationError):  # the run was interrupted, which is no defect
             continue
         if manifest.reject_share <= manifest.config["input"]["max_reject_share"]:
-            found.append((manifest.finished_at, run_id))
+            completed.append((manifest.finished_at, run_id))
             if not folder.child(SUCCESS).exists():
-                verdict.found(
-                    run_path(run_id, SUCCESS), "is not there, though the run came to its end: its command publishes it"
+                report.add(
+                    run_path(run_id, SUCCESS), "missing although the run is complete: run its command again to finish it"
                 )
-    return [run_id for _, run_id in sorted(found)]
+    return [run_id for _, run_id in sorted(completed)]
 
 
-def _read_manifest(output: Location, end: FinishedRun | None, verdict: VerificationReport) -> Manifest | None:
-    path = run_path(verdict.run_id, MANIFEST)
+def _read_manifest(output: Location, success: FinishedRun | None, report: VerificationReport) -> Manifest | None:
+    path = run_path(report.run_id, MANIFEST)
     file = output.child(path)
     if not file.exists():
-        verdict.found(path, "is not there: nothing can be proved without it")
+        report.add(path, "missing: nothing else can be checked")
         return None
     content = file.read()
-    if end and end.manifest_sha256 not in (None, hashlib.sha256(content).hexdigest()):
-        verdict.found(path, f"is not the one that the run wrote: {SUCCESS} says another sha256")
+    if success and success.manifest_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        report.add(path, f"SHA-256 differs from the one in {SUCCESS}: the manifest was edited")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError:
-        verdict.found(path, "is broken, or of another version: nothing can be proved by it")
+        report.add(path, "invalid, or written by another version: nothing else can be checked")
         return None
-    if manifest.run_id != verdict.run_id:
-        verdict.found(path, f"is that of run {manifest.run_id}")
+    if manifest.run_id != report.run_id:
+        report.add(path, f"belongs to run {manifest.run_id}")
         return None
-    if end and end.sequence <= manifest.ledger:
-        verdict.found(
-            run_path(verdict.run_id, SUCCESS),
-            f"says number {end.sequence}, but {manifest.ledger} runs were published when this one began",
+    if success and success.sequence <= manifest.ledger:
+        report.add(
+            run_path(report.run_id, SUCCESS),
+            f"has sequence number {success.sequence}, but {manifest.ledger} runs had finished when this one started",
         )
     return manifest
 
 
-def _check_run(output: Location, manifest: Manifest, verdict: VerificationReport) -> None:
-    there = _check_names(output, manifest, verdict)
-    _check_records(output, manifest, verdict)
-    input, known = open_input(manifest, verdict), open_ledger(output, manifest, verdict)
+def _check_run(output: Location, manifest: Manifest, report: VerificationReport) -> None:
+    present = _check_names(output, manifest, report)
+    _check_ledger(output, manifest, report)
+    input, entries = open_input(manifest, report), open_ledger(output, manifest, report)
     rows = input.rows + sum(file.rows for file in manifest.output_files)
-    parts = max(len(known), partition_count(rows))
+    partitions = max(len(entries), partition_count(rows))
 
     metadata = {"nightshift.run_id": manifest.run_id, "nightshift.model_fingerprint": manifest.model_fingerprint}
     expected = ExpectedFiles(input.id_column, metadata)
-    files = [(number, file) for number, file in enumerate(manifest.output_files) if file.path in there]
-    reading = read_outputs.options(num_returns=parts + 1)
-    chosen = cluster.chunk_by_weight(files, lambda numbered: numbered[1].rows, TASK_ROWS)
-    outputs = [cluster.as_refs(reading.remote(output, some, expected, parts)) for some in chosen]
-    matched = match_ids(input.ids(parts), [rows for _, *rows in outputs], known, parts, input.unread)
-    read = FileTotals()
-    for came, *_ in outputs:
-        read += ray.get(came)
+    files = [(number, file) for number, file in enumerate(manifest.output_files) if file.path in present]
+    read = read_outputs.options(num_returns=partitions + 1)
+    chunks = cluster.chunk_by_weight(files, lambda numbered: numbered[1].rows, TASK_ROWS)
+    tasks = [cluster.as_refs(read.remote(output, chunk, expected, partitions)) for chunk in chunks]
+    outputs = [id_rows for _, *id_rows in tasks]
+    matched = match_ids(input.ids(partitions), outputs, entries, partitions, input.unread_files)
+    totals = FileTotals()
+    for file_totals, *_ in tasks:
+        totals += ray.get(file_totals)
 
-    verdict.findings += read.findings
-    _check_counts(manifest, read, verdict)
-    check_rows(output, manifest, input, matched, read.unnamed, verdict)
+    report.findings += totals.findings
+    _check_counts(manifest, totals, report)
+    check_rows(RowTrace(output, manifest, input, matched, totals.rejects_without_id), report)
     counts = manifest.counts
-    verdict.proved = {
-        "files": f"{read.sound:,}, and no others",
-        "bytes": f"{read.bytes:,}, by their sha256",
-        "rows": f"{read.rows:,}: {counts.summarized:,} summaries, {sum(counts.rejected.values()):,} rejects",
-        "ids": f"{matched.inputs:,} of the input: {matched.found:,} written, {matched.skipped:,} done by earlier runs",
+    report.verified = {
+        "files": f"{totals.intact:,}, and no others",
+        "bytes": f"{totals.bytes:,}, by SHA-256",
+        "rows": f"{totals.rows:,}: {counts.summarized:,} summaries, {sum(counts.rejected.values()):,} rejects",
+        "ids": f"{matched.inputs:,} of the input: {matched.written:,} written, {matched.skipped:,} done by earlier runs",
     }
 
 
-def _check_names(output: Location, manifest: Manifest, verdict: VerificationReport) -> set[str]:
-    """Those of the manifest's files that are there. Others that are there are findings, for readers take them all."""
-    found = set[str]()
-    for kind in KINDS:
-        folder = parts_path(kind, manifest.run_id)
-        here = output.child(folder)
-        files = here.files() if here.exists() else []
-        found |= {f"{folder}/{file.path[len(here.path) :].strip('/')}" for file in files}
-    named = Counter(file.path for file in manifest.output_files)
-    for path, times in named.items():
+def _check_names(output: Location, manifest: Manifest, report: VerificationReport) -> set[str]:
+    """Return the manifest's files that exist. Report any others, since readers take every file of a folder."""
+    present = set[str]()
+    for kind in DATA_FOLDERS:
+        path = parts_path(kind, manifest.run_id)
+        folder = output.child(path)
+        files = folder.files() if folder.exists() else []
+        present |= {f"{path}/{file.path[len(folder.path) :].strip('/')}" for file in files}
+    listed = Counter(file.path for file in manifest.output_files)
+    for path, times in listed.items():
         if times > 1:
-            verdict.found(path, f"the manifest names it {times} times")
-        if path not in found:
-            verdict.found(path, "is not there")
-    for path in sorted(found - named.keys()):
-        verdict.found(path, "the manifest does not name it")
-    return found & named.keys()
+            report.add(path, f"the manifest lists it {times} times")
+        if path not in present:
+            report.add(path, "missing")
+    for path in sorted(present - listed.keys()):
+        report.add(path, "not in the manifest")
+    return present & listed.keys()
 
 
-def _check_records(output: Location, manifest: Manifest, verdict: VerificationReport) -> None:
-    """A segment of the ledger tells of the files that were written before it; those of a compacted ledger are gone."""
-    folder = parts_path(LEDGER, manifest.run_id)
-    if not output.child(folder).exists():
-        verdict.notes.append("the ledger was compacted: nothing but the manifest tells what the files were")
+def _check_ledger(output: Location, manifest: Manifest, report: VerificationReport) -> None:
+    """Compare the manifest with the run's ledger segments, which record the files of each window."""
+    path = parts_path(LEDGER, manifest.run_id)
+    if not output.child(path).exists():
+        report.notes.append("the ledger was compacted: output files are compared with the manifest only")
         return
     try:
-        written = {file.path: file for record in ledger.window_records(output, manifest.run_id) for file in record.files}
+        recorded = {file.path: file for record in ledger.window_records(output, manifest.run_id) for file in record.files}
     except UserError as error:
-        verdict.found(folder, str(error))
+        report.add(path, str(error))
         return
-    named = {file.path: file for file in manifest.output_files}
-    for path in sorted(written.keys() | named.keys()):
-        if written.get(path) != named.get(path):
-            verdict.found(path, "the manifest says otherwise of it than the ledger's segment, which was written with it")
+    listed = {file.path: file for file in manifest.output_files}
+    for name in sorted(recorded.keys() | listed.keys()):
+        if recorded.get(name) != listed.get(name):
+            report.add(name, "the manifest and the ledger segment written with the file disagree about it")
 
 
-def _check_counts(manifest: Manifest, read: FileTotals, verdict: VerificationReport) -> None:
+def _check_counts(manifest: Manifest, totals: FileTotals, report: VerificationReport) -> None:
+    """Check that the counts of the manifest add up, and that the files have as many rejects of each reason."""
     counts, path = manifest.counts, run_path(manifest.run_id, MANIFEST)
-    rows = {kind: sum(file.rows for file in manifest.output_files if file.path.startswith(f"{kind}/")) for kind in KINDS}
+    rows = {kind: sum(file.rows for file in manifest.output_files if file.path.startswith(f"{kind}/")) for kind in DATA_FOLDERS}
     rejected = sum(counts.rejected.values())
     sums = {
         "summarized documents": (counts.summarized, rows[SUMMARIES]),
         "rejected documents": (rejected, rows[REJECTS]),
-        "documents that it read": (counts.read, sum(counts.skipped.values()) + counts.summarized + rejected),
-        "rows of its input": (counts.read + counts.unread, sum(file.rows for file in manifest.input_files)),
+        "documents read": (counts.read, sum(counts.skipped.values()) + counts.summarized + rejected),
+        "input rows": (counts.read + counts.unread, sum(file.rows for file in manifest.input_files)),
     }
-    for what, (counted, added_up) in sums.items():
-        if counted != added_up:
-            verdict.found(path, f"counts {counted:,} {what}, which add up to {added_up:,}")
-    if not verdict.findings and read.reasons != Counter(counts.rejected):
-        verdict.found(path, f"counts rejects as {counts.rejected}, and they are {dict(read.reasons)}")
+    for name, (count, total) in sums.items():
+        if count != total:
+            report.add(path, f"says {count:,} {name}, but they add up to {total:,}")
+    if not report.findings and totals.reject_reasons != Counter(counts.rejected):
+        report.add(path, f"says rejects are {counts.rejected}, but the files have {dict(totals.reject_reasons)}")

@@ -1,4 +1,4 @@
-"""Which ids of an output are missing or too many, held to a count of each."""
+"""Matching of input and output ids, against a count of each id."""
 
 from __future__ import annotations
 
@@ -8,61 +8,63 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.row_address import ROW_BITS
+from pipeline.data.row_address import row_addresses, unpack_address
 from pipeline.runs.id_rows import ID_ROW
 from pipeline.verify.match import DUPLICATE_BIT, MatchCounts, RowSample, match_rows
 
-# Few ids, some of which share their first half.
+# A few ids, some of which share the first half of their key.
 IDS = st.tuples(st.integers(0, 3), st.integers(0, 2))
 
 
-def rows(ids: list[tuple[int, int]], file: int, flags: list[bool] | None = None) -> np.ndarray:
-    """Rows of one file in their order."""
-    made = np.empty(len(ids), ID_ROW)
-    for at, (first, more) in enumerate(ids):
-        made[at] = (first, more, file << ROW_BITS | at)
-    made["at"] |= np.array(flags or [False] * len(ids), bool) * DUPLICATE_BIT
-    return made
+def id_rows(ids: list[tuple[int, int]], file: int, is_duplicate: list[bool] | None = None) -> np.ndarray:
+    """Return the rows of one file, in order."""
+    rows = np.empty(len(ids), ID_ROW)
+    for index, (first, second) in enumerate(ids):
+        rows["id"][index], rows["id_rest"][index] = first, second
+    rows["address"] = row_addresses(file, 0, len(ids)) | np.array(is_duplicate or [False] * len(ids), bool) * DUPLICATE_BIT
+    return rows
 
 
 @given(
     st.lists(IDS, max_size=12), st.lists(IDS, max_size=4), st.lists(st.tuples(IDS, st.booleans()), max_size=12), st.sets(IDS)
 )
-def test_each_id_is_counted(sound: list, unread: list, written: list, known: set) -> None:
-    """Input file 0 was read, file 1 was not read to its end."""
-    inputs = np.concatenate((rows(sound, 0), rows(unread, 1)))
-    outputs = rows([identity for identity, _ in written], 0, [repeat for _, repeat in written])
-    keys = np.array([first for first, _ in known], np.uint64)
-    found = match_rows(inputs, outputs, keys, np.array([1], np.uint64))
+def test_counts_of_each_id(read: list, unread: list, output: list, done: set) -> None:
+    """Input file 0 was read; file 1 was not read to the end."""
+    inputs = np.concatenate((id_rows(read, 0), id_rows(unread, 1)))
+    outputs = id_rows([id_ for id_, _ in output], 0, [is_duplicate for _, is_duplicate in output])
+    keys = np.array([first for first, _ in done], np.uint64)
+    matched = match_rows(inputs, outputs, keys, np.array([1], np.uint64))
 
-    came, own = Counter(sound) + Counter(unread), Counter(identity for identity, repeat in written if not repeat)
-    repeats = Counter(identity for identity, repeat in written if repeat)
+    in_input, processed = Counter(read) + Counter(unread), Counter(id_ for id_, is_duplicate in output if not is_duplicate)
+    rejected = Counter(id_ for id_, is_duplicate in output if is_duplicate)
     expected: Counter[str] = Counter()
-    for identity in came.keys() | own.keys() | repeats.keys():
-        out = own[identity] + repeats[identity]
-        expected["found"] += min(came[identity], out)
-        expected["doubled"] += max(0, own[identity] - 1)
-        expected["foreign"] += max(0, out - came[identity]) if own[identity] < 2 else 0
-        missing = max(0, came[identity] - out)
-        if missing == 1 and not own[identity] and identity[0] in keys.tolist():
+    for id_ in in_input.keys() | processed.keys() | rejected.keys():
+        in_output = processed[id_] + rejected[id_]
+        expected["written"] += min(in_input[id_], in_output)
+        expected["duplicates"] += max(0, processed[id_] - 1)
+        expected["unexpected"] += max(0, in_output - in_input[id_]) if processed[id_] < 2 else 0
+        absent = max(0, in_input[id_] - in_output)
+        if absent == 1 and not processed[id_] and id_[0] in keys.tolist():
             expected["skipped"] += 1
-        elif identity in sound:
-            expected["lost"] += missing
+        elif id_ in read:
+            expected["missing"] += absent
         else:
-            expected["unread"] += missing
-    assert (found.found, found.skipped, found.unread) == tuple(expected[name] for name in ("found", "skipped", "unread"))
-    assert tuple(misses.rows for misses in (found.lost, found.doubled, found.foreign)) == tuple(
-        expected[name] for name in ("lost", "doubled", "foreign")
-    )
-    for misses, ids in ((found.lost, sound + unread), (found.doubled, own), (found.foreign, own | repeats)):
-        assert bool(misses.at) == (misses.rows > 0)
-        names = [identity for identity, _ in written] if misses is not found.lost else sound
-        for at in misses.at:
-            if at >> ROW_BITS == 0:
-                assert names[at % 2**ROW_BITS] in ids
+            expected["unread"] += absent
+    for name in ("written", "skipped", "unread"):
+        assert getattr(matched, name) == expected[name]
+    for name, file_ids, candidates in (
+        ("missing", read, read + unread),
+        ("duplicates", [id_ for id_, _ in output], processed),
+        ("unexpected", [id_ for id_, _ in output], processed | rejected),
+    ):
+        sample = getattr(matched, name)
+        assert sample.rows == expected[name]
+        assert bool(sample.addresses) == bool(sample)
+        for file, row in map(unpack_address, sample.addresses):
+            assert file == 1 or file_ids[row] in candidates
 
 
-def test_parts_add_up() -> None:
-    one = MatchCounts(3, 1, lost=RowSample(2, (5, 9)), foreign=RowSample(1, (4,)))
-    other = MatchCounts(4, 2, skipped=1, lost=RowSample(7, (1, 6, 8)))
+def test_sum_of_partitions() -> None:
+    one = MatchCounts(3, 1, missing=RowSample(2, (5, 9)), unexpected=RowSample(1, (4,)))
+    other = MatchCounts(4, 2, skipped=1, missing=RowSample(7, (1, 6, 8)))
     assert one + other == MatchCounts(7, 3, 1, 0, RowSample(9, (1, 5, 6)), RowSample(), RowSample(1, (4,)))

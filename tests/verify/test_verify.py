@@ -1,4 +1,4 @@
-"""Whatever is done to a run's output, verify finds it: real files, spoilt one way at a time."""
+"""Verification finds every defect of an output: real files, damaged in one way at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import pytest
 
 from jobs.verify import main
 from pipeline.config.summarize import SummarizeConfig
-from pipeline.data import partition
 from pipeline.errors import UserError
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
@@ -27,275 +26,267 @@ from pipeline.verify.findings import VerificationReport
 from pipeline.verify.verify import verify
 
 RUN = "2029"
+SUMMARIES, REJECTS = f"summaries/run={RUN}", f"rejects/run={RUN}"
+MANIFEST, SUCCESS = f"runs/{RUN}/manifest.json", f"runs/{RUN}/_SUCCESS"
 
 
 def check(output: Path, run_id: str | None = None) -> VerificationReport:
     return verify(open_location(str(output), "--output.path"), run_id)
 
 
-def faults(output: Path, run_id: str | None = None) -> list[str]:
-    return [str(finding).replace(str(output), "OUT") for finding in check(output, run_id).findings]
+def problems(output: Path, path: str, run_id: str | None = None) -> list[str]:
+    """Verify the output and return the problems of one of its paths."""
+    return [finding.problem for finding in check(output, run_id).findings if finding.path == path]
 
 
-def files(output: Path, kind: str = "summaries") -> list[Path]:
-    return sorted((output / f"{kind}/run={RUN}").glob("*"))
+def files(output: Path, folder: str = SUMMARIES) -> list[Path]:
+    return sorted((output / folder).glob("*"))
 
 
-def within(output: Path, path: Path) -> str:
+def relative(output: Path, path: Path) -> str:
     return str(path.relative_to(output))
 
 
 def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-    """Change a file's rows, and leave it a valid file that says what it did of its run."""
+    """Change the rows of a file and keep its metadata."""
     table = pq.read_table(path, partitioning=None)
     pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), table.schema), path)
 
 
-def seal(output: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
-    """Make the manifest say what files there are now, and _SUCCESS that it is the one: nothing but ids can tell."""
-    path, marker = output / f"runs/{RUN}/manifest.json", output / f"runs/{RUN}/_SUCCESS"
+def remove_row(output: Path, id_: str) -> None:
+    for path in files(output):
+        rewrite(path, lambda rows: [row for row in rows if row["id"] != id_])
+
+
+def reseal(output: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+    """Make manifest, _SUCCESS and ledger consistent with the files, so that only the ids show a defect."""
+    path, success = output / MANIFEST, output / SUCCESS
     manifest = json.loads(path.read_text())
     manifest["output_files"] = [
         {
-            "path": within(output, file),
+            "path": relative(output, file),
             "rows": pq.read_metadata(file).num_rows,
             "bytes": file.stat().st_size,
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         }
-        for kind in ("summaries", "rejects")
-        for file in files(output, kind)
+        for folder in (SUMMARIES, REJECTS)
+        for file in files(output, folder)
     ]
     change(manifest)
     path.write_text(json.dumps(manifest))
-    said = json.loads(marker.read_text())
-    marker.write_text(json.dumps(said | {"manifest_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    content = json.loads(success.read_text())
+    success.write_text(json.dumps(content | {"manifest_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
     shutil.rmtree(output / f"ledger/run={RUN}", ignore_errors=True)
 
 
-def test_what_is_sound_is_proved(nights: Path) -> None:
-    verdict = check(nights / "out")
-    assert (verdict.run_id, verdict.findings, verdict.notes) == (RUN, [], [])
-    assert verdict.proved["files"] == "4, and no others"
-    assert verdict.proved["rows"] == "27: 25 summaries, 2 rejects"
-    assert verdict.proved["ids"] == "71 of the input: 26 written, 45 done by earlier runs"
-    size = sum(file.stat().st_size for kind in ("summaries", "rejects") for file in files(nights / "out", kind))
-    assert verdict.proved["bytes"].startswith(f"{size:,}, ")
+def test_intact_run_is_verified(nights: Path) -> None:
+    report = check(nights / "out")
+    assert (report.run_id, report.findings, report.notes) == (RUN, [], [])
+    assert report.verified["files"].startswith("4,")
+    assert report.verified["rows"] == "27: 25 summaries, 2 rejects"
+    assert report.verified["ids"] == "71 of the input: 26 written, 45 done by earlier runs"
+    size = sum(file.stat().st_size for folder in (SUMMARIES, REJECTS) for file in files(nights / "out", folder))
+    assert report.verified["bytes"].startswith(f"{size:,}, ")
 
 
-def test_a_run_whose_input_has_changed_since(nights: Path) -> None:
-    for run_id in ("2026", "2028"):
-        verdict = check(nights / "out", run_id)
-        assert (verdict.run_id, verdict.findings) == (run_id, [])
-        assert "2 of 2 input files have changed since the run" in verdict.notes[0]
-        assert verdict.proved["ids"].startswith("0 of the input")
+def test_changed_input_is_noted(nights: Path) -> None:
+    report = check(nights / "out", "2026")
+    assert (report.run_id, report.findings) == ("2026", [])
+    assert "2 of 2 input files have changed" in report.notes[0]
+    assert report.verified["ids"].startswith("0 of the input")
 
 
-def test_a_file_that_is_deleted(output: Path) -> None:
-    [*_, path] = files(output)
-    gone = set(pq.read_table(path, partitioning=None)["id"].to_pylist())
+def test_deleted_file(output: Path) -> None:
+    *_, path = files(output)
+    ids = set(pq.read_table(path, partitioning=None)["id"].to_pylist())
     path.unlink()
-    found = faults(output)
-    assert found[0] == f"{within(output, path)}: is not there"
-    assert any(f"{len(gone & {f'd{n}' for n in range(65, 70)}):,} rows of the input are not here" in fault for fault in found)
+    report = check(output)
+    assert (report.findings[0].path, report.findings[0].problem) == (relative(output, path), "missing")
+    new = ids & {f"d{n}" for n in range(65, 70)}
+    assert any(f"{len(new)} input rows are missing" in finding.problem for finding in report.findings)
 
 
-@pytest.mark.parametrize("at", [0, 0.3, 0.6, -6, -1], ids=["magic", "pages", "footer", "length", "end"])
-def test_a_flipped_byte(output: Path, at: float) -> None:
+@pytest.mark.parametrize("offset", [0, 0.3, 0.6, -6, -1], ids=["magic", "pages", "footer", "length", "end"])
+def test_flipped_bit(output: Path, offset: float) -> None:
     path = files(output)[0]
     content = bytearray(path.read_bytes())
-    content[int(at * len(content)) if 0 <= at < 1 else int(at)] ^= 1
+    content[int(offset * len(content)) if 0 <= offset < 1 else int(offset)] ^= 1
     path.write_bytes(content)
-    assert f"{within(output, path)}: has another sha256 than the manifest says: its content was changed" in faults(output)
+    assert any("SHA-256" in problem for problem in problems(output, relative(output, path)))
 
 
-def test_a_doubled_row(output: Path) -> None:
+def test_duplicated_row(output: Path) -> None:
     first, second, *_ = files(output)
-    taken = pq.read_table(first, partitioning=None).to_pylist()[0]
-    rewrite(second, lambda rows: [*rows, taken])
-    found = faults(output)
-    assert f"{within(output, second)}: has 11 rows where the manifest says 10" in found
-    doubled = [fault for fault in found if "1 rows here or in rejects have an id that another has: " in fault]
-    assert doubled
-    assert repr(taken["id"]) in doubled[0]
-    seal(output, lambda manifest: manifest["counts"].update(read=manifest["counts"]["read"] + 1, summarized=26))
-    found = faults(output)
-    assert any(repr(taken["id"]) in fault and "have an id that another has" in fault for fault in found)
+    row = pq.read_table(first, partitioning=None).to_pylist()[0]
+    rewrite(second, lambda rows: [*rows, row])
+    report = check(output)
+    assert any("11 rows" in finding.problem and finding.path == relative(output, second) for finding in report.findings)
+    assert any("1 rows" in finding.problem and repr(row["id"]) in finding.problem for finding in report.findings)
+    reseal(output, lambda manifest: manifest["counts"].update(read=manifest["counts"]["read"] + 1, summarized=26))
+    assert any("repeat" in problem and repr(row["id"]) in problem for problem in problems(output, SUMMARIES))
 
 
-def without(lost: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-    return lambda rows: [row for row in rows if row["id"] != lost]
-
-
-def test_a_lost_row_though_all_else_was_adapted(output: Path) -> None:
-    """Even the counts."""
-
-    def count(manifest: dict[str, Any]) -> None:
+def test_missing_row_with_adapted_counts(output: Path) -> None:
+    def adapt(manifest: dict[str, Any]) -> None:
         manifest["counts"]["summarized"] -= 1
         manifest["counts"]["read"] -= 1
 
-    for path in files(output):
-        rewrite(path, without("d67"))
-    seal(output, count)
-    found = faults(output)
-    lost = f"summaries/run={RUN}: 1 rows of the input are not here, nor in rejects, nor done before: 'd67' (row 27 of "
-    assert any(fault.startswith(lost) for fault in found)
+    remove_row(output, "d67")
+    reseal(output, adapt)
+    assert any(
+        "1 input rows are missing" in problem and "'d67' (row 27 of " in problem for problem in problems(output, SUMMARIES)
+    )
 
 
 @pytest.mark.faults
-def test_ids_that_make_many_parts(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_ROWS_PER_PARTITION", 10)
-    assert partition.partition_count(98) == 16
-    verdict = check(output)
-    assert verdict.findings == []
-    assert verdict.proved["ids"] == "71 of the input: 26 written, 45 done by earlier runs"
-    for path in files(output):
-        rewrite(path, lambda rows: [row for row in rows if row["id"] not in ("d65", "d67", "d68", "d69")])
-    seal(output)
-    [lost] = [fault for fault in faults(output) if "4 rows of the input are not here" in fault]
-    assert lost.count("row 2") == 3, "three examples are enough"
+def test_many_partitions(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.verify.verify.partition_count", lambda _: 16)
+    report = check(output)
+    assert report.findings == []
+    assert report.verified["ids"] == "71 of the input: 26 written, 45 done by earlier runs"
+    for id_ in ("d65", "d67", "d68", "d69"):
+        remove_row(output, id_)
+    reseal(output)
+    [problem] = [problem for problem in problems(output, SUMMARIES) if "4 input rows are missing" in problem]
+    assert problem.count("row 2") == 3, "three examples are enough"
 
 
-def test_a_lost_row_of_a_document_that_an_earlier_run_did_too(output: Path) -> None:
-    for path in files(output):
-        rewrite(path, without("d3"))
-    seal(output)
-    found = faults(output)
-    said = "46 ids of the input are not here, nor in rejects, where the manifest says that 45 were done before"
-    assert f"summaries/run={RUN}: {said}" in found
-    assert any("manifest.json: counts 25 summarized documents, which add up to 24" in fault for fault in found)
+def test_missing_row_that_an_earlier_run_did_too(output: Path) -> None:
+    remove_row(output, "d3")
+    reseal(output)
+    findings = [str(finding) for finding in check(output).findings]
+    assert any(finding.startswith(SUMMARIES) and "46 input ids" in finding and "45" in finding for finding in findings)
+    assert any(finding.startswith(MANIFEST) and "25 summarized" in finding and "24" in finding for finding in findings)
 
 
-def test_a_row_under_another_id(output: Path) -> None:
+def test_unexpected_id(output: Path) -> None:
     path = files(output)[0]
     rewrite(path, lambda rows: [{**rows[0], "id": "stranger"}, *rows[1:]])
-    seal(output)
-    found = faults(output)
-    assert any(
-        "1 rows here or in rejects have an id that the input has not so often: 'stranger' (row 0 of" in fault for fault in found
-    )
+    reseal(output)
+    assert any("1 rows" in problem and "'stranger' (row 0 of" in problem for problem in problems(output, SUMMARIES))
 
 
-def test_a_file_of_another_run(output: Path) -> None:
+def test_file_of_another_run(output: Path) -> None:
     path = files(output)[0]
-    other = next((output / "summaries/run=2026").iterdir())
-    shutil.copy(other, path)
-    seal(output)
-    assert f"{within(output, path)}: does not say that it is of this run and this model" in faults(output)
+    shutil.copy(next((output / "summaries/run=2026").iterdir()), path)
+    reseal(output)
+    assert any("another run" in problem for problem in problems(output, relative(output, path)))
 
 
-def test_a_reject_without_an_id_that_is_lost(output: Path) -> None:
-    for path in files(output, "rejects"):
+def test_missing_reject_without_id(output: Path) -> None:
+    for path in files(output, REJECTS):
         rewrite(path, lambda rows: [{**row, "id": row["id"] or "d21"} for row in rows])
-    seal(output)
-    found = faults(output)
-    assert f"rejects/run={RUN}: has 0 rows without an id, where 1 of the input have none or cannot be read" in found
+    reseal(output)
+    [problem] = problems(output, REJECTS)
+    assert "0 rows without an id" in problem
 
 
 @pytest.mark.parametrize("name", ["part-more.parquet", "deeper/part.parquet", "part-0.parquet.abc.part"])
-def test_a_file_that_the_manifest_does_not_name(output: Path, name: str) -> None:
-    path, [some, *_] = output / f"summaries/run={RUN}" / name, files(output)
+def test_file_that_is_not_in_the_manifest(output: Path, name: str) -> None:
+    path = output / SUMMARIES / name
     path.parent.mkdir(exist_ok=True)
-    shutil.copy(some, path)
-    assert faults(output) == [f"{within(output, path)}: the manifest does not name it"]
+    shutil.copy(next(file for file in files(output) if file.is_file()), path)
+    [finding] = check(output).findings
+    assert (finding.path, finding.problem) == (relative(output, path), "not in the manifest")
 
 
-def test_a_manifest_that_was_edited(output: Path) -> None:
-    path = output / f"runs/{RUN}/manifest.json"
+def test_edited_manifest(output: Path) -> None:
+    path = output / MANIFEST
     content = path.read_text()
-    edited = f"runs/{RUN}/manifest.json: is not the one that the run wrote: _SUCCESS says another sha256"
     path.write_text(content.replace('"seconds"', '"seconds" '))
-    assert faults(output) == [edited]
+    [finding] = check(output).findings
+    assert finding.path == MANIFEST
+    assert "SHA-256" in finding.problem
     manifest = json.loads(content)
     manifest["output_files"].pop()
     path.write_text(json.dumps(manifest))
-    found = faults(output)
-    assert edited in found
-    assert any(fault.endswith("the manifest does not name it") for fault in found)
+    report = check(output)
+    assert any("SHA-256" in finding.problem for finding in report.findings)
+    assert any(finding.problem == "not in the manifest" for finding in report.findings)
     path.write_text("{}")
-    assert f"runs/{RUN}/manifest.json: is broken, or of another version: nothing can be proved by it" in faults(output)
+    assert any("invalid" in problem for problem in problems(output, MANIFEST))
     path.unlink()
-    assert faults(output) == [f"runs/{RUN}/manifest.json: is not there: nothing can be proved without it"]
+    assert [finding.path for finding in check(output).findings] == [MANIFEST]
 
 
-def test_the_ledger_tells_of_a_manifest_that_was_adapted(output: Path) -> None:
+def test_manifest_that_differs_from_the_ledger(output: Path) -> None:
     shutil.copytree(output / f"ledger/run={RUN}", output / "kept")
     path = files(output)[0]
     rewrite(path, lambda rows: rows)
-    seal(output)
+    reseal(output)
     shutil.copytree(output / "kept", output / f"ledger/run={RUN}")
-    said = "the manifest says otherwise of it than the ledger's segment, which was written with it"
-    assert faults(output) == [f"{within(output, path)}: {said}"]
+    [finding] = check(output).findings
+    assert finding.path == relative(output, path)
+    assert "ledger" in finding.problem
 
 
-def test_a_marker_that_was_removed_or_edited(output: Path) -> None:
-    marker = output / f"runs/{RUN}/_SUCCESS"
-    content = marker.read_text()
-    marker.unlink()
-    gone = f"runs/{RUN}/_SUCCESS: is not there, though the run came to its end: its command publishes it"
-    assert faults(output) == [gone]
-    assert faults(output, RUN) == [f"runs/{RUN}/_SUCCESS: is not there: the run is not published"]
-    marker.write_text("")
-    edited = f"runs/{RUN}/_SUCCESS: does not say which run of its folder it was the end of: it was edited"
-    assert edited in faults(output, RUN)
-    assert edited in faults(output)
-    marker.write_text(content.replace("4", "3", 1))
-    assert f"runs/{RUN}/_SUCCESS: says that the run is number 3, as that of run 2028 does: one was edited" in faults(
-        output, RUN
-    )
-    marker.write_text(content.replace("4", "9", 1))
-    assert "runs: number 4 of the published runs is missing: its _SUCCESS was removed or edited" in faults(output)
+def test_removed_success_file(output: Path) -> None:
+    (output / SUCCESS).unlink()
+    for run_id in (None, RUN):
+        [problem] = problems(output, SUCCESS, run_id)
+        assert problem.startswith("missing")
+
+
+@pytest.mark.parametrize("run_id", [None, RUN])
+def test_empty_success_file(output: Path, run_id: str | None) -> None:
+    (output / SUCCESS).write_text("")
+    assert any("edited" in problem for problem in problems(output, SUCCESS, run_id))
+
+
+@pytest.mark.parametrize(("sequence", "path", "words"), [(3, SUCCESS, "run 2028"), (9, "runs", "sequence number 4")])
+def test_edited_sequence_number(output: Path, sequence: int, path: str, words: str) -> None:
+    success = output / SUCCESS
+    success.write_text(json.dumps({**json.loads(success.read_text()), "sequence": sequence}))
+    assert any(words in problem for problem in problems(output, path))
 
 
 @pytest.fixture
 def touched(nights: Path) -> Iterator[Path]:
-    """The first file of the input, whose time is other than the run knew it."""
+    """The first input file, with another modification time than during the run."""
     path = nights / "in/0.parquet"
-    before = path.stat()
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    times = path.stat()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
     yield path
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_the_rest_is_proved_where_input_files_have_changed(output: Path, touched: Path) -> None:
-    verdict = check(output)
-    assert verdict.findings == []
-    assert "1 of 2 input files have changed since the run" in verdict.notes[0]
-    assert str(touched) in verdict.notes[0]
-    assert verdict.proved["ids"].startswith("31 of the input")
-    for path in files(output):
-        rewrite(path, without("d67"))
-    assert any("1 rows of the input are not here" in fault and "'d67'" in fault for fault in faults(output))
+def test_unchanged_input_files_are_still_checked(output: Path, touched: Path) -> None:
+    report = check(output)
+    assert report.findings == []
+    assert "1 of 2 input files have changed" in report.notes[0]
+    assert str(touched) in report.notes[0]
+    assert report.verified["ids"].startswith("31 of the input")
+    remove_row(output, "d67")
+    assert any("1 input rows are missing" in problem and "'d67'" in problem for problem in problems(output, SUMMARIES))
 
 
-def test_a_compacted_ledger(output: Path) -> None:
+def test_compacted_ledger(output: Path) -> None:
     compact(open_location(str(output), "--output.path"))
-    verdict = check(output)
-    assert verdict.findings == []
-    assert [note.partition(":")[0] for note in verdict.notes] == ["the ledger was compacted", "the ledger was compacted since"]
-    for path in files(output):
-        rewrite(path, without("d67"))
-    seal(output)
-    said = "46 ids of the input are not here, nor in rejects, where the manifest says that 45 were done before"
-    assert f"summaries/run={RUN}: {said}" in faults(output)
+    report = check(output)
+    assert report.findings == []
+    assert ["compacted" in note for note in report.notes] == [True, True]
+    remove_row(output, "d67")
+    reseal(output)
+    assert any("46 input ids" in problem and "45" in problem for problem in problems(output, SUMMARIES))
 
 
-def test_a_run_that_is_not_there(output: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run 1999 has begun in .*; set --output\.path .* or --output\.run_id"):
+def test_unknown_run(output: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run 1999.*--output\.path.*--output\.run_id"):
         check(output, "1999")
-    with pytest.raises(UserError, match="no run is finished in"):
+    with pytest.raises(UserError, match="no finished run"):
         check(tmp_path / "nowhere")
 
 
-def test_files_that_the_run_could_not_read_are_no_findings(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_files_that_the_run_skipped_as_unreadable(tmp_path: Path, tiny_bundle: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a", "b", "c"):
         ids = [f"{name}{n}" for n in range(20)]
         pq.write_table(pa.table({"id": ids, "text": [f"Of {i}." for i in ids]}), tmp_path / f"in/{name}.parquet")
     broken = tmp_path / "in/b.parquet"
     content, start = bytearray(broken.read_bytes()), pq.read_metadata(broken).row_group(0).column(1).data_page_offset
-    content[start : start + 20] = bytes(20)  # of the texts alone
+    content[start : start + 20] = bytes(20)  # only the texts cannot be read
     broken.write_bytes(content)
-    (tmp_path / "in/c.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "in/c.parquet").write_bytes(b"PAR1 and nothing else")
     values: dict[str, Any] = {
         "input": {"path": str(tmp_path / "in"), "on_bad_file": "skip"},
         "output": {"path": str(tmp_path / "out"), "run_id": RUN},
@@ -304,34 +295,35 @@ def test_files_that_the_run_could_not_read_are_no_findings(tmp_path: Path, tiny_
     }
     manifest = execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None).manifest
     assert (manifest.counts.summarized, manifest.counts.unread, len(manifest.unread)) == (20, 20, 2)
-    verdict = check(tmp_path / "out")
-    assert verdict.findings == []
-    assert verdict.proved["ids"] == "40 of the input: 20 written, 0 done by earlier runs"
-    assert "20 rows that the run could not read" in verdict.notes[0]
-    [path] = files(tmp_path / "out")
-    rewrite(path, without("a7"))
-    seal(tmp_path / "out")
-    assert any("1 rows of the input are not here" in fault and "'a7'" in fault for fault in faults(tmp_path / "out"))
+    report = check(tmp_path / "out")
+    assert report.findings == []
+    assert report.verified["ids"] == "40 of the input: 20 written, 0 done by earlier runs"
+    assert "20 rows" in report.notes[0]
+    remove_row(tmp_path / "out", "a7")
+    reseal(tmp_path / "out")
+    assert any("1 input rows are missing" in problem and "'a7'" in problem for problem in problems(tmp_path / "out", SUMMARIES))
 
 
-def test_the_job(output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def job(*options: str) -> tuple[int, str]:
+def test_job_prints_findings_and_exits_with_1(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_job(*options: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["verify", "--output.path", str(output), *options])
         return main(), capsys.readouterr().out
 
-    status, told = job()
+    status, printed = run_job()
     assert status == 0
-    for said in (f"run {RUN} is what its manifest says", "4, and no others", "27: 25 summaries, 2 rejects"):
-        assert said in told
+    for words in (RUN, "4, and no others", "27: 25 summaries, 2 rejects"):
+        assert words in printed
     shutil.rmtree(output / "summaries/run=2026")
-    status, told = job("--output.run_id", "2026")
+    status, printed = run_job("--output.run_id", "2026")
     assert status == 1
-    lines = told.splitlines()
-    assert len([line for line in lines if line.startswith("summaries/run=2026/part-") and line.endswith(": is not there")]) == 6
-    assert lines[-1].startswith("run 2026 is not what its manifest says: ")
+    lines = printed.splitlines()
+    assert len([line for line in lines if line.startswith("summaries/run=2026/part-") and line.endswith(": missing")]) == 6
+    assert "2026" in lines[-1]
     for number in range(20):
         (files(output)[0].parent / f"part-more-{number}.parquet").touch()
-    status, told = job()
+    status, printed = run_job()
     assert status == 1
-    assert told.count("the manifest does not name it") == 12
-    assert "and 8 more" in told
+    assert printed.count("not in the manifest") == 12
+    assert "8 more" in printed

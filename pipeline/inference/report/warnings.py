@@ -1,175 +1,205 @@
-"""What of a run deserves a look: shares that are high, and what differs from the run before.
+"""Decide what in a finished run deserves attention: high shares, and differences from the previous run.
 
-Pure data: rules over a manifest. How it is shown is report.py's business.
+Rules over a manifest, as plain data. How they are shown is the business of report.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import Field
 
 from pipeline.runs.manifest import Manifest, StatsSummary
+from pipeline.runs.stored import Stored
 
 Level = Literal["bad", "warn", "note"]
+Unit = Literal["share", "tokens", "nats"]
 
-_FEWEST = 20
-"""Documents of which a share says something; and of each of two runs, to compare them, more."""
-_FEWEST_TO_COMPARE = 100
-_HIGH, _MUCH_READ_IN_PART = 0.05, 0.25
+_MIN_DOCUMENTS = 20
+"""With fewer documents a share means little."""
+
+_MIN_DOCUMENTS_TO_COMPARE = 100
+"""For each of two runs that are compared."""
+
+_HIGH_SHARE, _HIGH_TRUNCATED, _HIGH_EMPTY = 0.05, 0.25, 0.01
 
 
-class PreviousRun(BaseModel):
-    """What the report needs of an earlier run's manifest."""
+class PreviousRun(Stored):
+    """The part of an earlier run's manifest that the report needs."""
 
     run_id: str
     model_fingerprint: str
-    stats: StatsSummary = StatsSummary()
+    stats: StatsSummary = Field(StatsSummary(), alias="digest")
 
 
 @dataclass(frozen=True)
 class RunWarning:
-    """One line. bad: somebody must act; warn: somebody should look; note: good to know."""
+    """One warning of the report.
+
+    Attributes:
+        level: "bad" needs action, "warn" needs a look, "note" is for information.
+        message: What happened.
+        advice: What to do, or where to look.
+    """
 
     level: Level
-    what: str
-    why: str
+    message: str
+    advice: str
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure of both runs. drifts: by more than chance and habit explain; None: there is nothing to compare with."""
+    """One measure of this run and of the previous one.
+
+    Attributes:
+        drifts: Whether both differ by more than usual.
+    """
 
     name: str
-    unit: Literal["share", "tokens", "nats"]
-    now: float | None
-    before: float | None
-    drifts: bool
+    unit: Unit
+    current: float | None
+    previous: float | None
+    drifts: bool = False
 
     @property
     def change(self) -> float | None:
-        """Now less before: of tokens relative to before."""
-        if self.now is None or self.before is None:
+        """Difference from the previous run; for tokens, relative to it."""
+        if self.current is None or self.previous is None:
             return None
-        difference = self.now - self.before
-        return difference / max(self.before, 1e-9) if self.unit == "tokens" else difference
+        difference = self.current - self.previous
+        return difference / max(self.previous, 1e-9) if self.unit == "tokens" else difference
 
 
-_MEASURES: tuple[tuple[str, str, Literal["share", "tokens", "nats"], float], ...] = (
-    # Name, field of DigestSummary, unit, and the least change that is named: of tokens, relative.
-    ("mean tokens of a source", "mean_source_tokens", "tokens", 0.25),
-    ("mean tokens of a summary", "mean_summary_tokens", "tokens", 0.20),
-    ("mean score, nats a token", "mean_score", "nats", 0.25),
+_MEASURES: tuple[tuple[str, str, Unit, float], ...] = (
+    # Name, field of StatsSummary, unit, smallest change (in the sense of Comparison.change) that counts as a drift.
+    ("mean source tokens", "mean_source_tokens", "tokens", 0.25),
+    ("mean summary tokens", "mean_summary_tokens", "tokens", 0.20),
+    ("mean score, nats per token", "mean_score", "nats", 0.25),
     ("summaries at the length limit", "at_limit", "share", 0.05),
     ("repeated summaries", "repeated", "share", 0.05),
     ("empty summaries", "empty", "share", 0.02),
-    ("sources read in part", "truncated", "share", 0.10),
-    ("subwords without a place in the vocabulary", "byte_tokens", "share", 0.02),
+    ("truncated sources", "truncated", "share", 0.10),
+    ("tokens outside the vocabulary", "byte_tokens", "share", 0.02),
 )
 
 
-def compare_stats(now: StatsSummary, before: StatsSummary | None) -> list[Comparison]:
-    """The figures of a run beside those of the one before."""
-    compared = before is not None and min(now.documents, before.documents) >= _FEWEST_TO_COMPARE
-    found = []
-    for name, field, unit, least in _MEASURES:
-        measure = Comparison(name, unit, getattr(now, field), getattr(before, field) if before else None, False)
-        drifts = compared and measure.change is not None and abs(measure.change) >= least
-        found.append(Comparison(name, unit, measure.now, measure.before, drifts))
-    return found
+def compare_stats(current: StatsSummary, previous: StatsSummary | None) -> list[Comparison]:
+    """Compare the measures of a run with those of the previous one, if any."""
+    is_comparable = previous is not None and min(current.documents, previous.documents) >= _MIN_DOCUMENTS_TO_COMPARE
+    comparisons = []
+    for name, field, unit, min_drift in _MEASURES:
+        measure = Comparison(name, unit, getattr(current, field), getattr(previous, field) if previous else None)
+        drifts = is_comparable and measure.change is not None and abs(measure.change) >= min_drift
+        comparisons.append(replace(measure, drifts=drifts))
+    return comparisons
 
 
-def run_warnings(manifest: Manifest, unscored: int, before: PreviousRun | None, published: bool) -> list[RunWarning]:
-    """What to look at, the worst first. unscored: summaries whose score is not finite. before: the last published run."""
-    found = [
-        *_warn_about_run(manifest, published),
+def run_warnings(manifest: Manifest, unscored: int, previous: PreviousRun | None) -> list[RunWarning]:
+    """List the warnings of a run, worst first.
+
+    Args:
+        manifest: Manifest of the run.
+        unscored: Summaries whose score is not finite.
+        previous: Finished run to compare with.
+    """
+    warnings = [
+        *_warn_about_run(manifest),
         *_warn_about_documents(manifest.stats, unscored),
-        *_warn_about_drift(manifest, before),
+        *_warn_about_drift(manifest, previous),
     ]
-    return sorted(found, key=lambda finding: ("bad", "warn", "note").index(finding.level))
+    return sorted(warnings, key=lambda warning: ("bad", "warn", "note").index(warning.level))
 
 
-def _warn_about_run(manifest: Manifest, published: bool) -> Iterator[RunWarning]:
+def exceeds_reject_limit(manifest: Manifest) -> bool:
+    """Return whether too many documents were rejected for the run to finish."""
+    return bool(manifest.reject_share > manifest.config["input"]["max_reject_share"])
+
+
+def _warn_about_run(manifest: Manifest) -> Iterator[RunWarning]:
     counts, share = manifest.counts, manifest.reject_share
-    if not published:
-        most = manifest.config["input"]["max_reject_share"]
-        yield RunWarning(
-            "bad",
-            f"Not published: {share:.1%} of the documents were rejected or unread",
-            f"--input.max_reject_share is {most:g}; with a higher one the same command publishes the run as it is.",
-        )
-    elif share > _HIGH and (counts.done + counts.unread >= _FEWEST or share == 1):
-        yield RunWarning("warn", f"{share:.1%} of the documents were rejected or unread", "The reasons stand under Rejects.")
+    rejected = f"{share:.1%} of the documents were rejected or unreadable"
+    if exceeds_reject_limit(manifest):
+        limit = manifest.config["input"]["max_reject_share"]
+        advice = f"The limit is {limit:g}. To finish the run anyway, run it again with a higher --input.max_reject_share."
+        yield RunWarning("bad", f"Not finished: {rejected}", advice)
+    elif share > _HIGH_SHARE and (counts.done + counts.unread >= _MIN_DOCUMENTS or share == 1):
+        yield RunWarning("warn", rejected, "See Rejects for the reasons.")
     if manifest.unread:
-        files, whole = len(manifest.unread), sum(unread.rows is None for unread in manifest.unread.values())
-        rows = f"{counts.unread:,} of their rows were to be read" if whole < files else ""
-        unknown = f"of {whole:,} not even the number of rows is known" if whole else ""
+        files, unknown = len(manifest.unread), sum(unread.rows is None for unread in manifest.unread.values())
+        rows = f"{counts.unread:,} rows were skipped. " if unknown < files else ""
+        unknown_rows = f"For {unknown:,} files even the number of rows is unknown. " if unknown else ""
         yield RunWarning(
             "warn",
-            f"{files:,} {'file was' if files == 1 else 'files were'} not read, or not wholly",
-            f"{'; '.join(filter(None, (rows, unknown)))}. They stand under Unread files.",
+            f"{files:,} {'file' if files == 1 else 'files'} could not be read completely",
+            f"{rows}{unknown_rows}See Unreadable files.",
         )
     if manifest.removed.documents:
         yield RunWarning(
             "note",
-            f"{manifest.removed.documents:,} documents of earlier runs are not in the input any more",
-            "Their summaries stay. Their ids are in gone.parquet beside this report.",
+            f"{manifest.removed.documents:,} documents of earlier runs are no longer in the input",
+            "Their summaries stay in the output. gone.parquet, next to this report, lists their ids.",
         )
 
 
 def _warn_about_documents(stats: StatsSummary, unscored: int) -> Iterator[RunWarning]:
     if unscored:
         yield RunWarning(
-            "bad", f"{unscored:,} summaries have no finite score", "The model computes with numbers that are none: look at it."
+            "bad", f"{unscored:,} summaries have no finite score", "The model computed NaN or infinity: check its weights."
         )
-    if stats.documents < _FEWEST:
+    if stats.documents < _MIN_DOCUMENTS:
         return
     rules: tuple[tuple[float | None, float, Level, str, str], ...] = (
         (
             stats.at_limit,
-            _HIGH,
+            _HIGH_SHARE,
             "warn",
-            "of summaries were ended by the length limit",
-            "Such ones break off: see max_target_tokens.",
+            "of summaries reached the length limit",
+            "They may end in mid-sentence. Consider a higher --decoding.max_target_tokens.",
         ),
         (
             stats.repeated,
-            _HIGH,
+            _HIGH_SHARE,
             "warn",
-            "of summaries repeat another document's",
-            "Documents may be alike, or the model poor at them.",
+            "of summaries repeat the summary of another document",
+            "Either the documents are alike, or the model does not fit them. Look at the examples below.",
         ),
-        (stats.empty, 0.01, "warn", "of summaries are empty", "The model ended them at once."),
+        (
+            stats.empty,
+            _HIGH_EMPTY,
+            "warn",
+            "of summaries are empty",
+            "The model ended them at once. Check that it was trained on documents like these.",
+        ),
         (
             stats.byte_tokens,
-            _HIGH,
+            _HIGH_SHARE,
             "warn",
-            "of what the model read has no place in its vocabulary",
-            "Characters that were rare when its tokenizer was trained: another language or script, perhaps.",
+            "of source tokens are outside the model's vocabulary",
+            "The documents may be in a language or script that its tokenizer was not trained on.",
         ),
         (
             stats.truncated,
-            _MUCH_READ_IN_PART,
+            _HIGH_TRUNCATED,
             "note",
-            "of sources are longer than what the model reads",
-            "Their summaries tell of their beginnings alone: see max_source_tokens.",
+            "of sources are longer than the model reads",
+            "Their summaries cover only the beginning. Consider a higher --decoding.max_source_tokens.",
         ),
     )
-    for share, most, level, what, why in rules:
-        if share is not None and share > most:
-            yield RunWarning(level, f"{share:.1%} {what}", why)
+    for share, max_share, level, message, advice in rules:
+        if share is not None and share > max_share:
+            yield RunWarning(level, f"{share:.1%} {message}", advice)
 
 
-def _warn_about_drift(manifest: Manifest, before: PreviousRun | None) -> Iterator[RunWarning]:
-    if before is None:
+def _warn_about_drift(manifest: Manifest, previous: PreviousRun | None) -> Iterator[RunWarning]:
+    if previous is None:
         return
-    drifted = [measure for measure in compare_stats(manifest.stats, before.stats) if measure.drifts]
-    if drifted:
-        other = " The model is another one." if before.model_fingerprint != manifest.model_fingerprint else ""
+    drifting = [measure.name for measure in compare_stats(manifest.stats, previous.stats) if measure.drifts]
+    if drifting:
+        model = " The model has changed since." if previous.model_fingerprint != manifest.model_fingerprint else ""
         yield RunWarning(
             "warn",
-            f"Different from run {before.run_id}: {', '.join(measure.name for measure in drifted)}",
-            f"The figures stand under Compared with the last run.{other}",
+            f"Different from run {previous.run_id}: {', '.join(drifting)}",
+            f"See Compared with the previous run.{model}",
         )

@@ -1,6 +1,7 @@
-"""What a training's records are written to: ``train.jsonl``, ``training.html`` and ``tensorboard/`` of its output folder.
+"""Write the records of a training to its output folder: train.jsonl, training.html and tensorboard/.
 
-All three are written when a checkpoint is kept; a run that goes on from it takes out what the one before it did after that.
+All three are written at each validation, when a checkpoint is kept. A run that resumes from a checkpoint drops the records
+that an earlier run added after it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
 from pipeline.training.report.report import render
-from pipeline.training.report.tensorboard import Events
+from pipeline.training.report.tensorboard import EventFile
 
 _log = logging.getLogger(__name__)
 
 
 class TrainingLog:
-    """The records of all runs of a training, those of earlier ones included.
+    """The records of all runs of a training, earlier runs included.
 
     Raises:
-        UserError: the output folder cannot be read.
+        UserError: The output folder cannot be read.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -31,15 +32,15 @@ class TrainingLog:
         self._file = self._folder.child("train.jsonl")
         lines = self._file.read().splitlines() if self._file.exists() else []
         self._records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self._events: Events | None = None
+        self._events: EventFile | None = None
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take a record. What cannot be written is tried again, with all that is added until then."""
+        """Add a record. If writing fails, the next validation writes everything again."""
         if record["kind"] == "waiting":
             return
-        if record["kind"] == "skipped":  # each run tells of the same rows
+        if record["kind"] == "skipped":  # each run reports the same rows
             self._records = [earlier for earlier in self._records if earlier["kind"] != "skipped"]
-        if record["kind"] == "start":  # of a group of workers that goes on from here, whatever the one before it went on to do
+        if record["kind"] == "start":  # the workers resume at this step, so later steps no longer count
             self._records = [earlier for earlier in self._records if earlier.get("step", 0) <= record["step"]]
         self._records.append(record)
         try:
@@ -47,10 +48,10 @@ class TrainingLog:
             if record["kind"] == "validation":
                 self._write(is_finished=False)
         except (OSError, UserError) as error:
-            _log.warning("%s; it is tried again at the next validation", describe_error(error))
+            _log.warning("%s; trying again at the next validation", describe_error(error))
 
     def finish(self) -> None:
-        """Say on the page that the training has reached its end. Raises UserError if the output folder cannot be written."""
+        """Mark the training as finished on the page. Raises UserError if the output folder cannot be written."""
         if any(record["kind"] == "start" for record in self._records):
             self._write(is_finished=True)
         if self._events:
@@ -60,18 +61,18 @@ class TrainingLog:
         if record["kind"] == "start":
             if self._events:
                 self._events.close()
-            self._events = Events(record["step"])
+            self._events = EventFile(record["step"])
         if self._events:
             self._events.add(record)
 
-    def _write(self, is_finished: bool) -> None:
+    def _write(self, *, is_finished: bool) -> None:
         self._file.write_with_retry("".join(json.dumps(record) + "\n" for record in self._records).encode())
         if self._events:
-            name, content = self._events.file()
+            name, content = self._events.read()
             self._folder.child("tensorboard").child(name).write_with_retry(content)
         try:
-            page = render(self._config, self._records, is_finished)
-        except Exception:  # a fault of the page's own does not end a training
-            _log.warning("training.html could not be made", exc_info=True)
+            page = render(self._config, self._records, is_finished=is_finished)
+        except Exception:  # an error in the page never stops a training
+            _log.warning("cannot make training.html", exc_info=True)
             return
         self._folder.child("training.html").write_with_retry(page.encode("utf-8", "replace"))

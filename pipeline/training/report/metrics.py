@@ -1,4 +1,4 @@
-"""A training's metrics for Prometheus (metrics.py), from its records."""
+"""Set the Prometheus metrics of a training from its records. Their names are in pipeline/monitoring/metrics.py."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ _GAUGES: dict[str, tuple[Gauge, dict[str, str], float]] = {
     "rougeL": (metrics.ROUGE, {"variant": "L"}, 100),
     "exact_match": (metrics.EXACT_MATCH, {}, 100),
 }
-"""By a figure's name in a record: its gauge and tags, and what it is divided by."""
+"""Gauge, tags and divisor of each figure of a record."""
 
 
 class TrainingMetrics(GaugeRefresher):
-    """Tells of a training while the block runs. name: ``--watch.name``."""
+    """Metrics of a training, refreshed while the block runs.
+
+    Args:
+        name: Value of the tag ``name`` (``--watch.name``).
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -35,17 +39,17 @@ class TrainingMetrics(GaugeRefresher):
         self._tokens = 0
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take a record, as it comes to the driver."""
-        if record["kind"] == "skipped":  # comes before Ray
+        """Update the metrics from a record."""
+        if record["kind"] == "skipped":  # Ray is not connected yet
             return
         if record["kind"] == "start":
             self._tokens = 0
             increment(metrics.TRAINING_STARTS, 1)
         if record["kind"] == "fault":
             increment(metrics.ROLLBACKS, 1)
-        tokens = record.get("tokens", 0)  # a validation's record may come after those of later steps
+        tokens = record.get("tokens", 0)  # the record of a validation may arrive after those of later steps
         increment(metrics.TRAINING_TOKENS, tokens - self._tokens)
         self._tokens = max(self._tokens, tokens)
-        for name, (gauge, tags, unit) in _GAUGES.items():
+        for name, (gauge, tags, divisor) in _GAUGES.items():
             if record.get(name) is not None:
-                self.set(gauge, record[name] / unit, **tags)
+                self.set(gauge, record[name] / divisor, **tags)

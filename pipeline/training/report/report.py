@@ -1,13 +1,13 @@
-"""``training.html``: how a training goes, and how it went, for people.
+"""Render ``training.html``, the page that shows people how a training goes.
 
-    records ── findings ── plots.py ── training.html.jinja ── one page
+    records ──> warnings, plots.py ──> training.html.jinja ──> one page
 
-It is written anew at each validation. Matplotlib is imported once there is one.
+The page is written again at each validation. Matplotlib is imported only to make it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,46 +20,50 @@ from pipeline.training.model_card import describe_network
 
 Record = dict[str, Any]
 
-_WAITS = 0.1
-"""Share of the time spent waiting for data from which on it is told."""
-_SHOWN = 8
-"""Validations whose samples are shown, the last one among them."""
-_STALE = 5
-"""Validations in a row that were not the best, from which on it is told."""
+_HIGH_WAIT_SHARE = 0.1
+"""Warn above this share of time spent waiting for data."""
+
+_MAX_VALIDATIONS_SHOWN = 8
+"""Validations whose samples are shown, including the last one."""
+
+_STALE_VALIDATIONS = 5
+"""Warn after this many validations without a new best one."""
+
 _CAPTIONS = [
-    ("loss", "Loss", "nat a target token; of training with what the objective adds to it"),
-    ("rouge", "ROUGE F1", "of hypotheses for the development pairs, in percent"),
+    ("loss", "Loss", "nats per target token; for training, with label smoothing and coverage"),
+    ("rouge", "ROUGE F1", "percent, on the development pairs"),
     ("rate", "Learning rate", "of Adam"),
-    ("speed", "Tokens a second", "source and target, of all workers"),
-    ("norm", "Norm of the gradient", "before it was clipped"),
+    ("speed", "Tokens per second", "source and target, all workers"),
+    ("norm", "Gradient norm", "before clipping"),
 ]
 
 
 @dataclass(frozen=True)
 class TrainingWarning:
-    """What a person should look at, and why."""
+    """A warning: what happened, and what to do about it."""
 
-    what: str
-    why: str
+    message: str
+    advice: str
 
 
-def render(config: TrainConfig, records: Sequence[Record], is_finished: bool) -> str:
-    """The page.
+def render(config: TrainConfig, records: Sequence[Record], *, is_finished: bool) -> str:
+    """Render the page.
 
     Args:
-        records: of all runs of the training so far; one of a start is among them.
+        config: Configuration of the training.
+        records: Records of all runs of the training, with at least one of kind "start".
+        is_finished: Whether the training has ended.
     """
-    from pipeline.training.report.plots import curves
+    from pipeline.training.report.plots import plot_curves
 
-    kinds = {kind: [record for record in records if record["kind"] == kind] for kind in ("start", "step", "validation")}
-    steps, validations = kinds["step"], kinds["validation"]
+    starts, steps, validations = (_of_kind(records, kind) for kind in ("start", "step", "validation"))
     best = max(validations, key=lambda record: _score(config, record), default=None)
     plots = {
-        "loss": curves({"training": _curve(steps, "loss"), "development": _curve(validations, "dev_loss")}, "loss"),
-        "rouge": curves({f"ROUGE-{n}": _curve(validations, f"rouge{n}") for n in ("1", "2", "L")}, "rouge"),
-        "rate": curves({"rate": _curve(steps, "learning_rate")}, "rate"),
-        "speed": curves({"speed": _curve(steps, "tokens_per_s")}, "speed"),
-        "norm": curves({"norm": _curve(steps, "gradient_norm")}, "norm"),
+        "loss": plot_curves({"training": _curve(steps, "loss"), "development": _curve(validations, "dev_loss")}, "loss"),
+        "rouge": plot_curves({f"ROUGE-{n}": _curve(validations, f"rouge{n}") for n in ("1", "2", "L")}, "rouge"),
+        "rate": plot_curves({"rate": _curve(steps, "learning_rate")}, "rate"),
+        "speed": plot_curves({"speed": _curve(steps, "tokens_per_s")}, "speed"),
+        "norm": plot_curves({"norm": _curve(steps, "gradient_norm")}, "norm"),
     }
     last = records[-1]
     return render_page(
@@ -69,12 +73,12 @@ def render(config: TrainConfig, records: Sequence[Record], is_finished: bool) ->
         name=config.output.path,
         status="Finished" if is_finished else "Training",
         network=describe_network(config.model),
-        start=kinds["start"][-1],
-        at=datetime.fromtimestamp(last["at"], UTC),
+        start=starts[-1],
+        time=datetime.fromtimestamp(last["at"], UTC),
         last=last,
         best=best,
         rate=float(np.median([step["tokens_per_s"] for step in steps])) if steps else None,
-        findings=_training_warnings(records, validations, best, config),
+        warnings=list(_training_warnings(config, records, best)),
         captions=_CAPTIONS,
         validations=validations,
         samples=_samples(validations),
@@ -82,62 +86,58 @@ def render(config: TrainConfig, records: Sequence[Record], is_finished: bool) ->
     )
 
 
+def _of_kind(records: Sequence[Record], kind: str) -> list[Record]:
+    return [record for record in records if record["kind"] == kind]
+
+
 def _score(config: TrainConfig, record: Record) -> float:
-    by = config.training.best_by
-    return float(-record[by] if by == "dev_loss" else record[by])
+    measure = config.training.best_by
+    return float(-record[measure] if measure == "dev_loss" else record[measure])
 
 
 def _curve(records: Sequence[Record], name: str) -> tuple[list[float], list[float]]:
+    """Return the steps at which a figure is known, and its values."""
     known = [record for record in records if record[name] is not None]
     return [record["step"] for record in known], [record[name] for record in known]
 
 
-def _training_warnings(
-    records: Sequence[Record], validations: Sequence[Record], best: Record | None, config: TrainConfig
-) -> list[TrainingWarning]:
-    found = []
+def _training_warnings(config: TrainConfig, records: Sequence[Record], best: Record | None) -> Iterator[TrainingWarning]:
     for record in records:
         if record["kind"] == "fault":
-            found.append(
-                TrainingWarning(
-                    f"Step {record['step']:,}: {record['fault']}.",
-                    "Weights and optimizer were rolled back to the last checkpoint, or the start; what follows was learnt. "
-                    "Where it comes again, a lower --training.learning_rate or --training.clip_norm is the cure.",
-                )
+            yield TrainingWarning(
+                f"Step {record['step']:,}: {record['fault']}.",
+                "The training went back to its last checkpoint and continued. If this happens again, lower "
+                "--training.learning_rate or --training.clip_norm.",
             )
         if record["kind"] == "skipped":
             rows = " and ".join(f"{record[role]:,} rows of {role}" for role in ("train", "dev") if record[role])
-            found.append(TrainingWarning(f"{rows} were skipped.", "Their source or target is null."))
-    waits = [record["wait_share"] for record in records if record["kind"] == "step"]
-    if waits and (share := float(np.mean(waits))) > _WAITS:
-        found.append(
-            TrainingWarning(
-                f"{share:.0%} of the time was spent waiting for pairs.",
-                "Reading and tokenizing need more CPUs beside the workers, or nearer files.",
-            )
+            yield TrainingWarning(f"{rows} were skipped.", "Their source or target is null.")
+    waits = [record["wait_share"] for record in _of_kind(records, "step")]
+    if waits and (share := float(np.mean(waits))) > _HIGH_WAIT_SHARE:
+        yield TrainingWarning(
+            f"Workers waited for pairs {share:.0%} of the time.",
+            "Add CPUs for the tasks that read and tokenize, or copy the pairs to faster storage.",
         )
-    if best and (since := len(validations) - 1 - validations.index(best)) >= _STALE:
-        found.append(
-            TrainingWarning(
-                f"The best validation was {since} before the last one.",
-                f"By {config.training.best_by}. --training.patience would end such a training; more dropout or more pairs help "
-                "where the training loss goes on falling.",
-            )
+    validations = _of_kind(records, "validation")
+    if best and (since_best := len(validations) - 1 - validations.index(best)) >= _STALE_VALIDATIONS:
+        yield TrainingWarning(
+            f"The last {since_best} validations were not better than the best one.",
+            f"They are compared by {config.training.best_by}. Set --training.patience to end such a training early. If the "
+            "training loss still falls, use more dropout or more pairs.",
         )
-    return found
 
 
 def _samples(validations: Sequence[Record]) -> list[dict[str, Any]]:
-    """The pairs that the last validation shows, each with what was written for it then and before, as (step, hypothesis)."""
+    """Return the samples of the last validation, each with its (step, hypothesis) of this and earlier validations."""
     if not validations:
         return []
-    shown = [validations[at] for at in np.unique(np.linspace(0, len(validations) - 1, _SHOWN).round().astype(int)).tolist()]
+    indexes = np.unique(np.linspace(0, len(validations) - 1, _MAX_VALIDATIONS_SHOWN).round().astype(int)).tolist()
     samples = []
     for sample in validations[-1]["samples"]:
         hypotheses = [
-            (record["step"], other["hypothesis"])
-            for record in shown
-            for other in record["samples"]
+            (validations[index]["step"], other["hypothesis"])
+            for index in indexes
+            for other in validations[index]["samples"]
             if other["source"] == sample["source"] and other["reference"] == sample["reference"]
         ]
         samples.append({**sample, "hypotheses": hypotheses})

@@ -1,6 +1,6 @@
-"""A training's figures as TensorBoard reads them: a file of events for each run of the job.
+"""Write the figures of a training as TensorBoard events, one file for each start of its workers.
 
-The writer that Ray comes with writes them, to a local file; where they are to be, they are copied whole.
+tensorboardX, which comes with Ray, writes to a local file; TrainingLog copies that to the output folder as a whole.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ _TAGS = {
 }
 
 
-class Events:
-    """The events of a run. after_step: what an earlier run did after that does not count."""
+class EventFile:
+    """A local file of events.
 
-    def __init__(self, after_step: int) -> None:
+    Args:
+        start_step: TensorBoard ignores events of earlier files after this step.
+    """
+
+    def __init__(self, start_step: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._writer = SummaryWriter(
-            self._folder.name, purge_step=after_step + 1, flush_secs=10**6, filename_suffix=f".{uuid.uuid4().hex}"
+            self._folder.name, purge_step=start_step + 1, flush_secs=10**6, filename_suffix=f".{uuid.uuid4().hex}"
         )
 
     def add(self, record: dict[str, Any]) -> None:
-        """Write a record's figures, and the samples of a validation."""
+        """Add the figures of a record, and the samples of a validation."""
         for name, tag in _TAGS.items():
             if record.get(name) is not None:
                 self._writer.add_scalar(tag, record[name], record["step"], record["at"])
@@ -44,8 +48,8 @@ class Events:
             text = "\n\n".join(f"{name}: {sample[name]}" for name in ("source", "reference", "hypothesis"))
             self._writer.add_text(f"sample {number}", text, record["step"], record["at"])
 
-    def file(self) -> tuple[str, bytes]:
-        """The file's name and its content so far."""
+    def read(self) -> tuple[str, bytes]:
+        """Return the name of the file and its content so far."""
         self._writer.flush()
         [file] = Path(self._folder.name).iterdir()
         return file.name, file.read_bytes()
