@@ -1,4 +1,4 @@
-"""What the jobs show: text as it is, and where a job stands."""
+"""Console output of the jobs: plain text, progress, and JSON lines for log collectors."""
 
 from __future__ import annotations
 
@@ -24,38 +24,37 @@ from rich.text import Text
 
 from pipeline.errors import printable
 
-_LINE_EVERY_S = 5.0
-
 
 class ShowProgress(Protocol):
-    """Shows what is being done, how much of the total is done, and something more to say of it."""
+    """Updates a progress display: the current task, how much of the total is done, and details."""
 
-    def __call__(self, doing: str, done: int = 0, more: str = "") -> None: ...
+    def __call__(self, task: str, done: int = 0, details: str = "") -> None: ...
 
 
 class JobConsole(Console):
-    """Takes no part of a path, an id or a text for markup or an emoji, breaks no line, and shows no control characters: texts
-    and names are strangers', and could steer the terminal.
+    """Console that prints text without markup, emoji codes, line breaks or control characters, since texts are untrusted.
 
-    Where ``RAY_LOGGING_CONFIG_ENCODING=JSON`` has Ray write its logs so, each line is a JSON object, with Ray's names for time,
-    level and message. tags: what else is in it, such as the run's id.
+    If ``RAY_LOGGING_CONFIG_ENCODING=JSON`` is set, each line is a JSON object with Ray's keys for time, level and message.
+
+    Attributes:
+        tags: further keys of the JSON objects, such as the run id.
     """
 
     def __init__(self, **tags: str) -> None:
         self.tags = tags
         self._as_json = os.environ.get("RAY_LOGGING_CONFIG_ENCODING") == "JSON"
-        plain = False if self._as_json else None
-        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, force_terminal=plain)
+        force_terminal = False if self._as_json else None
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, force_terminal=force_terminal)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich does; of JSON, a line an event."""
+        """Print objects, or as JSON one object per line."""
         if not self._as_json:
             return super().print(*objects, **options)
-        with self.capture() as shown:
+        with self.capture() as captured:
             super().print(*objects)
-        for line in filter(None, map(str.strip, shown.get().splitlines())):
-            at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            event = {"asctime": at, "levelname": "INFO", "message": line, **self.tags}
+        for line in filter(None, map(str.strip, captured.get().splitlines())):
+            timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+            event = {"asctime": timestamp, "levelname": "INFO", "message": line, **self.tags}
             self.file.write(json.dumps(event, ensure_ascii=False) + "\n")
         return self.file.flush()
 
@@ -64,48 +63,49 @@ class JobConsole(Console):
 
 
 def new_console(**tags: str) -> JobConsole:
-    """What a job prints to. tags: of its lines, where they are JSON."""
+    """Return the console of a job. Tags are added to its JSON lines."""
     return JobConsole(**tags)
 
 
-def progress_line(doing: str, done: int, total: int | None, more: str) -> str:
-    """Where a job stands, in a line."""
-    return ", ".join(filter(None, [doing, "" if total is None else f"{done:,} of {total:,}", more]))
+def progress_line(task: str, done: int, total: int | None, details: str) -> str:
+    """Format progress as one line."""
+    return ", ".join(filter(None, [task, "" if total is None else f"{done:,} of {total:,}", details]))
 
 
-class _Bars(Progress):
-    """A bar, and what more there is to say below it: beside it, a narrow screen would have no room."""
+class _ProgressWithDetails(Progress):
+    """Progress display with the details on a line below, since a narrow terminal has no space next to the bar."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
-        yield from (Text(task.fields["more"]) for task in self.tasks if task.fields["more"])
+        yield from (Text(task.fields["details"]) for task in self.tasks if task.fields["details"])
 
 
 @contextlib.contextmanager
 def progress(
-    console: Console, doing: str, total: int | None = None, line_every_s: float = _LINE_EVERY_S, says_time_left: bool = False
+    console: Console, task: str, total: int | None = None, *, line_every_s: float = 5.0, show_time_left: bool = True
 ) -> Iterator[ShowProgress]:
-    """A bar to the total, or a spinner where there is none; without a terminal to draw on, a line every few seconds.
+    """Show a progress bar, or a spinner if there is no total; yield a function that updates it.
 
-    says_time_left: the job knows better than the bar how long it takes, and says so itself.
+    Without a terminal, print a line when the task changes, and otherwise every ``line_every_s`` seconds.
+
+    Args:
+        show_time_left: show the bar's own estimate; False if the details have a better one.
     """
-    text = TextColumn("{task.description}", markup=False)
-    columns = (
-        (SpinnerColumn(), text, TimeElapsedColumn())
-        if total is None
-        else (text, BarColumn(), MofNCompleteColumn(), *([] if says_time_left else [TimeRemainingColumn()]))
-    )
-    last_line = time.monotonic()
-    with _Bars(*columns, console=console, transient=total is None, disable=not console.is_terminal) as bar:
-        task = bar.add_task(doing, total=total, more="")
-        if bar.disable and doing:
-            console.print(doing)
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+    if total is not None:
+        columns += [BarColumn(), MofNCompleteColumn()]
+    columns += [TimeRemainingColumn() if total is not None and show_time_left else TimeElapsedColumn()]
+    with _ProgressWithDetails(*columns, console=console, transient=total is None, disable=not console.is_terminal) as display:
+        task_id = display.add_task(task, total=total, details="")
+        last_task, last_line_s = task, time.monotonic()
+        if display.disable and task:
+            console.print(task)
 
-        def show(doing: str, done: int = 0, more: str = "") -> None:
-            nonlocal last_line
-            bar.update(task, description=doing, completed=done, more=more)
-            if bar.disable and time.monotonic() - last_line >= line_every_s:
-                last_line = time.monotonic()
-                console.print(progress_line(doing, done, total, more))
+        def show(task: str, done: int = 0, details: str = "") -> None:
+            nonlocal last_task, last_line_s
+            display.update(task_id, description=task, completed=done, details=details)
+            if display.disable and (task != last_task or time.monotonic() - last_line_s >= line_every_s):
+                last_task, last_line_s = task, time.monotonic()
+                console.print(progress_line(task, done, total, details))
 
         yield show

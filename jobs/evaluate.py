@@ -1,4 +1,4 @@
-"""Score a model on pairs, beside two baselines: ``python -m jobs.evaluate --config configs/evaluate.yaml``."""
+"""Score a model and two baselines on pairs: ``python -m jobs.evaluate --config configs/evaluate.yaml``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pipeline.bundles import read_bundle
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.loader import load_config
 from pipeline.data.arrow import to_texts
-from pipeline.data.pairs import drop_incomplete, open_pairs
-from pipeline.errors import UserError, exit_on_user_error
+from pipeline.data.pairs import PairSet, drop_incomplete, open_pairs
+from pipeline.errors import EXIT_OK, UserError, exit_on_user_error
 from pipeline.evaluation.evaluate import DecodedBatch, EvaluationScores, Evaluator
 from pipeline.evaluation.metrics import ScoreInterval, tokenizer_warnings
 from pipeline.io.atomic import atomic_file
@@ -30,7 +30,7 @@ from pipeline.io.location import relative_to_cwd
 from pipeline.version import versions
 
 _WINDOW_ROWS = 512
-_SHOWN = {
+_METRIC_NAMES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
@@ -41,70 +41,68 @@ _SHOWN = {
     "mean_words": "words",
 }
 
+WriteHypotheses = Callable[[pa.Table, DecodedBatch], None]
+
 
 def main() -> int:
-    """Run the job; the exit status."""
+    """Run the job and return its exit status."""
     config = load_config(EvaluateConfig, "evaluate", sys.argv[1:])
     console = new_console()
-    store = open_pairs(config.input.path, "--input.path")
-    rows, windows = min(store.rows, config.input.max_rows or store.rows), store.windows(_WINDOW_ROWS, config.input.max_rows)
+    pairs = open_pairs(config.input.path, "--input.path")
+    rows = min(pairs.rows, config.input.max_rows or pairs.rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, bundle = read_bundle(config.model.path, device)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
-    evaluation = Evaluator(bundle, decoding, config.metrics, config.resources.precision)
+    evaluator = Evaluator(bundle, decoding, config.metrics, config.resources.precision)
     console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
     with contextlib.ExitStack() as outputs:
         report = outputs.enter_context(atomic_file(config.output.path, "--output.path"))
-        write = outputs.enter_context(_hypotheses(config.output.hypotheses)) if config.output.hypotheses else None
-        skipped = _evaluate(console, config, evaluation, rows, windows, write)
+        write = outputs.enter_context(_hypotheses_file(config.output.hypotheses)) if config.output.hypotheses else None
+        skipped = _add_pairs(console, config, evaluator, pairs, write)
         if skipped == rows:
             raise UserError(f"each row of {config.input.path} has a null source or target; set --input.path to pairs")
-        figures = evaluation.figures()
+        scores = evaluator.scores()
         content = {
             "model": {"path": relative_to_cwd(config.model.path), "fingerprint": bundle.fingerprint},
             "input": {"path": config.input.path, "rows": rows, "skipped_null_rows": skipped},
             "decoding": decoding.model_dump(),
             "metrics": config.metrics.model_dump(),
-            **figures.model_dump(),
+            **scores.model_dump(),
             "device": device,
             "precision": config.resources.precision,
             "versions": versions(),
         }
         report.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
-    _show(console, config, figures, skipped)
-    return 0
+    _print_scores(console, config, scores, skipped)
+    return EXIT_OK
 
 
-def _evaluate(
-    console: Console,
-    config: EvaluateConfig,
-    evaluation: Evaluator,
-    rows: int,
-    windows: Iterator[pa.Table],
-    write: Callable[[pa.Table, DecodedBatch], None] | None,
+def _add_pairs(
+    console: Console, config: EvaluateConfig, evaluator: Evaluator, pairs: PairSet, write: WriteHypotheses | None
 ) -> int:
-    """Feed the windows to the evaluation; how many rows were skipped."""
-    seen = skipped = 0
-    with progress(console, "decoding", rows) as show:
-        for window in windows:
-            pairs = drop_incomplete(window)
-            references = [str(text) for text in to_texts(pairs["target"])]
-            if not seen:
-                for warning in tokenizer_warnings(references, config.metrics.rouge_tokenizer, config.metrics.bleu_tokenizer):
+    """Decode and score all pairs, and return the number of rows that were skipped."""
+    max_rows, metrics = config.input.max_rows, config.metrics
+    processed = skipped = 0
+    with progress(console, "decoding", min(pairs.rows, max_rows or pairs.rows)) as show:
+        for window in pairs.windows(_WINDOW_ROWS, max_rows):
+            complete = drop_incomplete(window)
+            references = [str(text) for text in to_texts(complete["target"])]
+            if not processed:
+                for warning in tokenizer_warnings(references, metrics.rouge_tokenizer, metrics.bleu_tokenizer):
                     console.print(f"warning: {warning}", style="yellow")
-            decoded = evaluation.add([str(text) for text in to_texts(pairs["source"])], references)
+            decoded = evaluator.add([str(text) for text in to_texts(complete["source"])], references)
             if write:
-                write(pairs, decoded)
-            seen += len(window)
-            skipped += len(window) - len(pairs)
-            show("decoding", seen)
+                write(complete, decoded)
+            processed += len(window)
+            skipped += len(window) - len(complete)
+            show("decoding", processed)
     return skipped
 
 
 @contextlib.contextmanager
-def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, DecodedBatch], None]]:
-    """A function that adds a window's pairs and hypotheses to a Parquet file."""
-    with atomic_file(uri, "--output.hypotheses") as file, contextlib.ExitStack() as closing:
+def _hypotheses_file(uri: str) -> Iterator[WriteHypotheses]:
+    """Open a Parquet file; yield a function that adds pairs and their hypotheses."""
+    with atomic_file(uri, "--output.hypotheses") as file, contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
 
         def write(pairs: pa.Table, decoded: DecodedBatch) -> None:
@@ -118,33 +116,33 @@ def _hypotheses(uri: str) -> Iterator[Callable[[pa.Table, DecodedBatch], None]]:
                 "finish_reason": pc.if_else(pa.array(decoded.finished), "eos", "length"),
             }
             table = pa.table(columns)
-            if writer is None:  # the type of the ids is the input's
-                writer = closing.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
+            if writer is None:  # the first table has the type of the ids
+                writer = stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
             writer.write_table(table)
 
         yield write
 
 
-def _show(console: Console, config: EvaluateConfig, figures: EvaluationScores, skipped: int) -> None:
+def _print_scores(console: Console, config: EvaluateConfig, scores: EvaluationScores, skipped: int) -> None:
     intervals = ", with 95 % intervals" if config.metrics.bootstrap_samples else ""
-    table = Table("", *figures.systems, title=f"{figures.rows:,} pairs{intervals}")
-    for name, shown in _SHOWN.items():
-        table.add_row(shown, *(_cell(getattr(scores, name)) for scores in figures.systems.values()))
+    table = Table("", *scores.systems, title=f"{scores.rows:,} pairs{intervals}")
+    for attribute, name in _METRIC_NAMES.items():
+        table.add_row(name, *(_cell(getattr(system, attribute)) for system in scores.systems.values()))
     console.print(table)
     console.print(
-        f"{figures.length_limit_percent:.1f} % of the model's hypotheses were cut at the length limit; "
-        f"decoded {figures.documents_per_s:,.0f} documents/s"
+        f"the length limit truncated {scores.length_limit_percent:.1f} % of the model's summaries; "
+        f"decoded {scores.documents_per_s:,.0f} documents/s"
     )
     if skipped:
         console.print(f"skipped {skipped:,} rows with a null source or target")
-    console.print(f"figures:    {config.output.path}")
+    console.print(f"scores:     {config.output.path}")
     if config.output.hypotheses:
         console.print(f"hypotheses: {config.output.hypotheses}")
 
 
-def _cell(estimate: ScoreInterval) -> Text:
-    interval = "" if estimate.low is None else f" {estimate.low:.1f} to {estimate.high:.1f}"
-    return Text.assemble(f"{estimate.value:.1f}", (interval, "dim"))
+def _cell(score: ScoreInterval) -> Text:
+    interval = "" if score.low is None else f" {score.low:.1f} to {score.high:.1f}"
+    return Text.assemble(f"{score.value:.1f}", (interval, "dim"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Copy the documents of a store to Parquet: ``python -m jobs.fetch --config configs/fetch.iceberg.yaml``."""
+"""Copy the documents of a table to Parquet files: ``python -m jobs.fetch --config configs/fetch.iceberg.yaml``."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import sys
 from jobs.console import new_console, progress
 from pipeline.config.loader import load_config
 from pipeline.config.tables import FetchConfig
-from pipeline.errors import exit_on_user_error
+from pipeline.errors import EXIT_OK, exit_on_user_error
 from pipeline.tables.fetch import fetch
 
 
 def main() -> int:
-    """Run the job; the exit status."""
+    """Run the job and return its exit status."""
     config = load_config(FetchConfig, "fetch", sys.argv[1:])
     console = new_console()
     with progress(console, f"fetching the documents of {config.input.table}"):
         fetched = fetch(config)
-    how = "has" if fetched.is_new else "had already"
-    console.print(f"{config.output.path} {how} the {fetched.rows:,} documents of {config.input.table} at {fetched.snapshot}")
-    return 0
+    has = "has" if fetched.is_new else "already had"
+    console.print(f"{config.output.path} {has} the {fetched.rows:,} documents of {config.input.table} at {fetched.snapshot}")
+    return EXIT_OK
 
 
 if __name__ == "__main__":

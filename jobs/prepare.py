@@ -11,18 +11,18 @@ from rich.table import Table
 from jobs.console import new_console, progress
 from pipeline.config.loader import load_config
 from pipeline.config.prepare import PairsInput, PrepareConfig
-from pipeline.errors import exit_on_user_error
+from pipeline.errors import EXIT_OK, exit_on_user_error
 from pipeline.io.location import open_location
 from pipeline.prepare.extract import SplitReport
 from pipeline.prepare.prepare import TOKENIZER, PrepareProgress, PrepareResult, prepare
 
 
 def main() -> int:
-    """Run the job; the exit status."""
+    """Run the job and return its exit status."""
     config = load_config(PrepareConfig, "prepare", sys.argv[1:])
     console = new_console()
     with progress(console, "") as show:
-        prepared = prepare(config, lambda at: show(_standing(at)))
+        prepared = prepare(config, lambda state: show(state.doing, details=_row_counts(state)))
     console.print(_pairs_table(prepared, config.input))
     for role, report in prepared.splits.items():
         _print_notes(console, role, report)
@@ -31,40 +31,42 @@ def main() -> int:
     shards = output.child(f"{{{','.join(prepared.splits)}}}/*.parquet").uri
     train, dev, tokenizer = (output.child(name).uri for name in ("train", "dev", TOKENIZER))
     console.print(
-        f"prepared: {shards} and {tokenizer} with "
-        f"{prepared.vocabulary_size:,} subwords, trained on {prepared.tokenizer_pairs:,} pairs"
+        f"prepared: {shards} and {tokenizer}, with {prepared.vocabulary_size:,} subwords, trained on "
+        f"{prepared.tokenizer_pairs:,} pairs"
     )
     if "dev" not in prepared.splits or not prepared.splits["dev"].kept:
-        console.print("there are no development pairs, which training needs: set --input.dev or a larger --input.dev_share")
+        console.print(
+            "warning: there are no development pairs, which training needs; set --input.dev or raise --input.dev_share"
+        )
     options = ["--data.train", train, "--data.dev", dev, "--data.tokenizer", tokenizer]
     console.print(f"next: python -m jobs.train --config configs/train.yaml {shlex.join(options)}")
-    return 0
+    return EXIT_OK
 
 
-def _standing(at: PrepareProgress) -> str:
-    return f"{at.rows:,} rows, {at.pairs:,} pairs kept, {at.doing}" if at.rows else at.doing
+def _row_counts(state: PrepareProgress) -> str:
+    return f"{state.rows:,} rows, {state.pairs:,} pairs kept" if state.rows else ""
 
 
 def _pairs_table(prepared: PrepareResult, inputs: PairsInput) -> Table:
-    table = Table("split", "rows read", "pairs kept", "dropped", "why", title="Pairs")
+    table = Table("split", "rows read", "pairs kept", "dropped", "reasons", title="Pairs")
     for role, report in prepared.splits.items():
-        why = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.most_common())
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.most_common())
         read = "from train" if getattr(inputs, role) is None else f"{report.rows:,}"
-        table.add_row(role, read, f"{report.kept:,}", f"{report.dropped.total():,}", why)
+        table.add_row(role, read, f"{report.kept:,}", f"{report.dropped.total():,}", reasons)
     return table
 
 
 def _print_notes(console: Console, role: str, report: SplitReport) -> None:
-    """Where the first dropped rows stand, and what was kept but is worth a look."""
-    for reason, places in report.examples.items():
-        more = "; …" if report.dropped[reason] > len(places) else ""
-        console.print(f"{role}: {reason} at {'; '.join(places)}{more}")
+    """Print where the first dropped rows are, and what may be wrong with the kept ones."""
+    for reason, origins in report.examples.items():
+        more = "; …" if report.dropped[reason] > len(origins) else ""
+        console.print(f"{role}: {reason} at {'; '.join(origins)}{more}")
     if report.extra:
-        console.print(f"{role}: lists of targets gave {report.extra:,} more pairs than rows (--input.target_list)")
+        console.print(f"{role}: lists of targets added {report.extra:,} pairs (--input.target_list)")
     if report.damaged:
-        console.print(f"{role}: {report.damaged:,} pairs hold U+FFFD, where bytes were no UTF-8 or a surrogate stood alone")
+        console.print(f"{role}: {report.damaged:,} pairs contain U+FFFD, in place of invalid UTF-8 or a lone surrogate")
     if report.held_out:
-        console.print(f"{role}: {report.held_out:,} pairs have a source that is in dev or test too (--filter.drop_held_out)")
+        console.print(f"{role}: {report.held_out:,} pairs have a source that is also in dev or test (--filter.drop_held_out)")
 
 
 def _lengths_table(prepared: PrepareResult) -> Table:

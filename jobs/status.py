@@ -1,4 +1,4 @@
-"""Say where a run stands, from its output folder alone: ``python -m jobs.status --output.path out``."""
+"""Show the progress of a run, from its output folder alone: ``python -m jobs.status --output.path out``."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import sys
 from jobs.console import new_console, progress_line
 from pipeline.config.loader import load_config
 from pipeline.config.runs import StatusConfig
-from pipeline.errors import exit_on_user_error
+from pipeline.errors import EXIT_OK, exit_on_user_error
 from pipeline.io.location import open_location
 from pipeline.runs.status import run_status
 
 
 def main() -> int:
-    """Run the job; the exit status."""
+    """Run the job and return its exit status."""
     config = load_config(StatusConfig, "status", sys.argv[1:])
     console = new_console()
     status = run_status(open_location(config.output.path, "--output.path"), config.output.run_id)
-    run, at = f"run {status.run_id}", status.progress
-    console.print(progress_line(run, at.processed, at.documents, at.details()) if at else run)
+    name, run = f"run {status.run_id}", status.progress
+    console.print(progress_line(name, run.processed, run.documents, run.details()) if run else name)
     console.print(status.state)
-    return 0
+    return EXIT_OK
 
 
 if __name__ == "__main__":

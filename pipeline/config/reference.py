@@ -90,9 +90,8 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(arguments[0])}"
     if origin is dict:
         return f"map of {_type(arguments[0])} to {_type(arguments[1])}"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "`true`, `false`"}.get(
-        annotation.__name__, annotation.__name__
-    )
+    name: str = annotation.__name__
+    return {"str": "text", "int": "integer", "float": "number", "bool": "`true`, `false`"}.get(name, name)
 
 
 def _default(field: FieldInfo) -> str:

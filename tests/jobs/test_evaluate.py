@@ -1,10 +1,9 @@
-"""``jobs.evaluate`` as a user runs it: what it writes and prints, and its exit status where something is wrong."""
+"""``jobs.evaluate`` as a user runs it: its report, its output, and its messages for invalid input."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from job import RunJob, job_runner
 
-from jobs.evaluate import main
-from pipeline.errors import exit_on_user_error
+from pipeline.errors import EXIT_OK
 from pipeline.evaluation.metrics import Scorer, first_sentence, lead_words
 from pipeline.model.bundle import load_bundle
+
+GetError = Callable[..., str]
 
 
 @pytest.fixture
@@ -26,13 +27,8 @@ def pairs(tmp_path: Path, abstracts: list[str]) -> Path:
     folder.mkdir()
     for shard in range(2):
         sources = abstracts[15 * shard : 15 * (shard + 1)]
-        table = pa.table(
-            {
-                "id": [f"{shard}-{row}" for row in range(15)],
-                "source": sources,
-                "target": [first_sentence(source) for source in sources],
-            }
-        )
+        ids = [f"{shard}-{row}" for row in range(15)]
+        table = pa.table({"id": ids, "source": sources, "target": [first_sentence(source) for source in sources]})
         pq.write_table(table, folder / f"part-{shard:05d}.parquet")
     return folder
 
@@ -40,34 +36,35 @@ def pairs(tmp_path: Path, abstracts: list[str]) -> Path:
 @pytest.fixture
 def evaluate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_bundle: Path, pairs: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the job on the pairs, unless options say otherwise: its exit status, stdout and stderr."""
+) -> RunJob:
+    """A function that runs the job, by default on the pairs."""
+    run = job_runner("evaluate", monkeypatch, capsys)
+    defaults = ["--input.path", pairs, "--model.path", tiny_bundle, "--output.path", tmp_path / "out/e.json"]
+    return lambda *options: run(*defaults, "--metrics.bootstrap_samples", 50, *options)
 
-    def run(*options: str) -> tuple[int, str, str]:
-        given = ["--input.path", str(pairs), "--model.path", str(tiny_bundle), "--output.path", str(tmp_path / "out/e.json")]
-        monkeypatch.setattr(sys, "argv", ["evaluate", *given, "--metrics.bootstrap_samples", "50", *options])
-        with pytest.raises(SystemExit) as exit_:
-            exit_on_user_error("evaluate", main)
-        printed = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, printed.out, printed.err
+
+@pytest.fixture
+def error(evaluate: RunJob, tmp_path: Path) -> GetError:
+    """A function that runs the job with invalid options and returns its error message; nothing may be written."""
+
+    def run(*options: object) -> str:
+        message = evaluate(*options).error
+        assert not list(tmp_path.rglob("*.json*"))
+        return message
 
     return run
 
 
-Evaluate = Callable[..., tuple[int, str, str]]
-
-
-def written(tmp_path: Path) -> dict[str, Any]:
+def read_report(tmp_path: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((tmp_path / "out/e.json").read_text())
     return report
 
 
-def test_the_figures_are_those_of_the_hypotheses_written(evaluate: Evaluate, tmp_path: Path, pairs: Path) -> None:
-    file = tmp_path / "out/h[/x].parquet"  # no markup
-    status, printed, error = evaluate("--output.hypotheses", str(file), "--metrics.lead_words", "5")
-    assert (status, error) == (0, "")
-    table, report = pq.read_table(file), written(tmp_path)
+def test_report_has_the_scores_of_the_written_hypotheses(evaluate: RunJob, tmp_path: Path, pairs: Path) -> None:
+    file = tmp_path / "out/h[/x].parquet"  # must not be taken for console markup
+    done = evaluate("--output.hypotheses", file, "--metrics.lead_words", 5)
+    assert (done.status, done.err) == (EXIT_OK, "")
+    table, report = pq.read_table(file), read_report(tmp_path)
     assert table.schema.names == ["id", "source", "reference", "hypothesis", "score", "finish_reason"]
     stored = pq.read_table(pairs)
     assert table["id"].to_pylist() == stored["id"].to_pylist()
@@ -83,14 +80,13 @@ def test_the_figures_are_those_of_the_hypotheses_written(evaluate: Evaluate, tmp
         assert report["systems"][name] == scorer.scores(50, 1).model_dump()
     assert report["systems"]["first sentence"]["exact_match"]["value"] == 100
     assert report["length_limit_percent"] == pytest.approx(100 * table["finish_reason"].to_pylist().count("length") / 30)
-    assert "first 5 words" in printed
-    assert str(file) in printed
+    assert "first 5 words" in done.out
+    assert str(file) in done.out
 
 
-def test_the_report_says_what_was_evaluated_and_how(evaluate: Evaluate, tmp_path: Path, tiny_bundle: Path, pairs: Path) -> None:
-    status, _, _ = evaluate("--decoding.max_target_tokens", "4", "--input.max_rows", "20")
-    assert status == 0
-    report = written(tmp_path)
+def test_report_names_model_input_and_options(evaluate: RunJob, tmp_path: Path, tiny_bundle: Path, pairs: Path) -> None:
+    assert evaluate("--decoding.max_target_tokens", 4, "--input.max_rows", 20).status == EXIT_OK
+    report = read_report(tmp_path)
     bundle = load_bundle(tiny_bundle)
     assert report["model"]["fingerprint"] == bundle.fingerprint
     assert report["input"] == {"path": str(pairs), "rows": 20, "skipped_null_rows": 0}
@@ -102,127 +98,106 @@ def test_the_report_says_what_was_evaluated_and_how(evaluate: Evaluate, tmp_path
     assert report["documents_per_s"] > 0
 
 
-def test_the_same_command_gives_the_same_figures(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_same_command_gives_the_same_scores(evaluate: RunJob, tmp_path: Path) -> None:
     reports = []
     for _ in range(2):
-        assert evaluate()[0] == 0
-        reports.append(
-            {name: value for name, value in written(tmp_path).items() if name not in ("decode_s", "documents_per_s")}
-        )
+        assert evaluate().status == EXIT_OK
+        report = read_report(tmp_path)
+        reports.append({name: value for name, value in report.items() if name not in ("decode_s", "documents_per_s")})
     assert reports[0] == reports[1]
 
 
-def test_rows_with_nulls_are_skipped_and_counted(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_rows_with_nulls_are_skipped_and_counted(evaluate: RunJob, tmp_path: Path) -> None:
     path = tmp_path / "nulls.parquet"
     table = pa.table({"id": [1, 2, 3, 4], "source": ["a b", None, "c d", ""], "target": ["a", "b", None, "d"]})
     pq.write_table(table, path)
-    status, printed, _ = evaluate("--input.path", str(path), "--output.hypotheses", str(tmp_path / "h.parquet"))
-    assert status == 0
-    assert "skipped 2 rows" in printed
-    assert written(tmp_path)["input"] == {"path": str(path), "rows": 4, "skipped_null_rows": 2}
+    done = evaluate("--input.path", path, "--output.hypotheses", tmp_path / "h.parquet")
+    assert done.status == EXIT_OK
+    assert "skipped 2 rows" in done.out
+    assert read_report(tmp_path)["input"] == {"path": str(path), "rows": 4, "skipped_null_rows": 2}
     assert pq.read_table(tmp_path / "h.parquet")["id"].to_pylist() == [1, 4]
 
 
-def test_tokenizers_that_do_not_fit_the_references_are_warned_of(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_tokenizers_that_do_not_fit_the_references_are_a_warning(evaluate: RunJob, tmp_path: Path) -> None:
     path = tmp_path / "zh.parquet"
     pq.write_table(pa.table({"id": ["1"], "source": ["我喜欢北京。"], "target": ["我喜欢北京。"]}), path)
-    _, printed, _ = evaluate("--input.path", str(path))
-    assert printed.count("warning:") == 2
-    assert written(tmp_path)["systems"]["first sentence"]["rouge1"]["value"] == 0
-    _, printed, _ = evaluate(
-        "--input.path", str(path), "--metrics.rouge_tokenizer", "unicode", "--metrics.bleu_tokenizer", "zh"
-    )
-    assert "warning:" not in printed
-    assert written(tmp_path)["systems"]["first sentence"]["rouge1"]["value"] == 100
+    assert evaluate("--input.path", path).out.count("warning:") == 2
+    assert read_report(tmp_path)["systems"]["first sentence"]["rouge1"]["value"] == 0
+    done = evaluate("--input.path", path, "--metrics.rouge_tokenizer", "unicode", "--metrics.bleu_tokenizer", "zh")
+    assert "warning:" not in done.out
+    assert read_report(tmp_path)["systems"]["first sentence"]["rouge1"]["value"] == 100
 
 
-def test_without_resamples_there_are_no_intervals(evaluate: Evaluate, tmp_path: Path) -> None:
-    status, printed, _ = evaluate("--metrics.bootstrap_samples", "0")
-    assert status == 0
-    assert "95 %" not in printed
-    assert written(tmp_path)["systems"]["model"]["bleu"]["low"] is None
+def test_no_resamples_give_no_intervals(evaluate: RunJob, tmp_path: Path) -> None:
+    done = evaluate("--metrics.bootstrap_samples", 0)
+    assert done.status == EXIT_OK
+    assert "95 %" not in done.out
+    assert read_report(tmp_path)["systems"]["model"]["bleu"]["low"] is None
 
 
-@pytest.fixture
-def fails(evaluate: Evaluate, tmp_path: Path) -> Callable[..., str]:
-    """Runs the job with options that are wrong: the one line that it printed. Nothing may have been written."""
-
-    def run(*options: str) -> str:
-        status, _, error = evaluate(*options)
-        assert status == 2
-        assert error.startswith("evaluate: ")
-        assert error.count("\n") == 1
-        assert not list(tmp_path.rglob("*.json*"))
-        return error
-
-    return run
+def test_missing_input(error: GetError, tmp_path: Path) -> None:
+    message = error("--input.path", tmp_path / "missing")
+    assert str(tmp_path / "missing") in message
+    assert "--input.path" in message
 
 
-Fails = Callable[..., str]
+def test_folder_of_splits_is_not_a_folder_of_pairs(error: GetError, pairs: Path) -> None:
+    message = error("--input.path", pairs.parent)
+    assert str(pairs.parent) in message
+    assert ".parquet" in message
 
 
-def test_no_such_input(fails: Fails, tmp_path: Path) -> None:
-    error = fails("--input.path", str(tmp_path / "missing"))
-    assert f"nothing at {tmp_path / 'missing'}" in error
-    assert "--input.path" in error
+def test_file_that_is_not_parquet(error: GetError, tmp_path: Path) -> None:
+    file = tmp_path / "bad.parquet"
+    file.write_text("id,source,target\n")
+    assert str(file) in error("--input.path", file)
 
 
-def test_a_folder_of_splits_is_no_folder_of_pairs(fails: Fails, pairs: Path) -> None:
-    assert "holds no .parquet file" in fails("--input.path", str(pairs.parent))
-
-
-def test_not_parquet(fails: Fails, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.parquet"
-    bad.write_text("id,source,target\n")
-    assert f"cannot read {bad} as Parquet" in fails("--input.path", str(bad))
-
-
-def test_a_missing_column_names_those_that_exist(fails: Fails, tmp_path: Path) -> None:
+def test_missing_column_lists_the_existing_ones(error: GetError, tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"id": ["1"], "source": ["a"], "title": ["b"]}), path)
-    error = fails("--input.path", str(path))
-    assert "'target'" in error
-    assert "id, source, title" in error
+    message = error("--input.path", path)
+    assert "'target'" in message
+    assert "id, source, title" in message
 
 
-def test_a_column_that_is_no_text(fails: Fails, tmp_path: Path) -> None:
+def test_column_that_is_not_text(error: GetError, tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"id": ["1"], "source": ["a"], "target": [7]}), path)
-    assert "'target' of" in (error := fails("--input.path", str(path)))
-    assert "int64, not a string" in error
+    message = error("--input.path", path)
+    assert "'target'" in message
+    assert "int64" in message
 
 
-@pytest.mark.parametrize(("sources", "said"), [([], "has no rows"), ([None, None], "null source or target")])
-def test_no_rows_to_score(fails: Fails, tmp_path: Path, sources: list[str | None], said: str) -> None:
+@pytest.mark.parametrize(("sources", "reason"), [([], "no rows"), ([None, None], "null source or target")])
+def test_no_rows_to_score(error: GetError, tmp_path: Path, sources: list[str | None], reason: str) -> None:
     path = tmp_path / "p.parquet"
-    text = pa.array(sources, pa.string())
-    pq.write_table(pa.table({"id": text, "source": text, "target": text}), path)
-    assert said in fails("--input.path", str(path))
+    texts = pa.array(sources, pa.string())
+    pq.write_table(pa.table({"id": texts, "source": texts, "target": texts}), path)
+    assert reason in error("--input.path", path)
 
 
-def test_a_broken_bundle(fails: Fails, tmp_path: Path, tiny_bundle: Path) -> None:
-    assert "no model bundle" in fails("--model.path", str(tmp_path / "none"))
+def test_broken_bundle(error: GetError, tmp_path: Path, tiny_bundle: Path) -> None:
+    assert "no model bundle" in error("--model.path", tmp_path / "none")
     broken = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, broken, ignore=shutil.ignore_patterns("config.json"))
-    assert "config.json" in fails("--model.path", str(broken))
+    assert "config.json" in error("--model.path", broken)
 
 
-def test_output_that_cannot_be_written(fails: Fails, tmp_path: Path, pairs: Path) -> None:
+def test_output_that_cannot_be_written(error: GetError, tmp_path: Path, pairs: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "--output.path" in fails("--output.path", str(tmp_path / "file" / "e"))
-    assert "is a folder" in fails("--output.path", str(pairs))
-    assert "--output.hypotheses" in fails("--output.hypotheses", str(tmp_path / "file" / "h.parquet"))
+    assert "--output.path" in error("--output.path", tmp_path / "file" / "e")
+    assert "is a folder" in error("--output.path", pairs)
+    assert "--output.hypotheses" in error("--output.hypotheses", tmp_path / "file" / "h.parquet")
 
 
-def test_a_failed_run_leaves_the_earlier_report_alone(evaluate: Evaluate, tmp_path: Path, pairs: Path) -> None:
-    assert evaluate()[0] == 0
-    before = written(tmp_path)
+def test_failed_run_keeps_the_earlier_report(evaluate: RunJob, tmp_path: Path, pairs: Path) -> None:
+    assert evaluate().status == EXIT_OK
+    report = read_report(tmp_path)
     shard = pairs / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
-    content[100:2000] = bytes(1900)  # pages, not the footer: found out while decoding
+    content[100:2000] = bytes(1900)  # breaks pages but not the footer, so decoding starts
     shard.write_bytes(content)
-    status, _, error = evaluate()
-    assert status == 2
-    assert f"cannot read {pairs}" in error
-    assert written(tmp_path) == before
+    assert f"cannot read {pairs}" in evaluate().error
+    assert read_report(tmp_path) == report
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["e.json"]
