@@ -91,7 +91,7 @@ class _Run:
     """A run whose lease is held."""
 
     plan: Plan
-    lease: lease.Lease
+    held: lease.Lease
     progress: ProgressWriter
     metrics: RunMetrics
     on_progress: Callable[[RunProgress], None]
@@ -100,13 +100,14 @@ class _Run:
     started_s: float = field(default_factory=time.monotonic)
 
     def execute(self) -> RunResult:
+        """Take all steps of the run, from its plan to _SUCCESS."""
         self._start_or_resume()
         self.on_phase("starting Ray")
         pool = wait_for_actors(self.plan.config.resources)
         self.metrics.begin(self.plan)
         removed = cluster.translate_errors(lambda: self._process_documents(pool), f"see the log files of Ray; {RESUME_HINT}")
         check_input(self.plan, self.totals)
-        self.lease.verify()
+        self.held.verify()
         reconcile(self.plan, self.totals.files)
         return self._finish(removed)
 
@@ -114,11 +115,12 @@ class _Run:
         plan = self.plan
         self.totals.unread = {path: UnreadRows(rows=None, error=error) for path, error in plan.spec.unread.items()}
         if not plan.resumes:
-            self.lease.verify()  # before files are removed
+            self.held.verify()  # before files are removed
             start_over(plan)
         plan.folder.child(CONFIG).write(yaml.safe_dump(config_as_json(plan.config), sort_keys=False).encode())
 
     def _process_documents(self, pool: ActorPool) -> RemovedDocuments:
+        """Write all windows that are not written yet; return the documents that the input has lost."""
         plan = self.plan
         self.on_phase("loading the ledger")
         done = ledger.load(plan.output, plan.finished, plan.spec.ledger)
@@ -150,7 +152,7 @@ class _Run:
         # Closing stops the tasks if this fails, before another driver takes the lease.
         with closing(process_windows(self.plan, splits, pool, read)) as windows:
             for window in windows:
-                self.lease.check()
+                self.held.check()
                 totals = self.totals
                 totals.add(window)
                 progress = self.progress.update(totals.counts, totals.seconds, totals.resumed, len(totals.actors_s))
@@ -168,6 +170,6 @@ class _Run:
         write_report(plan.output, manifest, stats, plan.finished)
         is_finished = manifest.reject_share <= plan.config.input.max_reject_share
         if is_finished:
-            self.lease.verify()
+            self.held.verify()
             publish(plan.output, plan.run_id, last_sequence(plan.finished) + 1, content)
         return RunResult(manifest, stats.sample.documents[:_EXAMPLES], is_finished)
