@@ -1,4 +1,4 @@
-"""Small networks with random weights, rows of token ids, and what a CPU may lack, for the tests beside this file."""
+"""Small networks with random weights, rows of token ids, and markers for precisions that a CPU may lack."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from pipeline.decoding.backends import supported_precisions
 from pipeline.model.batching import Rows
 from pipeline.model.seq2seq import Seq2Seq
 
-needs_bfloat16 = pytest.mark.skipif(
-    "bfloat16" not in supported_precisions(torch.device("cpu")), reason="this CPU does not compute in bfloat16"
-)
-needs_bytes = pytest.mark.skipif(
-    "int8" not in supported_precisions(torch.device("cpu")), reason="this CPU does not multiply bytes"
-)
+_PRECISIONS = supported_precisions(torch.device("cpu"))
+needs_bfloat16 = pytest.mark.skipif("bfloat16" not in _PRECISIONS, reason="this CPU does not support bfloat16")
+needs_int8 = pytest.mark.skipif("int8" not in _PRECISIONS, reason="this CPU does not support int8")
 
 SHAPES: list[dict[str, Any]] = [
     {"cell": cell, "attention": attention, "bidirectional": bidirectional, "copy": copy}
@@ -28,8 +25,8 @@ SHAPES: list[dict[str, Any]] = [
     for attention, copy in [("none", False), *product(("dot", "general", "additive"), (False, True))]
 ]
 SHAPES += [
-    {**shape, **more}
-    for more in ({"layers": 2}, {"tied_embeddings": False}, {"layers": 3, "tied_embeddings": False, "embedding_size": 12})
+    {**shape, **options}
+    for options in ({"layers": 2}, {"tied_embeddings": False}, {"layers": 3, "tied_embeddings": False, "embedding_size": 12})
     for shape in (
         {"cell": "lstm", "attention": "none", "bidirectional": True, "copy": False},
         {"cell": "gru", "attention": "none", "bidirectional": False, "copy": False},
@@ -37,20 +34,20 @@ SHAPES += [
         {"cell": "lstm", "attention": "additive", "bidirectional": True, "copy": True},
     )
 ]
-"""Every cell, attention, direction and copying; then, of some, more layers and separate embeddings."""
+"""Every combination of cell, attention, direction and copying; some with more layers and separate embeddings."""
 
 
-def name_of(shape: dict[str, Any]) -> str:
-    """A test's name for a shape: lstm-general-both-copy."""
+def shape_id(shape: dict[str, Any]) -> str:
+    """Return a test id for a shape, such as lstm-general-both-copy."""
     words = [shape["cell"], shape["attention"], "both" if shape["bidirectional"] else "forward"]
     words += ["copy"] if shape["copy"] else []
     return "-".join(words + [f"{key}={shape[key]}" for key in ("layers", "tied_embeddings") if key in shape])
 
 
 def random_model(shape: dict[str, Any], vocabulary_size: int, seed: int = 1) -> Seq2Seq:
-    """A network that writes something else for every source, and mostly ends within a few tokens.
+    """Return a network that writes a different output for every source, and mostly ends within a few tokens.
 
-    Weights three times as large as they begin training with keep the likeliest token well apart from the next.
+    Weights three times the usual initial size keep the most likely token well apart from the next.
     """
     torch.manual_seed(seed)
     model = Seq2Seq(ModelConfig.model_validate({"embedding_size": 10, "hidden_size": 12, **shape}), vocabulary_size)
@@ -62,7 +59,7 @@ def random_model(shape: dict[str, Any], vocabulary_size: int, seed: int = 1) -> 
     return model.eval()
 
 
-def rows_of(lists: list[list[int]]) -> Rows:
-    """Rows from lists of ids."""
+def to_rows(lists: list[list[int]]) -> Rows:
+    """Return lists of token ids as Rows."""
     offsets = np.cumsum([0, *map(len, lists)]).astype(np.int64)
     return Rows(np.array([token for ids in lists for token in ids], np.int32), offsets)

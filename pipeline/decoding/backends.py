@@ -34,7 +34,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 class CopyInputs(NamedTuple):
-    """What copying from the source needs in one step (See et al. 2017).
+    """Inputs of copying from the source in one step (See et al. 2017).
 
     Attributes:
         ids: source tokens[B, S].

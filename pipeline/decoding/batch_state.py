@@ -46,7 +46,7 @@ class SearchResult:
 
 @dataclass
 class BatchState:
-    """What a search keeps for each slot.
+    """The network's inputs and state in each slot.
 
     Attributes:
         rows: row of the batch in each slot [N].

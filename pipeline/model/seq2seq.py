@@ -36,7 +36,7 @@ MAX_SAVED_LOGITS = 1 << 26
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What the decoder attends to and copies from.
+    """Encoded sources for the decoder to attend to and copy from.
 
     Attributes:
         source: ids[B, S].

@@ -1,4 +1,4 @@
-"""The figures, against hand counts, the reference implementations and what is known of real text."""
+"""Metrics agree with hand counts, with reference implementations, and with known results on real text."""
 
 import importlib.util
 import lzma
@@ -32,21 +32,21 @@ REFERENCES = ["the cat sat on the mat", "a dog ran", "deep networks for graphs",
 HYPOTHESES = ["the cat sat on a mat", "a dog ran", "deep deep deep graphs", "", "forests and trees of graphs"]
 
 
-def scored(hypotheses, references, samples=0, seed=1, **tokenizers):
+def score(hypotheses, references, samples=0, seed=1, **tokenizers):
     scorer = Scorer(**tokenizers)
     scorer.add(hypotheses, references)
     return scorer.scores(samples, seed)
 
 
 def test_rouge_is_the_f1_of_unigrams_bigrams_and_the_longest_common_subsequence():
-    # Of 3 and 4 words, 2 are shared, in order; of 2 and 3 bigrams, 1.
+    # Texts of 3 and 4 words share 2 words, in order, and 1 bigram.
     np.testing.assert_allclose(rouge_f1(["The cat sat."], [["the cat ran home"]]), [[400 / 7, 40.0, 400 / 7]])
 
 
-def test_rouge_takes_the_best_reference_for_each_kind():
+def test_each_rouge_score_takes_its_best_reference():
     hypothesis, in_order, shuffled = "a b c d", "a b x y", "d c b a"
     best = rouge_f1([hypothesis], [[in_order, shuffled]])
-    each = np.concatenate([rouge_f1([hypothesis], [[one]]) for one in (in_order, shuffled)])
+    each = np.concatenate([rouge_f1([hypothesis], [[reference]]) for reference in (in_order, shuffled)])
     np.testing.assert_allclose(best[0], each.max(0))
     assert (each[0] != each[1]).all()
 
@@ -65,12 +65,12 @@ def test_unicode_words_of_ascii_text_are_the_standard_tokens(text):
 
 
 @pytest.mark.parametrize("text", ["我喜欢北京", "これはペンです", "я читаю книгу", "हिन्दी में लिखा है", "ภาษาไทย", "می‌خواهم بروم"])
-def test_unicode_rouge_scores_scripts_that_the_standard_drops(text):
+def test_unicode_rouge_scores_scripts_that_standard_drops(text):
     assert rouge_f1([text], [[text]], "standard")[0, 0] == 0
     np.testing.assert_allclose(rouge_f1([text], [[text]], "unicode"), 100)
 
 
-def test_unicode_words_keep_marks_and_joiners_within_and_split_scripts_without_spaces():
+def test_unicode_words_keep_marks_and_joiners_and_split_scripts_without_spaces():
     assert words("हिन्दी में") == ["हिन्दी", "में"]
     assert words("می‌خواهم") == ["می‌خواهم"]
     assert words("北京2008年ABC") == ["北", "京", "2008", "年", "abc"]
@@ -88,7 +88,7 @@ def test_every_flores_language_matches_itself_under_unicode_rouge():
     languages = 0
     with tarfile.open(archive, "r|xz") as tar:
         for member in tar:
-            if member.name.endswith(".devtest"):  # the .dev files come before, and there is no need to unpack the rest
+            if member.name.endswith(".devtest"):  # all .dev files come first
                 break
             if member.name.endswith(".dev"):
                 line = tar.extractfile(member).readline().decode().strip()
@@ -97,7 +97,7 @@ def test_every_flores_language_matches_itself_under_unicode_rouge():
     assert languages == 43
 
 
-def test_bleu_added_in_windows_is_the_corpus_bleu_of_sacrebleu_under_its_signature():
+def test_bleu_over_windows_is_the_corpus_bleu_of_sacrebleu():
     metric = BLEU()
     expected = metric.corpus_score(HYPOTHESES, [REFERENCES]).score
     scorer = Scorer()
@@ -108,29 +108,29 @@ def test_bleu_added_in_windows_is_the_corpus_bleu_of_sacrebleu_under_its_signatu
     assert scorer.bleu_signature == str(metric.get_signature())
 
 
-def test_bleu_of_a_resample_is_that_of_rescoring_the_rows_drawn():
+def test_bleu_of_a_resample_equals_scoring_the_drawn_rows():
     rows = np.random.default_rng(7).integers(len(HYPOTHESES), size=len(HYPOTHESES))
     expected = BLEU().corpus_score([HYPOTHESES[row] for row in rows], [[REFERENCES[row] for row in rows]]).score
-    found = scored(HYPOTHESES, REFERENCES, samples=1, seed=7).bleu
-    assert found.low == found.high == pytest.approx(expected)
-    assert found.value != pytest.approx(expected)
+    bleu = score(HYPOTHESES, REFERENCES, samples=1, seed=7).bleu
+    assert bleu.low == bleu.high == pytest.approx(expected)
+    assert bleu.value != pytest.approx(expected)
 
 
-def test_the_chinese_tokenizer_of_bleu_can_be_chosen():
+def test_bleu_tokenizer_for_chinese():
     hypotheses, references = ["我喜欢北京的秋天"], ["我喜欢北京的冬天"]
-    assert scored(hypotheses, references).bleu.value == 0
-    assert scored(hypotheses, references, bleu_tokenizer="zh").bleu.value > 50
+    assert score(hypotheses, references).bleu.value == 0
+    assert score(hypotheses, references, bleu_tokenizer="zh").bleu.value > 50
 
 
-def test_a_bleu_tokenizer_without_its_package_says_what_to_install():
+def test_bleu_tokenizer_without_its_package_names_the_package():
     if importlib.util.find_spec("MeCab"):
         pytest.skip("MeCab is installed")
-    with pytest.raises(UserError, match=r"bleu_tokenizer ja-mecab lacks a package .*sacrebleu\[ja\]"):
+    with pytest.raises(UserError, match=r"bleu_tokenizer ja-mecab .*sacrebleu\[ja\]"):
         Scorer(bleu_tokenizer="ja-mecab")
 
 
 def test_shares_and_lengths_are_over_all_rows():
-    scores = scored(HYPOTHESES, REFERENCES)
+    scores = score(HYPOTHESES, REFERENCES)
     assert scores.exact_match.value == pytest.approx(20)
     assert scores.empty_percent.value == pytest.approx(20)
     assert scores.loop_percent.value == pytest.approx(20)
@@ -145,23 +145,23 @@ def test_resampled_means_spread_by_the_standard_error():
     assert means.std() == pytest.approx(values.std() / len(values) ** 0.5, rel=0.05)
 
 
-def test_intervals_hold_the_value_and_follow_the_seed():
+def test_intervals_contain_the_value_and_depend_on_the_seed():
     hypotheses, references = HYPOTHESES * 20, REFERENCES * 20
-    scores = scored(hypotheses, references, samples=200)
+    scores = score(hypotheses, references, samples=200)
     for name, estimate in scores:
         assert estimate.low < estimate.value < estimate.high, name
-    assert scores == scored(hypotheses, references, samples=200)
-    assert scores != scored(hypotheses, references, samples=200, seed=2)
+    assert scores == score(hypotheses, references, samples=200)
+    assert scores != score(hypotheses, references, samples=200, seed=2)
 
 
-def test_equal_rows_leave_no_spread():
-    scores = scored(["a b c d e"] * 9, ["a b c d f"] * 9, samples=50)
+def test_intervals_of_equal_rows_are_empty():
+    scores = score(["a b c d e"] * 9, ["a b c d f"] * 9, samples=50)
     for name, estimate in scores:
         assert estimate.low == pytest.approx(estimate.value), name
         assert estimate.high == pytest.approx(estimate.value), name
 
 
-def test_exact_match_overlooks_the_width_of_white_space_alone():
+def test_exact_match_ignores_the_width_of_white_space_only():
     assert exact_match("I_TURN_LEFT I_JUMP", " I_TURN_LEFT  I_JUMP\n")
     assert not exact_match("i_turn_left I_JUMP", "I_TURN_LEFT I_JUMP")
 
@@ -183,12 +183,12 @@ def test_exact_match_overlooks_the_width_of_white_space_alone():
         ("", False),
     ],
 )
-def test_a_loop_is_up_to_four_words_three_times_in_a_row(text, loops):
+def test_loop_is_one_to_four_words_three_times_in_a_row(text, loops):
     assert has_loop(text) == loops
 
 
 @pytest.mark.parametrize(
-    ("source", "number", "lead"),
+    ("source", "count", "lead"),
     [
         ("We study state-of-the-art models.", 4, "We study state-of"),
         ("Two words.", 10, "Two words"),
@@ -198,8 +198,8 @@ def test_a_loop_is_up_to_four_words_three_times_in_a_row(text, loops):
         ("", 3, ""),
     ],
 )
-def test_lead_words_are_the_source_up_to_the_last_of_them(source, number, lead):
-    assert lead_words(source, number) == lead
+def test_lead_words_cut_the_source_after_the_last_word(source, count, lead):
+    assert lead_words(source, count) == lead
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_lead_words_are_the_source_up_to_the_last_of_them(source, number, lead):
         ("", ""),
     ],
 )
-def test_the_first_sentence_ends_where_its_script_says(source, sentence):
+def test_first_sentence_ends_by_the_rules_of_its_script(source, sentence):
     assert first_sentence(source) == sentence
 
 
@@ -231,7 +231,7 @@ def test_warnings_name_the_option_that_helps():
     assert tokenizer_warnings([], "standard", "13a") == []
 
 
-def test_the_baselines_on_arxiv_titles_are_as_known():
+def test_baselines_on_arxiv_titles_have_the_known_scores():
     path = DATA / "arxiv_cs" / "dev.tsv.xz"
     if not path.exists():
         pytest.skip(f"no arXiv data at {path}")
