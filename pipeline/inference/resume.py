@@ -82,7 +82,7 @@ def reconcile(plan: Plan, recorded: Sequence[OutputFile]) -> None:
 
 def remove_partial_files(folder: Location) -> None:
     """Remove files that were being written to a folder when a driver was killed."""
-    for name in folder.names() if folder.exists() else []:
+    for name in folder.names():
         if name.endswith(PARTIAL_SUFFIX):
             folder.child(name).remove()
 

@@ -43,8 +43,7 @@ def run_path(run_id: str, name: str = "") -> str:
 
 def run_ids(output: Location) -> list[str]:
     """List the ids of all runs that have started."""
-    folder = output.child(RUNS)
-    return folder.names() if folder.exists() else []
+    return output.child(RUNS).names()
 
 
 def parts_path(folder: str, run_id: str) -> str:

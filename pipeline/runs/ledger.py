@@ -235,5 +235,5 @@ def _write_part(target: Location, number: int, entries: Any) -> None:
 def compacted_sequence(output: Location) -> int:
     """Return the sequence number of the last run that the ledger is compacted to; 0 if it is not compacted."""
     folder = output.child(COMPACTED)
-    names = folder.names() if folder.exists() else []
+    names = folder.names()
     return max((int(name) for name in names if folder.child(name).child(SUCCESS).exists()), default=0)

@@ -89,6 +89,6 @@ def complete_snapshot(snapshot: Location, schema: pa.Schema) -> int:
 
 
 def _remove_old_snapshots(snapshots: Location, keep: str | None) -> None:
-    for name in snapshots.names() if snapshots.exists() else []:
+    for name in snapshots.names():
         if name != keep:
             snapshots.child(name).remove_folder()

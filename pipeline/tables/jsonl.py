@@ -150,7 +150,7 @@ class JsonLinesSink(Sink):
             name = f"part-{number:05}.jsonl.gz"
             folder.child(name).write(gzip.compress(content, mtime=0))
             written.add(name)
-        for name in folder.names() if folder.exists() else []:
+        for name in folder.names():
             if name.startswith("part-") and name not in written:
                 folder.child(name).remove()
         folder.child(SUCCESS).write(watermark.model_dump_json().encode() + b"\n")
@@ -158,7 +158,7 @@ class JsonLinesSink(Sink):
 
 
 def _read_watermarks(folder: Location) -> Iterator[Watermark]:
-    for name in folder.names() if folder.exists() else []:
+    for name in folder.names():
         if name.startswith("run=") and (marker := folder.child(name).child(SUCCESS)).exists():
             try:
                 yield Watermark.model_validate_json(marker.read())
