@@ -27,6 +27,7 @@ NO_TOKEN: Rejection = (RejectReason.EMPTY_TEXT, "the tokenizer finds no subword 
 
 def check_document(has_id: bool, text: str | None, max_chars: int) -> Rejection:
     """Return why a row is rejected before tokenization, if it is."""
+    # The ledger hashes reason and detail of a reject as its content: reworded, such rows are processed again once.
     if not has_id:
         return RejectReason.NULL_ID, "the row has no id"
     if text is None:
