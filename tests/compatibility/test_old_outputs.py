@@ -181,7 +181,7 @@ def test_the_latest_summaries_are_read() -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_a_delivery_goes_on_from_an_old_one() -> None:
+def test_a_delivery_continues_an_old_one() -> None:
     delivered = HOME / "delivered"
     options: Options = {"output.kind": "jsonl", "output.table": delivered}
     job("deliver", {"input.path": HOME / "output_finished", "input.run_id": "night_2", **options})
@@ -193,11 +193,11 @@ def test_a_delivery_goes_on_from_an_old_one() -> None:
     assert len(set(ids)) == len(ids) == SUMMARIES + 1
 
 
-def test_the_status_of_a_run_that_was_cut_off() -> None:
+def test_the_status_of_an_interrupted_run() -> None:
     assert "cut_off" in job("status", {"output.path": DATA / "output_cut_off"})
 
 
-def test_a_run_that_was_cut_off_is_resumed(started: Started) -> None:
+def test_an_interrupted_run_is_resumed(started: Started) -> None:
     old, output = DATA / "output_cut_off", HOME / "output_cut_off"
     committed = {file.name for file in old.glob("ledger/run=cut_off/*.parquet")}
     before = {path: sha256 for path, sha256 in digests(old).items() if Path(path).name in committed}
@@ -251,7 +251,7 @@ def test_the_next_run_skips_unchanged_documents(started: Started, folder: str) -
     assert (after["ledger"], sequence(HOME / folder / f"runs/{new_run}/_SUCCESS")) == (2, 3)
 
 
-def test_a_training_that_was_cut_off_is_resumed(started: Started) -> None:
+def test_an_interrupted_training_is_resumed(started: Started) -> None:
     before, output = records(DATA / "training/trained"), HOME / "training/trained"
     started["training"].result()
     after = records(output)
