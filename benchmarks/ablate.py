@@ -1,8 +1,9 @@
-"""What each part of the network and of its training is worth: trainings that differ in one option, on the same steps.
+"""Ablation of the network and its training: trainings of the same number of steps that differ in one option.
 
-``python benchmarks/ablate.py --config configs/train.arxiv.yaml --json benchmarks/ablation_arxiv.json``, after the pairs were
-prepared with configs/prepare.arxiv.yaml. Steps, not minutes, end each training, so that a busy machine does not matter; one of
-few steps says little of what keeps a long one from learning by heart.
+Prepare the pairs with configs/prepare.arxiv.yaml, then run
+``python benchmarks/ablate.py --config configs/train.arxiv.yaml --json benchmarks/ablation_arxiv.json``. Each training ends
+after a number of steps, not minutes, so other work on the machine does not change the result. Short trainings say little about
+options that prevent overfitting in long ones.
 """
 
 from __future__ import annotations
@@ -35,67 +36,63 @@ _BEAMS, _ROUGE = (1, 5), ("rouge1", "rouge2", "rougeL")
 
 
 def main() -> None:
-    """Train and evaluate each, and print and write the figures; what is written already is not done again."""
+    """Train and evaluate each variant; print the figures and write them. Variants that the file already has are skipped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config",
-        type=lambda name: Path(name).absolute(),
-        required=True,
-        help="of a training, whose steps and workers do not count",
+        "--config", type=lambda name: Path(name).absolute(), required=True, help="a training; its steps and workers are ignored"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="of each training")
-    parser.add_argument("--work", type=Path, default=ROOT / "prepared/ablation", help="for what is trained")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of each training")
+    parser.add_argument("--work", type=Path, default=ROOT / "prepared/ablation", help="folder for the trained models")
     parser.add_argument("--json", type=Path, required=True, help="file to write")
-    given = parser.parse_args()
-    figures: dict[str, Any] = json.loads(given.json.read_text()) if given.json.exists() else {}
+    args = parser.parse_args()
+    figures: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     for number, (name, options) in enumerate(VARIANTS.items()):
-        if name not in figures or figures[name]["steps"] != given.steps:
-            figures[name] = measure(given, given.work / str(number), options)
-            given.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-        print(
-            f"{name:32}" + "  ".join(f"beam {beam}: {in_words(figures[name][f'beam {beam}'])}" for beam in _BEAMS), flush=True
-        )
+        if name not in figures or figures[name]["steps"] != args.steps:
+            figures[name] = measure(args, args.work / str(number), options)
+            args.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        scores = [f"beam {beam}: {format_rouge(figures[name][f'beam {beam}'])}" for beam in _BEAMS]
+        print(f"{name:32}" + "  ".join(scores), flush=True)
 
 
-def measure(given: argparse.Namespace, output: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Train anew, and evaluate what came of it on all development pairs."""
+def measure(args: argparse.Namespace, output: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Train from scratch, and evaluate the model on all development pairs."""
     shutil.rmtree(output, ignore_errors=True)
-    bounds = {"epochs": "null", "max_minutes": "null", "max_steps": given.steps, "validate_minutes": 1000, "validate_rows": 100}
+    bounds = {"epochs": "null", "max_minutes": "null", "max_steps": args.steps, "validate_minutes": 1000, "validate_rows": 100}
     training = {f"training.{name}": value for name, value in bounds.items()}
     scaling = {"scaling.num_workers": 1, "scaling.threads": 1, "output.path": output}
-    job("train", "--config", given.config, *words({**training, **scaling, **options}))
+    run_job("train", "--config", args.config, *as_arguments({**training, **scaling, **options}))
     records = [json.loads(line) for line in (output / "train.jsonl").read_text().splitlines()]
     speeds = sorted(record["tokens_per_s"] for record in records if record["kind"] == "step")
     figures: dict[str, Any] = {
         "options": options,
-        "steps": given.steps,
+        "steps": args.steps,
         "parameters": records[-1]["parameters"],
         "epochs": records[-1]["epoch"],
         "tokens_per_s": speeds[len(speeds) // 2],
     }
-    dev = yaml.safe_load(given.config.read_text())["data"]["dev"]
+    dev = yaml.safe_load(args.config.read_text())["data"]["dev"]
     for beam in _BEAMS:
         decoding = {"decoding.beam_size": beam, "output.path": output / "evaluation.json"}
-        job("evaluate", *words({"model.path": output / "bundle", "input.path": dev, **decoding}))
+        run_job("evaluate", *as_arguments({"model.path": output / "bundle", "input.path": dev, **decoding}))
         systems = json.loads((output / "evaluation.json").read_text())["systems"]
         figures[f"beam {beam}"] = {name: {rouge: system[rouge] for rouge in _ROUGE} for name, system in systems.items()}
     return figures
 
 
-def words(options: dict[str, Any]) -> list[str]:
-    """Options as a command line has them."""
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """Return options as command-line arguments."""
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def job(name: str, *options: str) -> None:
-    """Run one; where it fails, its last lines are the end."""
-    done = subprocess.run([sys.executable, "-m", f"jobs.{name}", *options], cwd=ROOT, text=True, capture_output=True)
-    if done.returncode:
-        sys.exit(f"{done.stdout[-1000:]}{done.stderr[-2000:]}\njobs.{name} failed")
+def run_job(name: str, *options: str) -> None:
+    """Run a job; if it fails, print its last lines and exit."""
+    job = subprocess.run([sys.executable, "-m", f"jobs.{name}", *options], cwd=ROOT, text=True, capture_output=True)
+    if job.returncode:
+        sys.exit(f"{job.stdout[-1000:]}{job.stderr[-2000:]}\njobs.{name} failed")
 
 
-def in_words(evaluation: dict[str, Any]) -> str:
-    """ROUGE-1/2/L."""
+def format_rouge(evaluation: dict[str, Any]) -> str:
+    """Format ROUGE-1/2/L of the model."""
     return " / ".join(f"{evaluation['model'][name]['value']:.1f}" for name in _ROUGE)
 
 

@@ -1,4 +1,4 @@
-"""``python -m jobs.benchmark outlier``: what one long document costs the window of short ones that it is in."""
+"""Benchmark ``outlier``: one long document in a window of short ones."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from pipeline.decoding.backends import backend_for
 from pipeline.decoding.batch_budget import BatchBudget
 from pipeline.decoding.decode import decode_window
 from pipeline.decoding.engine import Engine
+from pipeline.model.batching import Rows
 from pipeline.model.bundle import load_bundle
 
 console = new_console()
 
 
 class OutlierInput(BenchmarkTexts):
-    """The short documents; their words, one after the other, make the long one."""
+    """The short documents. Their words, in order, also make the long one."""
 
-    rows: Positive = Field(511, description="short documents")
+    rows: Positive = Field(511, description="number of short documents")
 
 
 class Outlier(Section):
-    """The long document, and how to compute."""
+    """The long document, and compute resources."""
 
     words: Positive = Field(20_000, description="words of the long document, all of which the model reads")
     threads: Positive = Field(2, description="CPU threads")
@@ -40,7 +41,7 @@ class Outlier(Section):
 
 
 class OutlierBenchmark(JobConfig):
-    """Time a window of short documents, a long one alone, and both together; batches are as large as memory allows."""
+    """Time a window of short documents, a window of one long document, and a window of all, in batches sized by memory."""
 
     input: OutlierInput = OutlierInput()
     outlier: Outlier = Outlier()
@@ -48,29 +49,30 @@ class OutlierBenchmark(JobConfig):
 
 
 def outlier(arguments: Sequence[str]) -> dict[str, Any]:
-    """Time the three windows; see OutlierBenchmark for the options."""
+    """Time the three windows. See OutlierBenchmark for the options."""
     config = load_config(OutlierBenchmark, "benchmark outlier", arguments)
     torch.set_num_threads(config.outlier.threads)
     device = torch.device("cpu")
     bundle = load_bundle(config.model.path, device)
     tokenizer = Tokenizer(bundle.tokenizer_file)
     engine = Engine(bundle.model, backend_for("float32", device))
-    texts = config.input.read()
-    words = " ".join(texts).split()
+    short = config.input.read()
+    words = " ".join(short).split()
     long = " ".join((words * (config.outlier.words // len(words) + 1))[: config.outlier.words])
     tokens = len(tokenizer.encode([long])[0])
     options = bundle.decoding.model_copy(update={"max_source_tokens": tokens})
     budget = BatchBudget.by_memory(engine, options, 1.0, config.outlier.threads)
-    windows = {name: tokenizer.encode(some) for name, some in (("short", texts), ("long", [long]), ("both", [*texts, long]))}
+    texts = {"short": short, "long": [long], "both": [*short, long]}
+    windows = {name: Rows(*tokenizer.encode(window_texts)) for name, window_texts in texts.items()}
     seconds = dict.fromkeys(windows, float("inf"))
-    for _ in range(config.outlier.repeats + 1):  # in turns; the first compiles
+    for _ in range(config.outlier.repeats + 1):  # the first time, kernels are compiled
         for name, window in windows.items():
             started = time.perf_counter()
-            decode_window(engine, *window, options, budget, config.outlier.threads)
+            decode_window(engine, window, options, budget)
             seconds[name] = min(seconds[name], time.perf_counter() - started)
     ratio = seconds["both"] / (seconds["short"] + seconds["long"])
     console.print(
-        f"{len(texts):,} documents take {seconds['short']:.2f} s, one of {config.outlier.words:,} words ({tokens:,} subwords) "
-        f"{seconds['long']:.2f} s, all in one window {seconds['both']:.2f} s: {ratio:.2f} of the sum"
+        f"{len(short):,} short documents: {seconds['short']:.2f} s; one of {config.outlier.words:,} words ({tokens:,} tokens): "
+        f"{seconds['long']:.2f} s; all in one window: {seconds['both']:.2f} s, {ratio:.2f} of the sum"
     )
     return {"tokens": tokens, "seconds": seconds, "ratio_to_sum": ratio, "config": config_as_json(config)}

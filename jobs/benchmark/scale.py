@@ -1,7 +1,7 @@
-"""``python -m jobs.benchmark scale``: what more actors give, what larger inputs cost, and what their shape does.
+"""Benchmark ``scale``: whole runs with more actors, larger inputs, and files of other shapes.
 
-Rates are of whole runs, from Parquet to Parquet, start-up apart. Memory is what a process holds for itself, by role, the
-most that was seen of any one: Ray's store of objects, which all processes map, is bounded by Ray.
+Rates are from Parquet to Parquet; start-up does not count. Memory is the peak of the private bytes of one process of each role.
+It does not include Ray's object store, which all processes share and Ray bounds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 from pydantic import Field
 from rich.table import Table
 
-from jobs.benchmark.common.documents import ROWS_OF_A_GROUP, BenchmarkTexts, config_as_json, whole_run, write_store
-from jobs.benchmark.common.memory import peak_memory
+from jobs.benchmark.common.documents import ROWS_PER_GROUP, BenchmarkTexts, config_as_json, write_documents
+from jobs.benchmark.common.memory import format_mib, peak_memory
+from jobs.benchmark.common.runs import RunOptions, documents_per_s, summarize
 from jobs.console import new_console
 from pipeline.config.base import JobConfig, Section
 from pipeline.config.loader import load_config
@@ -32,26 +33,30 @@ _FILES = 8
 
 
 class ScaleInput(BenchmarkTexts):
-    """What to summarize; its rows come over and over where a run has more."""
+    """Documents to summarize. A longer run repeats the documents, each time with a new id."""
 
-    rows: Positive = Field(2000, description="different documents")
+    rows: Positive = Field(2000, description="number of different documents")
 
 
 class Scales(Section):
-    """What to compare. An empty list leaves a comparison out."""
+    """Comparisons to make. An empty list skips a comparison."""
 
-    actors: list[Positive] = Field([1, 2, 4], description="actors of one thread each, each number over the same documents")
+    actors: list[Positive] = Field([1, 2, 4], description="numbers of actors, of one thread each, to compare")
     actors_rows: Positive = Field(4000, description="documents of each of these runs")
-    rows: list[Positive] = Field([1000, 10_000, 100_000], description="documents of runs whose memory is compared, by size")
-    tiny_files: int = Field(10_000, ge=0, description="files of ten documents, beside one of one row group, and eight; 0: none")
-    large_rows: int = Field(0, ge=0, description="documents of one more file of one row group, a large one; 0: none")
+    rows: list[Positive] = Field([1000, 10_000, 100_000], description="numbers of documents to compare the memory of")
+    tiny_files: int = Field(
+        10_000,
+        ge=0,
+        description="compare this many files of 10 documents with 8 files, and with one file of one row group; 0 to skip",
+    )
+    large_rows: int = Field(0, ge=0, description="also compare one file of one row group of this many documents; 0 to skip")
 
 
 class ScaleBenchmark(JobConfig):
     """Time runs with more actors, over larger inputs, and over files of other shapes.
 
-    The options of decoding hold for the two latter: with short sources and summaries it is the graph around the decoder
-    whose limits show.
+    The decoding options apply to inputs and shapes only. With short sources and summaries, they show the limits of the graph
+    around the decoder.
     """
 
     input: ScaleInput = ScaleInput()
@@ -60,85 +65,94 @@ class ScaleBenchmark(JobConfig):
     decoding: DecodingOverrides = DecodingOverrides()
     resources: Resources = Resources()
 
+    @property
+    def run_options(self) -> RunOptions:
+        """Options of runs that use the decoding options."""
+        return RunOptions(self.model, self.resources, self.decoding)
+
 
 def scale(options: Sequence[str]) -> dict[str, Any]:
-    """Run all that is asked for; see ScaleBenchmark for the options."""
+    """Make all comparisons. See ScaleBenchmark for the options."""
     config = load_config(ScaleBenchmark, "benchmark scale", options)
     texts = config.input.read()
     return {
-        "actors": _more_actors(config, texts),
-        "rows": _more_rows(config, texts),
-        "shapes": _shapes(config, texts),
+        "actors": _compare_actors(config, texts),
+        "rows": _compare_sizes(config, texts),
+        "shapes": _compare_shapes(config, texts),
         "config": config_as_json(config),
     }
 
 
-def _more_actors(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
-    table = Table("actors", "documents/s", "of the first's", title=f"{config.scale.actors_rows:,} documents")
-    found: list[dict[str, Any]] = []
+def _compare_actors(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
+    table = Table("actors", "documents/s", "of the first", title=f"{config.scale.actors_rows:,} documents")
+    figures: list[dict[str, Any]] = []
     for actors in config.scale.actors:
         resources = config.resources.model_copy(update={"actors": actors, "min_actors": None, "threads": 1})
-        with _store(texts, config.scale.actors_rows, _FILES) as (store, output):
-            rate = _rate(whole_run(store, output, config.model, resources))
-        ratio = rate / found[0]["documents_per_s"] if found else 1.0
-        found.append({"actors": actors, "documents_per_s": rate, "ratio_to_first": ratio})
+        with _input_and_output(texts, config.scale.actors_rows, _FILES) as (folder, output):
+            rate = documents_per_s(summarize(folder, output, RunOptions(config.model, resources)))
+        ratio = rate / figures[0]["documents_per_s"] if figures else 1.0
+        figures.append({"actors": actors, "documents_per_s": rate, "ratio_to_first": ratio})
         table.add_row(f"{actors}", f"{rate:,.0f}", f"{ratio:.2f}")
-    if found:
+    if figures:
         console.print(table)
-    return found
+    return figures
 
 
-def _more_rows(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _compare_sizes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
+    figures: list[dict[str, Any]] = []
     for rows in sorted(config.scale.rows):
-        with _store(texts, rows, _FILES) as (store, output), ProcessPoolExecutor(1, get_context("spawn")) as process:
-            run, peaks = process.submit(_watched_run, config, store, output).result()
-        found.append({"rows": rows, "documents_per_s": _rate(run), "startup_s": run.startup_s, "peak_bytes": peaks})
-    if found:
-        roles = sorted({role for row in found for role in row["peak_bytes"]})
-        table = Table("documents", "documents/s", "start-up (s)", *(f"{role} (MiB)" for role in roles), title="Most memory")
-        for row in found:
-            memory = [f"{row['peak_bytes'].get(role, 0) / 2**20:,.0f}" for role in roles]
-            table.add_row(f"{row['rows']:,}", f"{row['documents_per_s']:,.0f}", f"{row['startup_s']:.1f}", *memory)
+        with (
+            _input_and_output(texts, rows, _FILES) as (folder, output),
+            ProcessPoolExecutor(1, get_context("spawn")) as process,
+        ):
+            run, peaks = process.submit(_run_with_peaks, config.run_options, folder, output).result()
+        rate = documents_per_s(run)
+        figures.append({"rows": rows, "documents_per_s": rate, "startup_s": run.startup_s, "peak_bytes": peaks})
+    if figures:
+        roles = sorted({role for row in figures for role in row["peak_bytes"]})
+        memory = [f"{role} (MiB)" for role in roles]
+        table = Table("documents", "documents/s", "start-up (s)", *memory, title="Peak memory of a process")
+        for row in figures:
+            cells = [f"{row['rows']:,}", f"{row['documents_per_s']:,.0f}", f"{row['startup_s']:.1f}"]
+            table.add_row(*cells, *format_mib(row["peak_bytes"], roles))
         console.print(table)
-    return found
+    return figures
 
 
-def _shapes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
-    rows, found = 10 * config.scale.tiny_files, list[dict[str, Any]]()
+def _compare_shapes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[str, Any]]:
+    rows, figures = 10 * config.scale.tiny_files, list[dict[str, Any]]()
     large = config.scale.large_rows
     shapes = {
-        f"{_FILES} files": (rows, _FILES, ROWS_OF_A_GROUP),
-        "files of ten": (rows, config.scale.tiny_files, ROWS_OF_A_GROUP),
+        f"{_FILES} files": (rows, _FILES, ROWS_PER_GROUP),
+        "files of ten": (rows, config.scale.tiny_files, ROWS_PER_GROUP),
         "one file, one row group": (rows, 1, rows),
         **({f"one file of {large:,}, one row group": (large, 1, large)} if large else {}),
     }
-    table = Table("", "documents/s", "of the first's", "start-up (s)", title=f"{rows:,} documents")
-    for name, (number, files, group) in shapes.items() if rows else ():
-        with _store(texts, number, files, group) as (store, output):
-            run = whole_run(store, output, config.model, config.resources, config.decoding)
-        ratio = _rate(run) / found[0]["documents_per_s"] if found else 1.0
-        found.append({"shape": name, "documents_per_s": _rate(run), "ratio_to_first": ratio, "startup_s": run.startup_s})
-        table.add_row(name, f"{_rate(run):,.0f}", f"{ratio:.2f}", f"{run.startup_s:.1f}")
-    if found:
+    table = Table("", "documents/s", "of the first", "start-up (s)", title=f"{rows:,} documents")
+    for name, shape in shapes.items() if rows else ():
+        with _input_and_output(texts, *shape) as (folder, output):
+            run = summarize(folder, output, config.run_options)
+        rate = documents_per_s(run)
+        ratio = rate / figures[0]["documents_per_s"] if figures else 1.0
+        figures.append({"shape": name, "documents_per_s": rate, "ratio_to_first": ratio, "startup_s": run.startup_s})
+        table.add_row(name, f"{rate:,.0f}", f"{ratio:.2f}", f"{run.startup_s:.1f}")
+    if figures:
         console.print(table)
-    return found
-
-
-def _rate(run: Manifest) -> float:
-    return run.counts.read / run.seconds
+    return figures
 
 
 @contextmanager
-def _store(texts: Sequence[str], rows: int, files: int, rows_of_a_group: int = ROWS_OF_A_GROUP) -> Iterator[tuple[Path, Path]]:
-    """A store of the texts, and where a run over it may write."""
+def _input_and_output(
+    texts: Sequence[str], rows: int, files: int, rows_per_group: int = ROWS_PER_GROUP
+) -> Iterator[tuple[Path, Path]]:
+    """Write documents; yield their folder, and one for the output of a run."""
     console.print(f"a run of {rows:,} documents in {files:,} files")
-    with tempfile.TemporaryDirectory() as folder:
-        yield write_store(Path(folder) / "in", texts, rows, files, rows_of_a_group), Path(folder) / "out"
+    with tempfile.TemporaryDirectory() as name:
+        yield write_documents(Path(name) / "in", texts, rows, files, rows_per_group), Path(name) / "out"
 
 
-def _watched_run(config: ScaleBenchmark, store: Path, output: Path) -> tuple[Manifest, dict[str, int]]:
-    """A run whose driver, and whose Ray, is this process's own: nothing of another run, or of making the store, is in it."""
+def _run_with_peaks(options: RunOptions, folder: Path, output: Path) -> tuple[Manifest, dict[str, int]]:
+    """Run in this new process, which shares no memory or Ray with other runs; return the peak bytes by role too."""
     with peak_memory() as peaks:
-        run = whole_run(store, output, config.model, config.resources, config.decoding)
+        run = summarize(folder, output, options)
     return run, peaks

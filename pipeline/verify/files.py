@@ -58,7 +58,7 @@ class FileTotals:
 
 @dataclass(frozen=True)
 class ExpectedFiles:
-    """What all files of a run have in common: the name of the id column, and entries of the Parquet metadata."""
+    """Properties that all files of a run share: the name of the id column, and entries of the Parquet metadata."""
 
     id_column: str
     metadata: dict[str, str]

@@ -172,8 +172,8 @@ def _check_run(output: Location, manifest: Manifest, report: VerificationReport)
 def _check_names(output: Location, manifest: Manifest, report: VerificationReport) -> set[str]:
     """Return the manifest's files that exist. Report any others, since readers take every file of a folder."""
     present = set[str]()
-    for kind in DATA_FOLDERS:
-        path = parts_path(kind, manifest.run_id)
+    for name in DATA_FOLDERS:
+        path = parts_path(name, manifest.run_id)
         folder = output.child(path)
         files = folder.files() if folder.exists() else []
         present |= {f"{path}/{file.path[len(folder.path) :].strip('/')}" for file in files}
@@ -208,7 +208,7 @@ def _check_ledger(output: Location, manifest: Manifest, report: VerificationRepo
 def _check_counts(manifest: Manifest, totals: FileTotals, report: VerificationReport) -> None:
     """Check that the counts of the manifest add up, and that the files have as many rejects of each reason."""
     counts, path = manifest.counts, run_path(manifest.run_id, MANIFEST)
-    rows = {kind: sum(file.rows for file in manifest.output_files if file.path.startswith(f"{kind}/")) for kind in DATA_FOLDERS}
+    rows = {name: sum(file.rows for file in manifest.output_files if file.path.startswith(f"{name}/")) for name in DATA_FOLDERS}
     rejected = sum(counts.rejected.values())
     sums = {
         "summarized documents": (counts.summarized, rows[SUMMARIES]),

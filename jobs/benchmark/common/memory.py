@@ -1,47 +1,71 @@
-"""How much memory a job's processes hold, by what they do, while it runs."""
+"""Memory of the processes of a benchmark: settings of the allocator, and peaks by role while a block runs."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psutil
 
+from pipeline.model.malloc import KEEP_FREED_MEMORY
+
 _POLL_S = 0.2
 _ROLES = {"SummarizeWindow": "actor", "RayTrainWorker": "worker", "ray::": "task"}
-"""By a word of the title that Ray gives a process: what it does now, or has done if it waits."""
+"""Roles by a word in the title that Ray gives to a process; an idle process keeps its last title."""
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Start child processes with the allocator settings that actors and training workers have."""
+    previous = {name: os.environ.get(name) for name in KEEP_FREED_MEMORY}
+    os.environ.update(KEEP_FREED_MEMORY)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
 def peak_memory(driver: psutil.Process | None = None) -> Iterator[dict[str, int]]:
-    """The most bytes of its own that a process of each role held while the block ran, filled in as it runs.
+    """Yield a dict of the peak private bytes of one process of each role, updated while the block runs.
 
-    driver: the job's own process; None: this one.
+    Args:
+        driver: Process of the job; by default this one.
     """
-    of = driver or psutil.Process()
+    root = driver or psutil.Process()
     peaks: dict[str, int] = {}
-    ended = threading.Event()
+    stopped = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(_POLL_S):
-            for role, held in _held(of):
-                peaks[role] = max(peaks.get(role, 0), held)
+        while not stopped.wait(_POLL_S):
+            for role, private_bytes in _private_bytes(root):
+                peaks[role] = max(peaks.get(role, 0), private_bytes)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    thread = threading.Thread(target=watch)
+    thread.start()
     try:
         yield peaks
     finally:
-        ended.set()
-        watcher.join()
+        stopped.set()
+        thread.join()
 
 
-def _held(driver: psutil.Process) -> Iterator[tuple[str, int]]:
-    """Role and bytes of the driver and of each of Ray's processes."""
+def format_mib(peaks: Mapping[str, int], roles: Sequence[str]) -> list[str]:
+    """Format the peaks of some roles as table cells (MiB)."""
+    return [f"{peaks.get(role, 0) / 2**20:,.0f}" for role in roles]
+
+
+def _private_bytes(driver: psutil.Process) -> Iterator[tuple[str, int]]:
+    """Yield the role and private bytes of the driver and of each of its Ray processes."""
     try:
         processes = [driver, *driver.children(recursive=True)]
-    except psutil.Error:  # it has ended
+    except psutil.Error:  # the driver has ended
         return
     for process in processes:
         try:
