@@ -6,12 +6,12 @@
 Acquire:
 1. Watch the claims of other drivers until none is left. If one is renewed, or its process runs on this machine, fail. Remove it
    if its process ran on this machine and has ended, or if it is not renewed for ``EXPIRE_S``.
-2. Write an own claim, then list the folder. If there is another claim, remove the own one and start over after a pause. Of two
+2. Write a claim, then list the folder. If there is another claim, remove the new one and start over after a pause. Of two
    drivers that claim at the same time, the one that lists last sees both claims, so they never both continue.
-3. Write the name of the own claim into ``holder``.
+3. Write the name of the claim into ``holder``.
 
 Keep:
-1. Every ``RENEW_S``, check that the own claim exists and is named in ``holder``. If not, another driver has removed it, because
+1. Every ``RENEW_S``, check that the claim exists and is named in ``holder``. If not, another driver has removed it, because
    this one did not renew it in time: the lease is lost, and the run stops.
 2. Rewrite the claim with a higher counter. A delayed write may restore a removed claim, but ``holder`` names the other driver.
 
@@ -28,7 +28,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,17 +47,19 @@ _HOLDER = "holder"
 
 @dataclass(frozen=True)
 class Holder:
-    """The driver that holds a lease.
+    """The driver that holds a lease, as written to its claim.
 
     Attributes:
         machine: Name and boot of the machine, and its namespace of process ids.
         born: When the process started, in a unit of the machine.
+        renewals: How often the claim was renewed.
     """
 
     run_id: str
     machine: str
     pid: Annotated[int, Field(gt=0, lt=1 << 31)]
     born: float
+    renewals: int = field(default=0, compare=False)
 
     @property
     def is_local(self) -> bool:
@@ -76,19 +78,7 @@ class Holder:
         return f"run {self.run_id}, process {self.pid} on {self.machine.partition(' ')[0]}"
 
 
-@dataclass(frozen=True)
-class Claim(Holder):
-    """Content of a claim's file."""
-
-    renewals: int
-
-    @property
-    def holder(self) -> Holder:
-        """The claim without its counter."""
-        return Holder(self.run_id, self.machine, self.pid, self.born)
-
-
-_CLAIM = TypeAdapter(Claim)
+_HOLDER_TYPE = TypeAdapter(Holder)
 
 
 class Lease:
@@ -181,8 +171,8 @@ def hold(output: Location, run_id: str) -> Iterator[Lease]:
 def current_holder(output: Location) -> Holder | None:
     """Return the driver that holds the lease, or that held it until it was killed."""
     folder = output.child(LEASE)
-    claims = [claim for name in (folder.names() if folder.exists() else []) if (claim := _read_claim(folder.child(name)))]
-    return claims[0].holder if claims else None
+    claims = [claim for name in (folder.names()) if (claim := _read_claim(folder.child(name)))]
+    return claims[0] if claims else None
 
 
 def _wait_until_free(folder: Location) -> None:
@@ -190,7 +180,7 @@ def _wait_until_free(folder: Location) -> None:
     first_seen = dict[str, tuple[int, float]]()  # by claim: its counter, and when it was read
     while True:
         is_free = True
-        for name in folder.names() if folder.exists() else []:
+        for name in folder.names():
             if not name.endswith(".json") or (claim := _read_claim(folder.child(name))) is None:
                 continue
             renewals, since_s = first_seen.setdefault(name, (claim.renewals, time.monotonic()))
@@ -218,13 +208,13 @@ def _remove_claim(folder: Location, claim: str) -> None:
 
 def write_claim(claim: Location, holder: Holder, renewals: int) -> None:
     """Write or renew a claim."""
-    claim.write(json.dumps(asdict(holder) | {"renewals": renewals}).encode())
+    claim.write(json.dumps(asdict(replace(holder, renewals=renewals))).encode())
 
 
-def _read_claim(claim: Location) -> Claim | None:
+def _read_claim(claim: Location) -> Holder | None:
     """Read a claim; None if it has been removed or is not one."""
     try:
-        return _CLAIM.validate_json(claim.read())
+        return _HOLDER_TYPE.validate_json(claim.read())
     except (UserError, ValidationError):
         return None
 
