@@ -44,7 +44,7 @@ def run_python(code: str, environment: dict[str, str] | None = None) -> subproce
 
 IMPORT_THIS = f"""
 import sys
-sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
+sys.path[:] = {sys.path!r}
 from test_batch_budget import *
 """
 
