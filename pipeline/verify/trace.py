@@ -5,7 +5,7 @@ Input files that have changed since the run are not read; the report notes what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.runs.manifest import InputFile, Manifest
 from pipeline.runs.publish import finished_runs
 from pipeline.runs.unreadable_files import UnreadableFiles
 from pipeline.verify.findings import VerificationReport
-from pipeline.verify.match import MatchCounts, Rows
+from pipeline.verify.match import MatchCounts, Rows, RowSample
 
 _WINDOW_ROWS = 16_384
 
@@ -104,65 +104,34 @@ def open_ledger(output: Location, manifest: Manifest, report: VerificationReport
         return []
 
 
-@dataclass(frozen=True)
-class RowTrace:
-    """The rows that a run read and wrote.
-
-    Attributes:
-        output: The output folder.
-        manifest: Manifest of the run.
-        input: Its input.
-        matched: How the ids of both compare.
-        rejects_without_id: Rejects whose id is null.
-    """
-
-    output: Location
-    manifest: Manifest
-    input: Input
-    matched: MatchCounts
-    rejects_without_id: int
-
-    def describe_output_rows(self, addresses: Iterable[int]) -> str:
-        """Describe a few output rows for people."""
-        files = self.manifest.output_files
-        paths = [(self.output.child(file.path).path, file.rows) for file in files]
-        return _describe_rows(self.output, paths, addresses, self.input.id_column)
-
-    def describe_input_rows(self, addresses: Iterable[int]) -> str:
-        """Describe a few input rows for people."""
-        paths = [(file.path, file.rows) for file in self.input.files]
-        return _describe_rows(self.input.root, paths, addresses, self.input.id_column)
-
-
-def check_rows(trace: RowTrace, report: VerificationReport) -> None:
-    """Report rows of the input that are in no output, and rows of the output that should not exist."""
-    matched, input, manifest = trace.matched, trace.input, trace.manifest
-    summaries = parts_path(SUMMARIES, manifest.run_id)
+def check_rows(output: Location, manifest: Manifest, input: Input, matched: MatchCounts, report: VerificationReport) -> None:
+    """Report input rows that are in no output, and output rows that should not exist."""
+    summaries, id_column = parts_path(SUMMARIES, manifest.run_id), input.id_column
+    output_files = [(output.child(file.path).path, file.rows) for file in manifest.output_files]
     if sample := matched.duplicates:
-        rows = trace.describe_output_rows(sample.addresses)
+        rows = _describe_rows(output, output_files, sample, id_column)
         report.add(summaries, f"{sample.rows:,} rows of summaries and rejects repeat the id of another row: {rows}")
     if sample := matched.missing:
-        rows = trace.describe_input_rows(sample.addresses)
+        rows = _describe_rows(input.root, [(file.path, file.rows) for file in input.files], sample, id_column)
         report.add(summaries, f"{sample.rows:,} input rows are missing from summaries, rejects and earlier runs: {rows}")
     # The id of such a row may be in a changed file, or in one that could be read further during the run.
     if (sample := matched.unexpected).rows > input.changed_rows + input.max_unread_rows:
-        rows = trace.describe_output_rows(sample.addresses)
-        report.add(
-            summaries,
-            f"{sample.rows:,} rows of summaries and rejects have an id that the input does not have, or not as often: {rows}",
-        )
+        rows = _describe_rows(output, output_files, sample, id_column)
+        problem = f"{sample.rows:,} rows of summaries and rejects have ids that are not in the input, or not as often: {rows}"
+        report.add(summaries, problem)
     if input.unread_files:
         report.notes.append(
             f"{matched.unread:,} rows of {len(input.unread_files):,} files that the run could not read (the manifest lists "
             "them) are in no output"
         )
-    elif not input.changed_rows:
-        _check_totals(trace, report)
 
 
-def _check_totals(trace: RowTrace, report: VerificationReport) -> None:
-    """Compare the counts of skipped ids and of rows without an id; the whole input was read."""
-    matched, manifest = trace.matched, trace.manifest
+def check_totals(
+    manifest: Manifest, input: Input, matched: MatchCounts, rejects_without_id: int, report: VerificationReport
+) -> None:
+    """Compare the counts of skipped ids and of rows without an id, if the whole input could be read."""
+    if input.unread_files or input.changed_rows:
+        return
     skipped = sum(manifest.counts.skipped.values())
     if matched.skipped != skipped and not matched.missing:
         report.add(
@@ -170,18 +139,18 @@ def _check_totals(trace: RowTrace, report: VerificationReport) -> None:
             f"{matched.skipped:,} input ids are in neither summaries nor rejects, but the manifest says that earlier runs did "
             f"{skipped:,}",
         )
-    without_id = trace.input.rows - matched.inputs
-    if without_id != trace.rejects_without_id:
+    without_id = input.rows - matched.inputs
+    if without_id != rejects_without_id:
         report.add(
             parts_path(REJECTS, manifest.run_id),
-            f"has {trace.rejects_without_id:,} rows without an id, but {without_id:,} input rows have no id or cannot be read",
+            f"has {rejects_without_id:,} rows without an id, but {without_id:,} input rows have no id or cannot be read",
         )
 
 
-def _describe_rows(root: Location, files: Sequence[tuple[str, int]], addresses: Iterable[int], id_column: str) -> str:
-    """Describe a few rows by id and place. ``files`` holds the path and the number of rows of each file."""
+def _describe_rows(root: Location, files: Sequence[tuple[str, int]], sample: RowSample, id_column: str) -> str:
+    """Describe a few rows by id and place. ``files`` has the path and the number of rows of each file."""
     descriptions = []
-    for file_number, row in map(unpack_address, addresses):
+    for file_number, row in map(unpack_address, sample.addresses):
         path, file_rows = files[file_number]
         place = f"row {row:,} of {path}"
         try:

@@ -41,7 +41,7 @@ from pipeline.runs.publish import FinishedRun, read_success
 from pipeline.verify.files import ExpectedFiles, FileTotals, read_outputs
 from pipeline.verify.findings import VerificationReport
 from pipeline.verify.match import match_ids
-from pipeline.verify.trace import RowTrace, check_rows, open_input, open_ledger
+from pipeline.verify.trace import check_rows, check_totals, open_input, open_ledger
 
 
 def verify(output: Location, run_id: str | None) -> VerificationReport:
@@ -159,7 +159,8 @@ def _check_run(output: Location, manifest: Manifest, report: VerificationReport)
 
     report.findings += totals.findings
     _check_counts(manifest, totals, report)
-    check_rows(RowTrace(output, manifest, input, matched, totals.rejects_without_id), report)
+    check_rows(output, manifest, input, matched, report)
+    check_totals(manifest, input, matched, totals.rejects_without_id, report)
     counts = manifest.counts
     report.verified = {
         "files": f"{totals.intact:,}, and no others",
