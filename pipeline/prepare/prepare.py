@@ -173,7 +173,7 @@ class _Preparation:
         """Train the tokenizer and measure text lengths with it."""
         if not self._sample:
             why = self._reports["train"].why_empty()
-            raise UserError(f"no training pairs remain of {self._config.input.train}: {why}; set --input.train or --filter")
+            raise UserError(f"no training pairs remain of {self._config.input.train}: {why}; change --input.train or --filter")
         self._on_progress(PrepareProgress(f"training the tokenizer on {len(self._sample):,} pairs"))
         model = train_tokenizer((text for pair in self._sample for text in pair), self._config.tokenizer)
         self._folder.child(TOKENIZER).write(model)

@@ -85,7 +85,7 @@ class Worker:
         self.minutes = self._resumed_minutes
         self._tokens = 0
         self._rollbacks = 0
-        self._step_rolled_back_to: int | None = None
+        self._rollback_step: int | None = None
         self._meter = Meter(self.learner, self.minutes, self.progress, config.training.max_loss_rise)
         if checkpoint:
             self._meter.snapshot()
@@ -182,7 +182,7 @@ class Worker:
                 f"{reason} at step {self.learner.steps}, after {_MAX_ROLLBACKS} rollbacks; run again with a lower "
                 f"--training.learning_rate (now {rate}) or --training.clip_norm (now {norm}){precision}"
             )
-        self._rollbacks, self._step_rolled_back_to = self._rollbacks + 1, self.learner.steps
+        self._rollbacks, self._rollback_step = self._rollbacks + 1, self.learner.steps
         self.learner.roll_back()
         self._meter.roll_back()
         self._send("fault", {"fault": reason})
@@ -192,14 +192,14 @@ class Worker:
         while (measured := self._dev_set.measure(self.learner)) is None:
             self._roll_back("the loss of the development pairs is not a number")
         figures, samples = measured
-        if self._step_rolled_back_to != self.learner.steps:  # else these are the weights of the last checkpoint
+        if self._rollback_step != self.learner.steps:  # else these are the weights of the last checkpoint
             by = self.config.training.best_by
             score = -figures[by] if by == "dev_loss" else figures[by]
             self._since_best = 0 if score > self._best_score else self._since_best + 1
             self._best_score = max(score, self._best_score)
-        if self._step_rolled_back_to is None:
+        if self._rollback_step is None:
             self._rollbacks = 0
-        self._step_rolled_back_to = None
+        self._rollback_step = None
         self.learner.snapshot()
         self._sync_clock()
         progress = self.progress
