@@ -76,8 +76,7 @@ def _new_parser(cls: type[JobConfig], job: str) -> _Parser:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML file of options, a path or URI; see configs/{job}.yaml. Options on the command line override the file; "
-        "null unsets an option",
+        help="YAML file of options, a path or URI. Options on the command line override the file; null unsets an option",
     )
     return parser
 

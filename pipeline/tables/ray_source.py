@@ -13,6 +13,7 @@ import ray.exceptions
 from pipeline import cluster
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location
+from pipeline.tables.filter_expression import parse_filter
 from pipeline.tables.schema import cast_to_schema
 
 
@@ -39,8 +40,8 @@ class RaySource:
             dataset = self.open_dataset()
             if self.filter:
                 try:
-                    dataset = dataset.filter(expr=self.filter)
-                except (ValueError, SyntaxError, TypeError) as error:
+                    dataset = dataset.filter(expr=parse_filter(self.filter))
+                except (ValueError, TypeError) as error:
                     message = f"--input.filter {self.filter!r} is not an expression of Ray Data: {describe_error(error)}"
                     raise UserError(message) from None
             dataset = dataset.select_columns(self.schema.names)
