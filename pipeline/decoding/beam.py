@@ -109,17 +109,11 @@ class _BestHypotheses:
 
 @dataclass
 class _Candidates:
-    """The 2K best one-token extensions in each slot, by falling log-probability except for the greedy one, which comes first.
+    """The 2K best one-token extensions in each slot, by falling log-probability, but the greedy one first."""
 
-    Attributes:
-        parents: index of the extended hypothesis [N, 2K].
-        tokens: the next token [N, 2K].
-        hypotheses: ``written`` ends before the next token.
-    """
-
-    parents: Tensor
-    tokens: Tensor
-    hypotheses: _Hypotheses
+    parents: Tensor  # [N, 2K], indices of the extended hypotheses
+    tokens: Tensor  # [N, 2K], the next tokens
+    hypotheses: _Hypotheses  # ``written`` without the next token
 
 
 def beam_search(engine: Engine, batch: BatchState, limits: Tensor, options: DecodingConfig) -> SearchResult:

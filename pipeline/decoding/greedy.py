@@ -27,16 +27,9 @@ from pipeline.decoding.engine import Engine
 
 @dataclass
 class _Hypotheses:
-    """N hypotheses.
+    """N hypotheses: tokens, counted without ``</s>``; log-probabilities with it (nat); True in ``ended`` if it was written."""
 
-    Attributes:
-        written: tokens[N, T].
-        lengths: tokens of each, without ``</s>`` [N].
-        log_prob_sums: [N] (nat), including ``</s>``.
-        ended: [N], True if ``</s>`` was written.
-    """
-
-    written: Tensor
+    written: Tensor  # [N, T]
     lengths: Tensor
     log_prob_sums: Tensor
     ended: Tensor
