@@ -1,4 +1,4 @@
-"""Score a model and two baselines on pairs: ``python -m jobs.evaluate --config configs/evaluate.yaml``."""
+"""Score a model and two baselines on pairs: ``python -m jobs.evaluate --model.path trained/bundle``."""
 
 from __future__ import annotations
 

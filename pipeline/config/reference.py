@@ -39,7 +39,8 @@ _INTRODUCTION = """\
 <!-- Written by `python -m pipeline.config.reference > docs/options.md`; edit pipeline/config/ instead. -->
 
 Each job takes its options from the defaults below, then from a YAML file (`--config FILE`, a path or a URI), then from the
-command line; the later wins. An option `input.path` is written `--input.path VALUE` on the command line and
+command line; later sources override earlier ones. An option `input.path` is written `--input.path VALUE` on the command line
+and
 
 ```yaml
 input:
@@ -78,7 +79,7 @@ def _options(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, F
 
 
 def _type(annotation: Any) -> str:
-    """Return an annotation in the words of a user."""
+    """Return an annotation in plain words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _type(arguments[0])

@@ -21,7 +21,7 @@ class TrainData(Section):
     max_source_tokens: Positive = Field(128, description="truncate sources to this many subwords")
     max_target_tokens: Positive = Field(48, description="truncate targets to this many subwords")
     window_rows: Positive = Field(
-        8192, description="pairs that are shuffled and bucketed by length together; a worker holds two such windows"
+        8192, description="pairs that are shuffled and bucketed by length together; a worker holds the token ids of two windows"
     )
 
 

@@ -1,6 +1,6 @@
 """Find the Parquet files of an input of documents and check their columns against the configuration.
 
-Knows columns and types; nothing about tokens or models.
+It deals with columns and types only, not with tokens or models.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class _BestHypotheses:
 
 @dataclass
 class _Candidates:
-    """The 2K best one-token extensions in each slot, by falling log-probability, but the greedy one first."""
+    """The 2K best one-token extensions in each slot, by descending log-probability, except that the greedy one comes first."""
 
     parents: Tensor  # [N, 2K], indices of the extended hypotheses
     tokens: Tensor  # [N, 2K], the next tokens
@@ -117,7 +117,7 @@ class _Candidates:
 
 
 def beam_search(engine: Engine, batch: BatchState, limits: Tensor, options: DecodingConfig) -> SearchResult:
-    """Return the best hypothesis that K at a time lead to, for B sources, one per slot, of at most limits[B] tokens.
+    """Return the best hypotheses that a beam of K finds for B sources, one per slot, of at most limits[B] tokens.
 
     The value of a hypothesis Y is log P(Y | X) / lp(Y) + cp(X; Y), with lp = ((5 + |Y|) / 6) ** length_penalty, where |Y|
     includes ``</s>``, and cp = coverage_penalty times the sum over source positions of log(min(attention summed over Y, 1)).

@@ -332,7 +332,7 @@ def _forbid(logits: Any, written: Any, no_repeat_ngram: int, eos_allowed: bool) 
 
 @_compiled
 def top_tokens(logits: Any, written: Any, no_repeat_ngram: int, eos_allowed: bool, tokens: Any, log_probs: Any) -> None:
-    """Write the K most likely allowed tokens[R, K] of logits[R, V] and their log-probabilities (nat), in falling order."""
+    """Write the K most likely allowed tokens[R, K] of logits[R, V] and their log-probabilities (nat), in descending order."""
     row_logits = np.empty(logits.shape[1], _F32)
     block_max = np.empty(-(-logits.shape[1] // _BLOCK), _F32)
     for row in range(len(logits)):

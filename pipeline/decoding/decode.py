@@ -153,7 +153,7 @@ class _Window:
 def search(
     engine: Engine, source: Tensor, source_lengths: Tensor, options: DecodingConfig, limits: Tensor | None = None
 ) -> SearchResult:
-    """Search one batch: source[B, S] with source_lengths[B] ≥ 1, in falling order.
+    """Search one batch: source[B, S] with source_lengths[B] ≥ 1, in descending order.
 
     Args:
         limits: maximum tokens of each hypothesis [B], 1 to ``max_target_tokens``; None to follow the options.

@@ -189,7 +189,7 @@ class Engine:
 
     @torch.inference_mode()
     def read(self, ids: Tensor, lengths: Tensor) -> tuple[EncodedBatch, DecoderState]:
-        """Encode ids[B, S] with lengths[B] ≥ 1, in falling order. Return also the decoder's first state."""
+        """Encode ids[B, S] with lengths[B] ≥ 1, in descending order. Return also the decoder's first state."""
         is_source = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         if self._encoder is None:
             states, keys, state = self._read_stepwise(ids, is_source)

@@ -27,12 +27,12 @@ from pipeline.decoding.engine import Engine
 
 @dataclass
 class _Hypotheses:
-    """N hypotheses: tokens, counted without ``</s>``; log-probabilities with it (nat); True in ``ended`` if it was written."""
+    """N hypotheses."""
 
-    written: Tensor  # [N, T]
-    lengths: Tensor
-    log_prob_sums: Tensor
-    ended: Tensor
+    written: Tensor  # [N, T], tokens
+    lengths: Tensor  # [N], without ``</s>``
+    log_prob_sums: Tensor  # [N], nats, with ``</s>``
+    ended: Tensor  # [N], whether ``</s>`` was written
 
     @classmethod
     def empty(cls, rows: int, max_tokens: int, device: torch.device) -> _Hypotheses:

@@ -122,7 +122,9 @@ class Plan:
         }
         if any(differences.values()):
             text = " and ".join(text for text, differs in differences.items() if differs)
-            raise UserError(f"run {self.run_id} is finished, with {text}: {self.folder.uri}; set another --output.run_id")
+            raise UserError(
+                f"run {self.run_id} has already finished with {text}: {self.folder.uri}; set another --output.run_id"
+            )
         return True
 
     def write(self) -> None:
@@ -166,8 +168,8 @@ def plan_run(config: SummarizeConfig) -> Plan:
     files, started = read_plan(folder.child(PLAN))
     if differences := started.differences(spec):
         raise UserError(
-            f"run {run_id} was interrupted, and asked for something else than this command: {' and '.join(differences)}; "
-            "ask for the same, or set another --output.run_id"
+            f"run {run_id} was interrupted and had other settings than this command: {' and '.join(differences)}; "
+            "use the same settings, or set another --output.run_id"
         )
     unread_files = [StoredFile(path, *size_and_time) for path, size_and_time in started.unread_files.items()]
     documents = DocumentSet(root, files, started.unread, unread_files)

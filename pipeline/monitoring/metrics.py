@@ -35,9 +35,7 @@ STAGE_SECONDS = Counter(
 )
 DECODE_SECONDS = Histogram("nightshift_window_decode_seconds", "Seconds to decode a window.", _SECONDS, _TAGS)
 ACTOR_PEAK = Gauge("nightshift_actor_peak_bytes", "Peak memory of an actor.", (*_TAGS, "actor"))
-RUN = Gauge(
-    "nightshift_run_info", "Always 1; tags: run id and start of the model fingerprint.", (*_TAGS, "run", "model")
-)
+RUN = Gauge("nightshift_run_info", "Always 1; tags: run id and start of the model fingerprint.", (*_TAGS, "run", "model"))
 RUN_ACTIVE = Gauge("nightshift_run_active", "1 while the run processes windows, then 0.", _TAGS)
 RUN_STARTED = Gauge("nightshift_run_start_timestamp_seconds", "Time when the driver connected to Ray.", _TAGS)
 LAST_COMMIT = Gauge("nightshift_commit_timestamp_seconds", "Time of the last commit of a window, or of the start.", _TAGS)

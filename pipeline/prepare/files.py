@@ -1,6 +1,6 @@
 """Find and open the files of an input: folders, globs, archives, URLs and object stores, compressed or not.
 
-Knows names and bytes, not what is in a file. Errors of filesystems become a UserError that names the input.
+It deals with names and bytes only. Errors of filesystems become a UserError that names the input.
 """
 
 from __future__ import annotations

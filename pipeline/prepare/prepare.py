@@ -2,7 +2,7 @@
 
     inputs ── readers ── extract ── split by source ── shuffle ── shards ── tokenizer
 
-Knows the order of the steps and the layout of the result, not input formats (readers.py). Memory is bounded for inputs of any
+It fixes the order of the steps and the layout; input formats are in readers.py. Memory is bounded for inputs of any
 size: rows stream; the shuffle of each split, a shard and the tokenizer's sample hold up to 64 million characters each. Only the
 hashes of the sources of a given dev or test set grow with the input.
 """

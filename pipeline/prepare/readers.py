@@ -1,6 +1,6 @@
 """Read the rows of an input one at a time, whatever its format: text files, Parquet, or Hugging Face data sets.
 
-Knows formats and columns, not pairs or splits. A row that cannot be read becomes a ``RowError``, and reading continues; an
+It deals with formats and columns only. A row that cannot be read becomes a ``RowError``, and reading continues; an
 input that cannot be read raises UserError. Memory holds one line, or one batch of a Parquet file.
 """
 

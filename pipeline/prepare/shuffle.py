@@ -1,7 +1,7 @@
 """Shuffle a stream of rows of any length in bounded memory.
 
 Rows that do not fit in memory are dealt at random to files, each of which is then shuffled in the same way. All orders are
-equally likely; the same seed and rows give the same order. Knows named tuples of strings, not what they mean.
+equally likely; the same seed and rows give the same order. Rows are named tuples of strings.
 """
 
 from __future__ import annotations

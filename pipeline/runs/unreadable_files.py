@@ -1,6 +1,6 @@
 """Record which rows of unreadable files a run skips, so that it skips the same rows for the rest of the run.
 
-    runs/<run_id>/unread/unit-<n>.json    skipped rows of the files of a split, written before a window is cut without them
+    runs/<run_id>/unread/unit-<n>.json    skipped rows of split n, written before a window is cut without them
 
 Windows consist of the rows that could be read and are named by their order. A task that reads a split again after a crash must
 therefore get the same rows: it skips what was skipped before, even if it is readable now, and must not fail on other rows.

@@ -57,7 +57,7 @@ def verify(folder: str) -> None:
 
 
 def summarize(folder: str) -> None:
-    """Run the command that wrote an old output, but for the run's id and the size of windows."""
+    """Run the command that wrote an old output, except for the run's id and the size of windows."""
     options: Options = {
         "input.path": HOME / "documents",
         "input.keep_columns": "title",

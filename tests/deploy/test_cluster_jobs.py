@@ -167,7 +167,7 @@ def test_prepare_train_and_evaluate_although_a_machine_is_lost(three_machines: l
             "--tokenizer.vocabulary_size 330 --tokenizer.algorithm bpe"
         )
     )
-    train(TrainConfig.model_validate(training(tmp_path / "prepared", tmp_path / "undisturbed")), lambda _: None)
+    train(TrainConfig.model_validate(training(tmp_path / "prepared", tmp_path / "uninterrupted")), lambda _: None)
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(training(tmp_path / "prepared", tmp_path / "trained")))
     job = head.start(submit_command(f"train --config file://{tmp_path}/train.yaml"))
     assert job.stdout is not None
@@ -181,7 +181,7 @@ def test_prepare_train_and_evaluate_although_a_machine_is_lost(three_machines: l
     assert victim is not None
     records = [json.loads(line) for line in (tmp_path / "trained/train.jsonl").read_text().splitlines()]
     assert sum(record["kind"] == "start" for record in records) >= 2, "the training was not interrupted"
-    weights, expected = last_weights(tmp_path / "trained"), last_weights(tmp_path / "undisturbed")
+    weights, expected = last_weights(tmp_path / "trained"), last_weights(tmp_path / "uninterrupted")
     assert all(weights[name].equal(expected[name]) for name in expected)  # type: ignore[attr-defined]
 
     head.succeed(
@@ -207,9 +207,9 @@ def restart(head: Machine, worker: Machine) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> tuple[Path, Path]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> tuple[Path, Path]:
     """Documents, and the output of a run over them without a cluster."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     documents = write_documents(folder / "in", TEXTS, 4)
     SummarizeCommand(documents, folder / "out", options(tiny_bundle, actors=1)).finish()
     return documents, folder / "out"
@@ -225,10 +225,10 @@ def wait_for_windows(output: Path, number: int) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_summarize_although_a_machine_is_lost(
-    three_machines: list[Machine], undisturbed: tuple[Path, Path], tmp_path: Path, tiny_bundle: Path
+    three_machines: list[Machine], uninterrupted: tuple[Path, Path], tmp_path: Path, tiny_bundle: Path
 ) -> None:
     head, *workers = three_machines
-    documents, expected = undisturbed
+    documents, expected = uninterrupted
     output = tmp_path / "out"
     job = head.start(summarize(documents, output, options(tiny_bundle)))
     wait_for_windows(output, 3)
@@ -244,10 +244,10 @@ def test_summarize_although_a_machine_is_lost(
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_a_stopped_job_resumes_when_submitted_again(
-    three_machines: list[Machine], undisturbed: tuple[Path, Path], tmp_path: Path, tiny_bundle: Path
+    three_machines: list[Machine], uninterrupted: tuple[Path, Path], tmp_path: Path, tiny_bundle: Path
 ) -> None:
     head = three_machines[0]
-    documents, expected = undisturbed
+    documents, expected = uninterrupted
     output = tmp_path / "out"
     command = summarize(documents, output, options(tiny_bundle))
     job = head.start(command)

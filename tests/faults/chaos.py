@@ -4,7 +4,7 @@
 
 The runs are jobs on a Ray cluster of three nodes on this machine, over real abstracts. Each run suffers one type of fault
 several times: the driver, a read task, a decoding actor, a write task or a node is killed, or all processes are terminated.
-Exit status 1 if a row is missing, duplicate, or differs from that of an undisturbed run.
+Exit status 1 if a row is missing, duplicate, or differs from that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -115,20 +115,20 @@ def main() -> int:
         folder = Path(name)
         documents = write_documents(folder / "in", texts, 4)
         started = time.monotonic()
-        _command(cluster, documents, folder / "undisturbed").finish()
-        undisturbed_s = time.monotonic() - started
-        print(f"an undisturbed run of {len(texts):,} documents takes {undisturbed_s:.0f} s", flush=True)
+        _command(cluster, documents, folder / "uninterrupted").finish()
+        uninterrupted_s = time.monotonic() - started
+        print(f"an uninterrupted run of {len(texts):,} documents takes {uninterrupted_s:.0f} s", flush=True)
         for number in range(options.runs):
             fault = list(FAULTS)[number % len(FAULTS)]
             output, outcome = folder / "out", outcomes[fault]
             log = _disturb(
                 _command(cluster, documents, output),
                 lambda driver, fault=fault: FAULTS[fault](cluster, driver, rng),
-                lambda count: sorted(rng.uniform(0, undisturbed_s) for _ in range(count)),
+                lambda count: sorted(rng.uniform(0, uninterrupted_s) for _ in range(count)),
                 options.kills,
                 outcome,
             )
-            difference = compare_outputs(output, folder / "undisturbed")
+            difference = compare_outputs(output, folder / "uninterrupted")
             outcome.runs += 1
             outcome.missing += difference.missing
             outcome.duplicate += difference.duplicate
@@ -137,7 +137,7 @@ def main() -> int:
             shutil.rmtree(output)
             if options.json:
                 faults = {name: asdict(outcome) for name, outcome in outcomes.items()}
-                figures = {"options": vars(options), "seconds_undisturbed": undisturbed_s, "faults": faults}
+                figures = {"options": vars(options), "seconds_uninterrupted": uninterrupted_s, "faults": faults}
                 Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
     table = Table("fault", "runs", "kills", "commands", "missing", "duplicate", "changed", "committed windows repeated")
     for name, outcome in outcomes.items():

@@ -4,7 +4,7 @@
 
 Each run suffers several kills, of its driver, a decoding actor, a read task or a write task, and is repeated with the same
 command until it finishes. Meanwhile a share of its requests fails. Then jobs.verify checks the output, and each row is compared
-with that of an undisturbed run over local files. Exit status 1 if a row is missing, duplicate or different.
+with that of an uninterrupted run over local files. Exit status 1 if a row is missing, duplicate or different.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def main() -> int:
             figures["listing"] = _measure_listing(server, options.keys)
         documents = write_documents(folder / "in", texts, 4)
         started = time.monotonic()
-        SummarizeCommand(documents, folder / "undisturbed", _OPTIONS).finish()
-        figures["seconds_undisturbed"] = undisturbed_s = round(time.monotonic() - started, 1)
+        SummarizeCommand(documents, folder / "uninterrupted", _OPTIONS).finish()
+        figures["seconds_uninterrupted"] = uninterrupted_s = round(time.monotonic() - started, 1)
         print(json.dumps(figures, indent=2), flush=True)
         network.choose_fault = RandomFaults(options.share, options.seed)
         while True:
@@ -108,11 +108,11 @@ def main() -> int:
             run_kills = min(options.kills_per_run, options.kills - kills.total())
             figures["commands"] += _disturb(
                 command,
-                lambda count: sorted((rng.uniform(0, undisturbed_s), rng.choice(_VICTIMS)) for _ in range(count)),
+                lambda count: sorted((rng.uniform(0, uninterrupted_s), rng.choice(_VICTIMS)) for _ in range(count)),
                 run_kills,
                 kills,
             )
-            difference = compare_outputs(_download(server, bucket, folder / bucket), folder / "undisturbed")
+            difference = compare_outputs(_download(server, bucket, folder / bucket), folder / "uninterrupted")
             figures["runs"] += 1
             rows.update(missing=difference.missing, duplicate=difference.duplicate, changed=difference.changed)
             print(f"run {figures['runs']}, {kills.total()} kills so far: {difference}", flush=True)

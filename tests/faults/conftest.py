@@ -1,4 +1,4 @@
-"""Documents, the output of an undisturbed run over them, and an S3 server."""
+"""Documents, the output of an uninterrupted run over them, and an S3 server."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def options(tiny_bundle: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(documents: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of an undisturbed run."""
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
+def uninterrupted(documents: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
     SummarizeCommand(documents, output, options).finish()
     return output
 

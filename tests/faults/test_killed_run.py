@@ -1,4 +1,4 @@
-"""A run that is killed at any point and repeated gives the output of an undisturbed run, value for value."""
+"""A run that is killed at any point and repeated gives the output of an uninterrupted run, value for value."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def kill_points(moments: tuple[str, ...]) -> list[tuple[str, str, str]]:
     ],
 )
 def test_run_killed_at_a_write(
-    documents: Path, options: list[str], undisturbed: Path, tmp_path: Path, path_part: str, moment: str, victim: str
+    documents: Path, options: list[str], uninterrupted: Path, tmp_path: Path, path_part: str, moment: str, victim: str
 ) -> None:
     output = tmp_path / "out"
     command = SummarizeCommand(documents, output, options)
@@ -53,7 +53,7 @@ def test_run_killed_at_a_write(
         planned = run_ids(output, "plan.parquet")
         command.finish()
         assert run_ids(output) == planned or not planned, "the second command resumes the run"
-    assert compare_outputs(output, undisturbed).is_none
+    assert compare_outputs(output, uninterrupted).is_none
     assert rewritten(segments) == 0
     assert finished or not list(output.glob("lease/*")), "the second command removes the lease of a dead process"
     assert not list(output.glob("*/run=*/*.part")), "partly written files are removed"

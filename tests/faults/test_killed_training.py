@@ -1,4 +1,4 @@
-"""A training whose processes are killed resumes from its last checkpoint and gives the result of an undisturbed one."""
+"""A training whose processes are killed resumes from its last checkpoint and gives the result of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_killed_training_resumes(
     command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_too: bool
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how often Ray Train registers a checkpoint
-    undisturbed, killed = config(command_pairs, tmp_path / "undisturbed"), config(command_pairs, tmp_path / "killed")
+    uninterrupted, killed = config(command_pairs, tmp_path / "uninterrupted"), config(command_pairs, tmp_path / "killed")
     # Validations may come at other steps: they do not affect what is learned.
-    undisturbed["training"] |= {"validate_minutes": 60.0}
-    train(TrainConfig.model_validate(undisturbed), lambda _: None)
+    uninterrupted["training"] |= {"validate_minutes": 60.0}
+    train(TrainConfig.model_validate(uninterrupted), lambda _: None)
 
     printed_step = kill_driver(killed, tmp_path) if driver_too else 0
 
@@ -86,7 +86,7 @@ def test_killed_training_resumes(
     assert starts[0] < starts[1] < 60
     assert trained.last["step"] == 60
     *_, last = sorted((tmp_path / "killed").glob("checkpoints/checkpoint_*/bundle/model.safetensors"))
-    [expected] = (tmp_path / "undisturbed").glob("checkpoints/checkpoint_*/bundle/model.safetensors")
+    [expected] = (tmp_path / "uninterrupted").glob("checkpoints/checkpoint_*/bundle/model.safetensors")
     weights, expected_weights = load_file(last), load_file(expected)
     assert all(weights[name].equal(expected_weights[name]) for name in expected_weights)
 
@@ -126,7 +126,7 @@ def test_twenty_killed_workers_do_not_change_a_training(
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     curves = []
-    for name, kills in (("undisturbed", 0), ("killed", 20)):
+    for name, kills in (("uninterrupted", 0), ("killed", 20)):
         options = config(command_pairs, tmp_path / name)
         options["training"] |= {"max_steps": 600, "report_seconds": 0, "validate_minutes": 0.01}
         options["scaling"] |= {"max_restarts": kills}
@@ -135,12 +135,12 @@ def test_twenty_killed_workers_do_not_change_a_training(
         assert trained.last["step"] == 600
         assert recorder.kills == kills
         curves.append(recorder.steps)
-    undisturbed, disturbed = curves
-    assert disturbed.keys() == undisturbed.keys() == set(range(1, 601))
+    uninterrupted, disturbed = curves
+    assert disturbed.keys() == uninterrupted.keys() == set(range(1, 601))
     # The loss of a step depends on its pairs, and so does their number.
-    differences = [abs(disturbed[step][0] - undisturbed[step][0]) for step in undisturbed]
+    differences = [abs(disturbed[step][0] - uninterrupted[step][0]) for step in uninterrupted]
     assert max(differences) < 1e-4
-    assert [pairs for _, pairs in disturbed.values()] == [pairs for _, pairs in undisturbed.values()]
+    assert [pairs for _, pairs in disturbed.values()] == [pairs for _, pairs in uninterrupted.values()]
     print(f"20 kills, the losses of 600 steps differ by at most {max(differences):.1e} nat per token")
 
 

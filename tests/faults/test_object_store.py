@@ -77,7 +77,7 @@ class LoseFirstAnswers(RandomFaults):
 
 
 def test_run_over_a_faulty_network(
-    documents: Path, options: list[str], undisturbed: Path, s3: S3Server, network: FaultyProxy, bucket: str, tmp_path: Path
+    documents: Path, options: list[str], uninterrupted: Path, s3: S3Server, network: FaultyProxy, bucket: str, tmp_path: Path
 ) -> None:
     """Two percent of the requests fail, and those that commit. The rows are right, and no secret is written or printed."""
     upload(documents, s3, bucket, "in")
@@ -87,7 +87,7 @@ def test_run_over_a_faulty_network(
     assert faults.lost == set(faults.WRITTEN)
     assert network.faults.total() > len(faults.lost), "no request failed at random"
     output = download(s3, bucket, "out", tmp_path)
-    assert compare_outputs(output, undisturbed).is_none
+    assert compare_outputs(output, uninterrupted).is_none
     secret = s3.secret_key.encode()
     assert secret not in log.encode()
     assert not [path for path in output.rglob("*") if path.is_file() and secret in path.read_bytes()]
@@ -236,7 +236,7 @@ def test_gives_up_on_a_server_that_never_answers(s3: S3Server, monkeypatch: pyte
 def test_run_killed_at_a_write(
     documents: Path,
     options: list[str],
-    undisturbed: Path,
+    uninterrupted: Path,
     s3: S3Server,
     network: FaultyProxy,
     bucket: str,
@@ -258,7 +258,7 @@ def test_run_killed_at_a_write(
         command.finish()
         output = download(s3, bucket, "out", tmp_path)
         assert run_ids(output) == planned or not planned, "the second command resumes the run"
-    assert compare_outputs(output, undisturbed).is_none
+    assert compare_outputs(output, uninterrupted).is_none
     segments = {path.name: path.read_bytes() for path in ledger_segments(output)}
     assert {name: segments[name] for name in committed} == committed, "a committed window was repeated"
 

@@ -61,7 +61,7 @@ def fail(command: SummarizeCommand) -> str:
     return log
 
 
-def test_full_disk(documents: Path, options: list[str], undisturbed: Path, disk: Disk) -> None:
+def test_full_disk(documents: Path, options: list[str], uninterrupted: Path, disk: Disk) -> None:
     output = disk.folder / "out"
     command = SummarizeCommand(documents, output, options)
     log = fail(command)
@@ -72,11 +72,11 @@ def test_full_disk(documents: Path, options: list[str], undisturbed: Path, disk:
     disk.mount("remount", "size=100m")
     command.finish()
     assert run_ids(output) == run_ids(output, "plan.parquet"), "the second command resumes the run"
-    assert compare_outputs(output, undisturbed).is_none
+    assert compare_outputs(output, uninterrupted).is_none
     assert not list(output.glob("**/*.part"))
 
 
-def test_read_only_output(documents: Path, options: list[str], undisturbed: Path, disk: Disk) -> None:
+def test_read_only_output(documents: Path, options: list[str], uninterrupted: Path, disk: Disk) -> None:
     disk.mount("remount", "ro")
     output = disk.folder / "out"
     command = SummarizeCommand(documents, output, options)
@@ -85,7 +85,7 @@ def test_read_only_output(documents: Path, options: list[str], undisturbed: Path
     assert "Read-only file system" in log
     disk.mount("remount", "rw", "size=100m")
     command.finish()
-    assert compare_outputs(output, undisturbed).is_none
+    assert compare_outputs(output, uninterrupted).is_none
 
 
 def test_input_file_disappears(tmp_path: Path, tiny_bundle: Path) -> None:

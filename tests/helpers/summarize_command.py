@@ -1,4 +1,4 @@
-"""jobs.summarize as a command that tests start and kill, and comparisons of its output with that of an undisturbed run."""
+"""jobs.summarize as a command that tests start and kill, and comparisons of its output with that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def read_rows(output: Path, folder: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class Difference:
-    """Numbers of rows by which an output differs from that of an undisturbed run, and an example of a changed row."""
+    """Numbers of rows by which an output differs from that of an uninterrupted run, and an example of a changed row."""
 
     missing: int
     duplicate: int
@@ -109,12 +109,12 @@ class Difference:
         return not (self.missing or self.duplicate or self.changed)
 
 
-def compare_outputs(output: Path, undisturbed: Path) -> Difference:
+def compare_outputs(output: Path, uninterrupted: Path) -> Difference:
     """Compare all values of summaries and rejects."""
     missing = duplicate = changed = 0
     example = ""
     for folder in ("summaries", "rejects"):
-        actual, expected = (_rows_by_id(read_rows(root, folder)) for root in (output, undisturbed))
+        actual, expected = (_rows_by_id(read_rows(root, folder)) for root in (output, uninterrupted))
         missing += len(expected.keys() - actual.keys())
         duplicate += sum(len(rows) - 1 for rows in actual.values())
         different = [key for key, rows in actual.items() if rows[0] != expected.get(key, [None])[0]]

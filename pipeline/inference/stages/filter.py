@@ -1,4 +1,4 @@
-"""Drop the rows that an earlier run processed and that are unchanged; mark those that are rejected."""
+"""Drop unchanged rows that an earlier run processed, and mark rejected rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage that reads: splits of an input to windows of token ids."""
+"""Read stage: turn splits of an input into windows of token ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage that hosts the model: source token ids of a window to summary ids."""
+"""Summarize stage: an actor that hosts the model and turns the source token ids of a window into summary ids."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SummarizeWindow:
     """Hosts the model and decodes windows.
 
     Args:
-        attempts: Counts attempts, to find documents that processes die of; None to count none.
+        attempts: Counts attempts, to find documents that crash the process; None to count none.
     """
 
     def __init__(self, settings: ActorSettings, attempts: AttemptCounter | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The stage that writes: summary ids to text, and a window to its files."""
+"""Write stage: decode summary ids to text and write the files of a window."""
 
 from __future__ import annotations
 
