@@ -12,7 +12,7 @@ from pipeline.inference.plan import Plan
 from pipeline.inference.totals import RunTotals
 from pipeline.io.location import PARTIAL_SUFFIX, Location, StoredFile
 from pipeline.runs import ledger
-from pipeline.runs.layout import DATA_FOLDERS, LEDGER, MANIFEST, REMOVED, REPORT, UNREADABLE, parts_path
+from pipeline.runs.layout import DATA_FOLDERS, LEDGER, MANIFEST, REMOVED, REPORT, SORTED_COPY, UNREADABLE, parts_path
 from pipeline.runs.manifest import OutputFile
 
 RESUME_HINT = "run the same command again to resume"
@@ -24,7 +24,8 @@ def start_over(plan: Plan) -> None:
         plan.output.child(parts_path(folder, plan.run_id)).remove_folder()
     for name in (MANIFEST, REPORT, REMOVED):
         plan.folder.child(name).remove()
-    plan.folder.child(UNREADABLE).remove_folder()
+    for name in (UNREADABLE, SORTED_COPY):
+        plan.folder.child(name).remove_folder()
     plan.write()
 
 

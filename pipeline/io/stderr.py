@@ -13,8 +13,11 @@ _JOIN_TIMEOUT_S = 1.0
 
 
 @contextmanager
-def hide_lines(text: bytes) -> Iterator[None]:
-    """Hide the lines of this process's stderr that contain ``text`` while the block runs; all others pass at once."""
+def hide_lines(text: bytes, timeout_s: float = 10.0) -> Iterator[None]:
+    """Hide the lines of this process's stderr that contain ``text`` while the block runs; all others pass at once.
+
+    Hiding ends after ``timeout_s`` at the latest: while it lasts, the last words of a process that aborts may be lost.
+    """
     try:
         screen = os.dup(_STDERR)
     except OSError:  # stderr is closed
@@ -24,13 +27,19 @@ def hide_lines(text: bytes) -> Iterator[None]:
     read_end, write_end = os.pipe()
     os.dup2(write_end, _STDERR)
     os.close(write_end)
-    thread = threading.Thread(target=_copy_lines, args=(read_end, screen, text), daemon=True)
+    thread = threading.Thread(target=_copy_lines, args=(read_end, os.dup(screen), text), daemon=True)
     thread.start()
+    timer = threading.Timer(timeout_s, os.dup2, (screen, _STDERR))  # closes the pipe, unless a child process still has it
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
+        timer.cancel()
+        timer.join()
         sys.stderr.flush()
-        os.dup2(screen, _STDERR)  # closes the pipe, unless a child process still has it
+        os.dup2(screen, _STDERR)
+        os.close(screen)
         thread.join(_JOIN_TIMEOUT_S)
 
 

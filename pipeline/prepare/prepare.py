@@ -203,6 +203,8 @@ def _write_shards(folder: Location, pairs: Iterator[Pair], rows_per_shard: int) 
         table = pa.Table.from_pylist([pair._asdict() for pair in shard], PAIR_SCHEMA)
         file = folder.child(_SHARD.format(number))
         pq.write_table(table, file.path, filesystem=file.filesystem, compression="zstd")
+        del table
+        shard.clear()  # or it would stay in memory while the next one is collected
 
 
 def _cut_shards(pairs: Iterator[Pair], max_rows: int) -> Iterator[list[Pair]]:

@@ -26,6 +26,8 @@ PLAN, CONFIG, PROGRESS, MANIFEST, REPORT, SUCCESS = (
     "_SUCCESS",
 )
 REMOVED, UNREADABLE = "gone.parquet", "unread"
+SORTED_COPY = "sorted"
+"""Copy of the documents that an earlier version left in interrupted runs with ``--resources.sort global``."""
 
 SUMMARY_COLUMNS = ("summary", "source_tokens", "summary_tokens", "source_truncated", "finish_reason", "score")
 REJECT_COLUMNS = ("reason", "detail")

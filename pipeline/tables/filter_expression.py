@@ -1,7 +1,7 @@
 """Conditions of ``--input.filter``, such as ``n > 5 and lang == 'en'``, as expressions of Ray Data, which deprecated strings.
 
 A condition is parsed, never evaluated: it may have columns, literals, lists of literals, comparisons, ``in``, ``and``, ``or``,
-``not``, ``is_null(column)`` and ``is_not_null(column)``.
+``not``, ``is_null``, ``is_not_null``, ``is_nan`` and ``is_in``. A column ``a.b`` is named so.
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ def _convert(node: ast.expr) -> Expr:
             return _convert(column).is_null()
         case ast.Call(func=ast.Name(id="is_not_null" | "is_valid"), args=[column]):
             return _convert(column).is_not_null()
-        case ast.Name(id=name):
-            return col(name)
-    return lit(ast.literal_eval(node))
+        case ast.Call(func=ast.Name(id="is_nan"), args=[column]):
+            return _convert(column) != _convert(column)
+        case ast.Call(func=ast.Name(id="is_in"), args=[column, values]):
+            return _convert(column).is_in(ast.literal_eval(values))
+        case ast.Name() | ast.Attribute():
+            return col(ast.unparse(node))
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Name() | ast.Attribute() as operand):
+            return col(ast.unparse(operand)) * lit(-1)
+    try:
+        return lit(ast.literal_eval(node))
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)!r} is not supported") from None

@@ -184,7 +184,7 @@ def _to_line(row: Any) -> str:
     try:
         return json.dumps(row, ensure_ascii=False, default=_to_json, allow_nan=False) + "\n"
     except ValueError:  # NaN or infinity, which JSON does not have
-        return _to_line(_replace_non_finite(row))
+        return json.dumps(_replace_non_finite(row), ensure_ascii=False, default=_to_json) + "\n"
 
 
 def _replace_non_finite(value: Any) -> Any:

@@ -22,6 +22,8 @@ ROWS = pa.table({"n": [1, 5, None, 9], "lang": ["en", "de", "en", "fr"]})
         ("not n < 9", [9]),
         ("is_null(n)", [None]),
         ("is_not_null(n) and n > -2", [1, 5, 9]),
+        ("-n < -4", [5, 9]),
+        ("is_in(n, [1, 9])", [1, 9]),
     ],
 )
 @pytest.mark.filterwarnings("error:String expressions:DeprecationWarning")
