@@ -11,7 +11,7 @@ from pipeline.config.runs import CompactConfig
 from pipeline.errors import EXIT_OK, UserError, exit_on_user_error
 from pipeline.io.location import open_location
 from pipeline.runs import lease
-from pipeline.runs.ledger import compact
+from pipeline.runs.ledger import compact_ledger
 from pipeline.runs.publish import finished_runs
 
 
@@ -24,7 +24,7 @@ def main() -> int:
         raise UserError(f"no run is finished in {output.uri}; set --output.path to a folder that jobs.summarize wrote")
     with progress(console, "compacting the ledger"), lease.hold(output, "compact"):
         cluster.connect()
-        entries, files = cluster.translate_errors(lambda: compact(output))
+        entries, files = cluster.translate_errors(lambda: compact_ledger(output))
     console.print(f"compacted the ledger of {output.uri}: {entries:,} entries; replaced {files:,} files")
     return EXIT_OK
 

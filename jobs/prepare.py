@@ -14,7 +14,7 @@ from pipeline.config.prepare import PairsInput, PrepareConfig
 from pipeline.errors import EXIT_OK, exit_on_user_error
 from pipeline.io.location import open_location
 from pipeline.prepare.extract import SplitReport
-from pipeline.prepare.prepare import TOKENIZER, PrepareProgress, PrepareResult, prepare
+from pipeline.prepare.prepare import TOKENIZER_FILE, PrepareProgress, PrepareResult, prepare
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     console.print(_lengths_table(prepared))
     output = open_location(config.output.path, "--output.path")
     shards = output.child(f"{{{','.join(prepared.splits)}}}/*.parquet").uri
-    train, dev, tokenizer = (output.child(name).uri for name in ("train", "dev", TOKENIZER))
+    train, dev, tokenizer = (output.child(name).uri for name in ("train", "dev", TOKENIZER_FILE))
     console.print(
         f"prepared: {shards} and {tokenizer}, with {prepared.vocabulary_size:,} subwords, trained on "
         f"{prepared.tokenizer_pairs:,} pairs"

@@ -29,7 +29,8 @@ def test_own_documents_are_summarized_and_read_with_duckdb_and_pandas(tmp_path: 
     assert "storage" in printed
 
 
-def test_model_is_a_stage_of_ones_own_pipeline(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_model_in_a_custom_pipeline(tmp_path: Path) -> None:
     run("own_pipeline.py", tmp_path)
     summaries = pads.dataset(tmp_path / "summaries").to_table()
     assert len(summaries) == 100

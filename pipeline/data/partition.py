@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.data.hashing import Keys
 
-Rows = npt.NDArray[np.void]
+KeyedRows = npt.NDArray[np.void]
 _ROWS_PER_PARTITION = 4 * 2**20
 
 
@@ -25,7 +25,7 @@ def partition_of(ids: Keys, partitions: int) -> npt.NDArray[np.int64]:
     return (ids >> np.uint64(64 - bits)).astype(np.int64) if bits > 0 else np.zeros(len(ids), np.int64)
 
 
-def partition_rows(rows: Rows, partitions: int) -> list[Rows]:
+def partition_rows(rows: KeyedRows, partitions: int) -> list[KeyedRows]:
     """Divide rows that have a field ``id`` into partitions, keeping their order."""
     numbers = partition_of(rows["id"], partitions)
     return [rows[numbers == number] for number in range(partitions)]

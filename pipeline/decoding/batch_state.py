@@ -1,8 +1,8 @@
 """The state of a decode batch during a search, and its compaction: removing the rows that are done.
 
 Each unfinished source of a batch has a slot. greedy.py and beam.py decide which rows are done (``</s>``, length limit) and call
-``compact`` every STEPS_BETWEEN_CHECKS steps. It moves the last live slots into the places of finished ones, so that one slot's
-states are copied for each that leaves. On a GPU nothing waits for the device except that check.
+``compact_batch`` every STEPS_BETWEEN_CHECKS steps. It moves the last live slots into the places of finished ones, so that only one
+slot is copied for each that leaves. On a GPU nothing waits for the device except that check.
 
 Shapes: B batch (sources), N slots, R decoder rows (N, or N times the beam size; a source's hypotheses are adjacent), S source
 steps, T target steps.
@@ -79,7 +79,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return mapped  # type: ignore[no-any-return]
 
 
-def compact(live: Tensor, live_count: int, tree: Tree, size: int) -> Tree:
+def compact_batch(live: Tensor, live_count: int, tree: Tree, size: int) -> Tree:
     """Move live slots to the front of every tensor in a tree, in place, and return views of the first ``size`` slots.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.config.model import DecodingConfig
 from pipeline.data.special_tokens import BOS, EOS, PAD
 from pipeline.decoding.backends import TokenConstraints
-from pipeline.decoding.batch_state import STEPS_BETWEEN_CHECKS, BatchState, SearchResult, compact
+from pipeline.decoding.batch_state import STEPS_BETWEEN_CHECKS, BatchState, SearchResult, compact_batch
 from pipeline.decoding.engine import Engine
 
 
@@ -145,7 +145,7 @@ def beam_search(engine: Engine, batch: BatchState, limits: Tensor, options: Deco
         _end_at_limit(beam, best, limits, step, options)
         if (step + 1) % STEPS_BETWEEN_CHECKS[device.type] == 0:
             live_count = int(beam.live.sum())
-            beam = compact(beam.live.clone(), live_count, beam, live_count)
+            beam = compact_batch(beam.live.clone(), live_count, beam, live_count)
             if live_count == 0:
                 break
     scores = best.log_prob_sums / (best.lengths + best.finished)

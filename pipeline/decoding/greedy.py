@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.config.model import DecodingConfig
 from pipeline.data.special_tokens import BOS, EOS, PAD
 from pipeline.decoding.backends import TokenConstraints
-from pipeline.decoding.batch_state import STEPS_BETWEEN_CHECKS, BatchState, SearchResult, compact, map_tensors
+from pipeline.decoding.batch_state import STEPS_BETWEEN_CHECKS, BatchState, SearchResult, compact_batch, map_tensors
 from pipeline.decoding.cuda_graphs import GraphCache, round_up_to_bucket
 from pipeline.decoding.engine import Engine
 
@@ -152,7 +152,7 @@ def _remove_finished(search: _Search, results: _Hypotheses, steps: int, bucket: 
     results.lengths[rows] = hypotheses.lengths[done]
     results.log_prob_sums[rows] = hypotheses.log_prob_sums[done]
     results.ended[rows] = hypotheses.ended[done]
-    search = compact(search.live.clone(), live_count, search, bucket(live_count))
+    search = compact_batch(search.live.clone(), live_count, search, bucket(live_count))
     search.batch.rows[live_count:] = len(results.lengths) - 1
     search.live[:live_count] = True
     search.live[live_count:] = False

@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from pipeline.cluster import LIGHT_CPUS
 from pipeline.data.hashing import Keys
-from pipeline.data.partition import Rows, partition_count, partition_of
+from pipeline.data.partition import KeyedRows, partition_count, partition_of
 from pipeline.data.splits import Split
 from pipeline.runs.id_rows import ID_ROW, read_ids
 from pipeline.runs.ledger import Entries, Ledger
@@ -38,7 +38,7 @@ class IdCheck:
         missing: By partition, keys of ids that are in the ledger but not in the input.
     """
 
-    duplicates: ray.ObjectRef[Rows]
+    duplicates: ray.ObjectRef[KeyedRows]
     missing: Sequence[ray.ObjectRef[Keys]]
 
 

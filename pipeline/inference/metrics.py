@@ -44,8 +44,8 @@ class RunMetrics(GaugeRefresher):
         for outcome, documents in Counts().with_window(window).outcomes.items():
             increment(metrics.DOCUMENTS, documents, outcome=outcome)
         for reason, documents in window.rejected.items():
-            increment(metrics.REJECTS, documents, reason=reason)
-        increment(metrics.SOURCE_TOKENS, window.source_tokens)
+            increment(metrics.REJECTED_DOCUMENTS, documents, reason=reason)
+        increment(metrics.SUMMARIZED_TOKENS, window.source_tokens)
         increment(metrics.TARGET_TOKENS, window.summary_tokens)
         increment(metrics.READ_TOKENS, window.stats.read_tokens, kind="token")
         increment(metrics.READ_TOKENS, window.timings.padding, kind="padding")

@@ -238,7 +238,7 @@ def _check_columns(config: SummarizeConfig) -> None:
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")
 
 
-def config_as_json(config: SummarizeConfig) -> dict[str, Any]:
+def run_config_as_json(config: SummarizeConfig) -> dict[str, Any]:
     """Return a configuration as JSON values."""
     values: dict[str, Any] = json.loads(config.model_dump_json(by_alias=True))
     return values

@@ -24,7 +24,7 @@ from pipeline.inference.dedup import check_ids
 from pipeline.inference.failure_isolation import AttemptCounter
 from pipeline.inference.graph import process_windows, read_stage
 from pipeline.inference.metrics import RunMetrics
-from pipeline.inference.plan import Plan, config_as_json
+from pipeline.inference.plan import Plan, run_config_as_json
 from pipeline.inference.removed import find_removed
 from pipeline.inference.report.report import write_report
 from pipeline.inference.resume import (
@@ -38,7 +38,7 @@ from pipeline.inference.resume import (
 from pipeline.inference.stages.read import ReadWindows
 from pipeline.inference.totals import RunTotals
 from pipeline.runs import lease, ledger
-from pipeline.runs.layout import CONFIG, MANIFEST, PROGRESS, UNREADABLE
+from pipeline.runs.layout import MANIFEST, PROGRESS, RUN_CONFIG, UNREADABLE
 from pipeline.runs.manifest import Manifest, RemovedDocuments, UnreadRows
 from pipeline.runs.progress import ProgressWriter, RunProgress
 from pipeline.runs.publish import last_sequence, publish
@@ -117,7 +117,7 @@ class _Run:
         if not plan.resumes:
             self.held.verify()  # before files are removed
             start_over(plan)
-        plan.folder.child(CONFIG).write(yaml.safe_dump(config_as_json(plan.config), sort_keys=False).encode())
+        plan.folder.child(RUN_CONFIG).write(yaml.safe_dump(run_config_as_json(plan.config), sort_keys=False).encode())
 
     def _process_documents(self, pool: ActorPool) -> RemovedDocuments:
         """Write all windows that are not written yet; return the documents that the input has lost."""

@@ -21,9 +21,9 @@ _SECONDS = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0]
 
 # jobs.summarize. Ray estimates the sum of a histogram from its buckets, so a separate counter has the exact seconds.
 DOCUMENTS = Counter("nightshift_documents_total", "Documents processed, by outcome.", (*_TAGS, "outcome"))
-REJECTS = Counter("nightshift_rejects_total", "Documents rejected, by reason.", (*_TAGS, "reason"))
+REJECTED_DOCUMENTS = Counter("nightshift_rejects_total", "Documents rejected, by reason.", (*_TAGS, "reason"))
 WINDOWS = Counter("nightshift_windows_total", "Windows committed.", _TAGS)
-SOURCE_TOKENS = Counter("nightshift_source_tokens_total", "Subwords of the summarized documents, before truncation.", _TAGS)
+SUMMARIZED_TOKENS = Counter("nightshift_source_tokens_total", "Subwords of the summarized documents, before truncation.", _TAGS)
 TARGET_TOKENS = Counter("nightshift_target_tokens_total", "Subwords of the summaries.", _TAGS)
 READ_TOKENS = Counter(
     "nightshift_read_tokens_total", "Source positions that the model read, by kind: token or padding.", (*_TAGS, "kind")

@@ -32,9 +32,9 @@ from pipeline.prepare.files import ROLES, STORES, Role
 from pipeline.prepare.rows import RowError
 from pipeline.prepare.shuffle import ExternalShuffle
 
-TOKENIZER, SUMMARY = "tokenizer.model", "prepare.json"
+TOKENIZER_FILE, SUMMARY = "tokenizer.model", "prepare.json"
 MEMORY_CHARS = 64_000_000
-_OUTPUT_NAMES = ("train", "dev", "test", TOKENIZER, SUMMARY)
+_OUTPUT_NAMES = ("train", "dev", "test", TOKENIZER_FILE, SUMMARY)
 _SHARD = "part-{:05d}.parquet"
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 _MEASURED_PAIRS = 10_000
@@ -176,7 +176,7 @@ class _Preparation:
             raise UserError(f"no training pairs remain of {self._config.input.train}: {why}; change --input.train or --filter")
         self._on_progress(PrepareProgress(f"training the tokenizer on {len(self._sample):,} pairs"))
         model = train_tokenizer((text for pair in self._sample for text in pair), self._config.tokenizer)
-        self._folder.child(TOKENIZER).write(model)
+        self._folder.child(TOKENIZER_FILE).write(model)
         tokenizer = Tokenizer(model)
         first = self._folder.child("train").child(_SHARD.format(0))
         measured = pq.read_table(first.path, filesystem=first.filesystem).slice(0, _MEASURED_PAIRS)

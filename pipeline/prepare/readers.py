@@ -19,7 +19,7 @@ from pipeline.data.arrow import to_values
 from pipeline.errors import UserError, describe_error
 from pipeline.io.secrets import refuse_secrets
 from pipeline.prepare.files import FORMATS, READ_BYTES, Role, as_user_error, file_extension, find_files
-from pipeline.prepare.rows import MAX_LISTED, Rows, check_columns, configured_columns, refuse_missing
+from pipeline.prepare.rows import MAX_LISTED, RowStream, check_pair_columns, configured_columns, refuse_missing
 from pipeline.prepare.text_formats import line_parser, read_lines
 
 _ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tbz": "tar", ".txz": "tar"}
@@ -28,7 +28,7 @@ _BUILDERS = frozenset({"arrow", "csv", "json", "parquet", "text", "webdataset", 
 _ROLE_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
 
-def read_rows(path: str, role: Role, options: PairsInput) -> Rows:
+def read_rows(path: str, role: Role, options: PairsInput) -> RowStream:
     """Yield the rows of an input. JSON rows may lack columns; ``get_value`` returns None for those.
 
     Raises:
@@ -45,7 +45,7 @@ def read_rows(path: str, role: Role, options: PairsInput) -> Rows:
         parse = line_parser(file_format, path, options)
         files = find_files(path, role, file_format)
         rows = (row for name, file in files for row in parse(read_lines(name, file, path, role)))
-    return check_columns(itertools.islice(rows, options.max_rows), path, options, is_table=file_format in ("tsv", "csv"))
+    return check_pair_columns(itertools.islice(rows, options.max_rows), path, options, is_table=file_format in ("tsv", "csv"))
 
 
 def _detect_format(path: str, role: Role, options: PairsInput) -> str:
@@ -83,7 +83,7 @@ def _refuse_archive(path: str, role: Role, protocol: str) -> None:
         )
 
 
-def _parquet_rows(path: str, role: Role, options: PairsInput) -> Rows:
+def _parquet_rows(path: str, role: Role, options: PairsInput) -> RowStream:
     for name, file in find_files(path, role, "parquet"):
         with as_user_error(path, role), file as opened, pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet:
             names = parquet.schema_arrow.names
@@ -97,7 +97,7 @@ def _parquet_rows(path: str, role: Role, options: PairsInput) -> Rows:
                     yield f"{name} row {next(numbers)}", dict(zip(batch.schema.names, values, strict=True))
 
 
-def _dataset_rows(path: str, role: Role) -> Rows:
+def _dataset_rows(path: str, role: Role) -> RowStream:
     """Stream the rows of a data set with the ``datasets`` package.
 
     Args:

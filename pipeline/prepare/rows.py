@@ -26,7 +26,7 @@ class RowError(NamedTuple):
     detail: str = ""
 
 
-Rows = Iterator[tuple[str, Row | RowError]]
+RowStream = Iterator[tuple[str, Row | RowError]]
 """The origin of each row (file and line, or a row number counted from 0), and the row."""
 
 
@@ -51,7 +51,7 @@ def configured_columns(options: PairsInput) -> dict[str, str]:
     return {option: column for option, column in columns.items() if column is not None}
 
 
-def check_columns(rows: Rows, path: str, options: PairsInput, *, is_table: bool) -> Rows:
+def check_pair_columns(rows: RowStream, path: str, options: PairsInput, *, is_table: bool) -> RowStream:
     """Pass rows on; raise UserError once it is clear that no row has one of the configured columns."""
     missing, names, checked = configured_columns(options), dict[str, None](), 0
     for origin, row in rows:

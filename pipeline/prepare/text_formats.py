@@ -15,7 +15,7 @@ from fsspec.core import OpenFile
 from pipeline.config.prepare import PairsInput
 from pipeline.errors import UserError
 from pipeline.prepare.files import READ_BYTES, Role, as_user_error
-from pipeline.prepare.rows import Row, RowError, Rows, configured_columns
+from pipeline.prepare.rows import Row, RowError, RowStream, configured_columns
 
 MAX_LINE_BYTES = 1 << 26
 """Longer lines and CSV records are errors."""
@@ -38,7 +38,7 @@ def read_lines(name: str, file: OpenFile, path: str, role: Role) -> _Lines:
                 yield origin, line.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace").rstrip("\r\n")
 
 
-def line_parser(file_format: str, path: str, options: PairsInput) -> Callable[[_Lines], Rows]:
+def line_parser(file_format: str, path: str, options: PairsInput) -> Callable[[_Lines], RowStream]:
     """Return the function that turns the lines of one file into rows."""
     if file_format == "jsonl":
         return functools.partial(_parse_lines, parse=_parse_json)
@@ -48,7 +48,7 @@ def line_parser(file_format: str, path: str, options: PairsInput) -> Callable[[_
     return lambda lines: _table_rows(split(lines), options.columns)
 
 
-def _parse_lines(lines: _Lines, parse: Callable[[str], Row | RowError]) -> Rows:
+def _parse_lines(lines: _Lines, parse: Callable[[str], Row | RowError]) -> RowStream:
     """Yield a row for each line that is not blank."""
     for origin, line in lines:
         if isinstance(line, RowError):
@@ -123,7 +123,7 @@ def _split_csv(lines: _Lines) -> _Records:
         yield start, RowError("not_csv", "a quotation mark is not closed")
 
 
-def _table_rows(records: Iterable[tuple[str, list[str] | RowError]], columns: list[str] | None) -> Rows:
+def _table_rows(records: Iterable[tuple[str, list[str] | RowError]], columns: list[str] | None) -> RowStream:
     """Yield the rows of one file; its first record names the columns if ``columns`` is None."""
     for origin, fields in records:
         if isinstance(fields, RowError):

@@ -14,7 +14,7 @@ from pipeline import cluster
 from pipeline.cluster import LIGHT_CPUS
 from pipeline.data.arrow import to_texts
 from pipeline.data.hashing import id_keys
-from pipeline.data.partition import Rows, partition_rows
+from pipeline.data.partition import KeyedRows, partition_rows
 from pipeline.data.row_address import ROW_ADDRESS, Addresses
 from pipeline.data.split_reader import read_split
 from pipeline.data.splits import Split
@@ -30,7 +30,7 @@ BATCH_ROWS = 16_384
 
 def read_ids(
     splits: Sequence[Split], filesystem: fs.FileSystem, id_column: str, partitions: int, unreadable: UnreadableFiles
-) -> list[list[ray.ObjectRef[Rows]]]:
+) -> list[list[ray.ObjectRef[KeyedRows]]]:
     """Read the rows that have an id, as ``ID_ROW``, in tasks; return one list of partitions per task."""
     read = _read_ids.options(num_returns=partitions)
     by_task = cluster.chunk_by_weight(splits, lambda split: split.rows, TASK_ROWS)
@@ -40,7 +40,7 @@ def read_ids(
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _read_ids(splits: Sequence[Split], filesystem: Any, id_column: str, partitions: int, unreadable: UnreadableFiles) -> Any:
     """Return one array of ``ID_ROW`` per partition."""
-    pieces: list[list[Rows]] = [[np.empty(0, ID_ROW)] for _ in range(partitions)]
+    pieces: list[list[KeyedRows]] = [[np.empty(0, ID_ROW)] for _ in range(partitions)]
     for split in splits:
         skipped = unreadable.of(split)
         with memory_limit(str(split)):
@@ -52,7 +52,7 @@ def _read_ids(splits: Sequence[Split], filesystem: Any, id_column: str, partitio
     return joined if partitions > 1 else joined[0]
 
 
-def id_rows(ids: pa.ChunkedArray, addresses: Addresses) -> Rows:
+def id_rows(ids: pa.ChunkedArray, addresses: Addresses) -> KeyedRows:
     """Return the rows whose id is not null as ``ID_ROW``."""
     is_valid = ids.is_valid()
     keys = id_keys(str(value) for value in to_texts(ids.filter(is_valid)))

@@ -17,7 +17,7 @@ DATA_FOLDERS = (SUMMARIES, REJECTS)
 COMPACTED = f"{LEDGER}/compacted"
 
 # Files and folders of runs/<run_id>.
-PLAN, CONFIG, PROGRESS, MANIFEST, REPORT, SUCCESS = (
+PLAN, RUN_CONFIG, PROGRESS, MANIFEST, REPORT, SUCCESS = (
     "plan.parquet",
     "config.yaml",
     "progress.json",

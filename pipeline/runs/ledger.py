@@ -193,7 +193,7 @@ def _keep_latest(*pieces: Any) -> tuple[Any, int]:
     return entries, len(entries)
 
 
-def compact(output: Location) -> tuple[int, int]:
+def compact_ledger(output: Location) -> tuple[int, int]:
     """Rewrite the ledger as few files and remove the old ones; the caller holds the lease.
 
     The entries stay the same even if it is killed at any moment.

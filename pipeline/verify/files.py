@@ -27,7 +27,7 @@ from pipeline.runs.id_rows import BATCH_ROWS, ID_ROW, id_rows
 from pipeline.runs.layout import REJECTS
 from pipeline.runs.manifest import OutputFile
 from pipeline.verify.findings import Finding
-from pipeline.verify.match import DUPLICATE_BIT, Rows
+from pipeline.verify.match import DUPLICATE_BIT, IdRows
 
 _PIECE_BYTES = 4 * 2**20
 
@@ -70,7 +70,7 @@ def read_outputs(
 ) -> tuple[Any, ...]:
     """Check numbered files; return their FileTotals, then the rows with an id (ID_ROW) of each partition."""
     totals = FileTotals()
-    partitioned: list[list[Rows]] = [[np.empty(0, ID_ROW)] for _ in range(partitions)]
+    partitioned: list[list[IdRows]] = [[np.empty(0, ID_ROW)] for _ in range(partitions)]
     for number, file in files:
         with memory_limit(file.path):
             rows = np.concatenate([np.empty(0, ID_ROW), *_FileCheck(number, file, expected, totals).run(output)])
@@ -89,7 +89,7 @@ class _FileCheck:
     totals: FileTotals
     problems: list[str] = field(default_factory=list)
 
-    def run(self, output: Location) -> Iterator[Rows]:
+    def run(self, output: Location) -> Iterator[IdRows]:
         """Check the file and yield its rows with an id; of a damaged file, those that can be read."""
         file, totals = self.file, self.totals
         try:
@@ -114,7 +114,7 @@ class _FileCheck:
         if sha256.hexdigest() != self.file.sha256:
             self.problems.append("SHA-256 differs from the manifest: the content has changed")
 
-    def _check_rows(self, parquet: pq.ParquetFile) -> Iterator[Rows]:
+    def _check_rows(self, parquet: pq.ParquetFile) -> Iterator[IdRows]:
         rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
         if rows != self.file.rows:
             self.problems.append(f"has {rows:,} rows, but the manifest says {self.file.rows:,}")

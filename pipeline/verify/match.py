@@ -26,7 +26,7 @@ DUPLICATE_BIT = np.uint64(1 << 63)
 """Flag in the address of a reject for a duplicate id. An id may have any number of these, and one other output row."""
 
 _EXAMPLES = 3
-Rows = npt.NDArray[np.void]
+IdRows = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class MatchCounts:
 
 
 def match_ids(
-    inputs: Sequence[Sequence[ray.ObjectRef[Rows]]],
-    outputs: Sequence[Sequence[ray.ObjectRef[Rows]]],
+    inputs: Sequence[Sequence[ray.ObjectRef[IdRows]]],
+    outputs: Sequence[Sequence[ray.ObjectRef[IdRows]]],
     ledger: Sequence[ray.ObjectRef[Entries]],
     partitions: int,
     unread_files: Sequence[int],
@@ -95,7 +95,7 @@ def match_ids(
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _match_partition(
-    partition: tuple[int, int], entries: Entries | None, unread: Any, input_pieces: int, *pieces: Rows
+    partition: tuple[int, int], entries: Entries | None, unread: Any, input_pieces: int, *pieces: IdRows
 ) -> MatchCounts:
     """Match one partition (its number, and how many there are); the first ``input_pieces`` pieces are the input's."""
     number, partitions = partition
@@ -107,7 +107,7 @@ def _match_partition(
     return match_rows(inputs, outputs, done, unread)
 
 
-def match_rows(inputs: Rows, outputs: Rows, done: npt.NDArray[np.uint64], unread: npt.NDArray[np.uint64]) -> MatchCounts:
+def match_rows(inputs: IdRows, outputs: IdRows, done: npt.NDArray[np.uint64], unread: npt.NDArray[np.uint64]) -> MatchCounts:
     """Compare the rows (ID_ROW) of one partition.
 
     Args:

@@ -27,7 +27,7 @@ from pipeline.runs.manifest import InputFile, Manifest
 from pipeline.runs.publish import finished_runs
 from pipeline.runs.unreadable_files import UnreadableFiles
 from pipeline.verify.findings import VerificationReport
-from pipeline.verify.match import MatchCounts, Rows, RowSample
+from pipeline.verify.match import IdRows, MatchCounts, RowSample
 
 _WINDOW_ROWS = 16_384
 
@@ -60,7 +60,7 @@ class Input:
         """Upper bound of the rows that the run could not read."""
         return sum(self.files[number].rows for number in self.unread_files)
 
-    def ids(self, partitions: int) -> list[list[ray.ObjectRef[Rows]]]:
+    def ids(self, partitions: int) -> list[list[ray.ObjectRef[IdRows]]]:
         """Read the rows with an id (ID_ROW) of each task, by partition."""
         # The manifest does not record row groups: cut splits as if each file had one.
         files = [DocumentFile(StoredFile(f.path, f.bytes, f.modified), (f.rows,) if f.rows else ()) for f in self.files]

@@ -19,7 +19,7 @@ from pipeline.inference.plan import new_run_id
 from pipeline.inference.removed import find_names
 from pipeline.inference.run import execute
 from pipeline.io.location import open_location
-from pipeline.runs.ledger import compact
+from pipeline.runs.ledger import compact_ledger
 from pipeline.runs.manifest import Manifest, RemovedDocuments
 from pipeline.runs.progress import RunProgress
 
@@ -80,14 +80,14 @@ def test_latest_entry_of_a_document_counts_also_in_a_compacted_ledger(tmp_path: 
     for number, word in enumerate(["graphs", "trees"]):
         write_documents(tmp_path, "a", make_texts(0, 20, word) | make_texts(20, 40))
         run(tmp_path, tiny_bundle, f"run{number}")
-    assert compact(output) == (40, 6)
-    assert compact(output) == (40, 0)
+    assert compact_ledger(output) == (40, 6)
+    assert compact_ledger(output) == (40, 0)
     assert [path.name for path in (tmp_path / "out/ledger").iterdir()] == ["compacted"]
     write_documents(tmp_path, "b", make_texts(40, 45))
     write_documents(tmp_path, "a", make_texts(0, 40))
     third = run(tmp_path, tiny_bundle, "run2").manifest
     assert (third.counts.summarized, third.counts.skipped) == (25, {"summarized": 20})
-    assert compact(output) == (45, 3)
+    assert compact_ledger(output) == (45, 3)
     full = run(tmp_path, tiny_bundle, "run3", full=True).manifest
     assert (full.counts.summarized, full.counts.skipped) == (45, {})
 

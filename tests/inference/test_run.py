@@ -151,9 +151,9 @@ def test_summary_depends_only_on_its_document(folder: Path, result: RunResult, t
 @pytest.mark.usefixtures("result")
 def test_finished_run_is_not_run_again_with_another_input_or_options(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     assert make_plan(folder, tiny_bundle, input=OPTIONS).is_finished()
-    with pytest.raises(UserError, match="r is finished"):
+    with pytest.raises(UserError, match="r has already finished"):
         make_plan(folder, tiny_bundle, input=OPTIONS, decoding={"max_target_tokens": 3}).is_finished()
-    with pytest.raises(UserError, match="r is finished"):
+    with pytest.raises(UserError, match="r has already finished"):
         make_plan(folder, tiny_bundle, input={**OPTIONS, "path": str(folder / "in/0.parquet")}).is_finished()
     with pytest.raises(UserError, match=r"another driver .* run r\b"):
         run(folder, tiny_bundle, input=OPTIONS)

@@ -47,6 +47,7 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], c
     return train
 
 
+@pytest.mark.faults
 def test_training_shows_its_progress_and_writes_a_bundle(train: Train, tmp_path: Path) -> None:
     done = train(tmp_path, "--scaling.num_workers", "2")
     assert done.status == EXIT_OK, done.err

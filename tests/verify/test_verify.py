@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
 from pipeline.io.location import open_location
-from pipeline.runs.ledger import compact
+from pipeline.runs.ledger import compact_ledger
 from pipeline.verify.findings import VerificationReport
 from pipeline.verify.verify import verify
 
@@ -261,7 +261,7 @@ def test_unchanged_input_files_are_still_checked(output: Path, touched: Path) ->
 
 
 def test_compacted_ledger(output: Path) -> None:
-    compact(open_location(str(output), "--output.path"))
+    compact_ledger(open_location(str(output), "--output.path"))
     report = check(output)
     assert report.findings == []
     assert ["compacted" in note for note in report.notes] == [True, True]

@@ -41,7 +41,7 @@ def write_report(output: Location, manifest: Manifest, stats: RunStats, finished
     """
     previous = previous_run(output, finished)
     try:
-        page = render(manifest, stats, previous)
+        page = render_report(manifest, stats, previous)
     except Exception as error:
         _log.warning("run %s: cannot make the report", manifest.run_id, exc_info=True)
         page = error_page(manifest.run_id, error)
@@ -70,7 +70,7 @@ def error_page(run_id: str, error: Exception) -> str:
     return f"<!doctype html><meta charset=utf-8><title>No report</title><p>{message}</p><p>See manifest.json instead.</p>\n"
 
 
-def render(manifest: Manifest, stats: RunStats, previous: PreviousRun | None) -> str:
+def render_report(manifest: Manifest, stats: RunStats, previous: PreviousRun | None) -> str:
     """Render the page of a run, compared with a previous run if there is one."""
     from pipeline.inference.report import plots
 

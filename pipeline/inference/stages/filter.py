@@ -12,7 +12,7 @@ import ray
 from pipeline.config.summarize import DocumentsInput
 from pipeline.data.arrow import to_texts
 from pipeline.data.hashing import content_keys, id_keys
-from pipeline.data.partition import Rows
+from pipeline.data.partition import KeyedRows
 from pipeline.data.rejects import Rejection, RejectReason, check_document
 from pipeline.data.row_address import ROW_ADDRESS, unpack_address
 from pipeline.inference.stages.window import CONTENT_KEY, DETAIL, ID_KEY, REASON
@@ -32,7 +32,7 @@ class RowFilter:
     """
 
     def __init__(
-        self, input: DocumentsInput, salt: bytes, ledger: Ledger | None, duplicates: ray.ObjectRef[Rows] | None
+        self, input: DocumentsInput, salt: bytes, ledger: Ledger | None, duplicates: ray.ObjectRef[KeyedRows] | None
     ) -> None:
         self._input, self._salt = input, salt
         self._ledger = None if ledger is None else ledger.lookup()

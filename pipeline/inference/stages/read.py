@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from pipeline.config.summarize import DocumentsInput
 from pipeline.data.arrow import to_texts
-from pipeline.data.partition import Rows
+from pipeline.data.partition import KeyedRows
 from pipeline.data.rejects import NO_TOKEN
 from pipeline.data.row_address import ROW_ADDRESS
 from pipeline.data.split_reader import read_split, rebatch
@@ -73,7 +73,7 @@ class ReadWindows:
     salt: bytes
     unreadable: UnreadableFiles
     ledger: Ledger | None = None
-    duplicates: ray.ObjectRef[Rows] | None = None
+    duplicates: ray.ObjectRef[KeyedRows] | None = None
     sample: int = RUN_SKETCH.sample
     attempts: AttemptCounter | None = None
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
-from pipeline.training.report.report import render
+from pipeline.training.report.report import render_training_page
 from pipeline.training.report.tensorboard import EventFile
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class TrainingLog:
             name, content = self._events.read()
             self._folder.child("tensorboard").child(name).write_with_retry(content)
         try:
-            page = render(self._config, self._records, is_finished=is_finished)
+            page = render_training_page(self._config, self._records, is_finished=is_finished)
         except Exception:  # an error in the page never stops a training
             _log.warning("cannot make training.html", exc_info=True)
             return

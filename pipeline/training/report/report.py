@@ -46,7 +46,7 @@ class TrainingWarning:
     advice: str
 
 
-def render(config: TrainConfig, records: Sequence[Record], *, is_finished: bool) -> str:
+def render_training_page(config: TrainConfig, records: Sequence[Record], *, is_finished: bool) -> str:
     """Render the page.
 
     Args:

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.config.summarize import SummarizeConfig
 from pipeline.inference.plan import plan_run
-from pipeline.inference.report.report import error_page, previous_run, render
+from pipeline.inference.report.report import error_page, previous_run, render_report
 from pipeline.inference.report.warnings import PreviousRun
 from pipeline.inference.run import RunResult, execute
 from pipeline.io.location import open_location
@@ -245,7 +245,7 @@ def test_unreadable_files_and_passwords(tmp_path: Path, tiny_bundle: Path) -> No
     manifest = summarize(tmp_path, tiny_bundle, "r").manifest
     manifest.config["input"]["path"] = "s3://key:secret@bucket/in"
     manifest.unread = {f"<i>{n}</i>": UnreadRows(rows=None if n else 7, error="</td> & broken") for n in range(30)}
-    page = Page(render(manifest, RunStats(), None))
+    page = Page(render_report(manifest, RunStats(), None))
     assert "secret" not in page.text
     assert "s3://…@bucket/in" in page.text
     assert "30 files could not be read" in page.text

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from pipeline.config.train import TrainConfig
 from pipeline.training.report.log import TrainingLog
-from pipeline.training.report.report import render
+from pipeline.training.report.report import render_training_page
 
 HOSTILE = "<script>document.title = 'run'</script> \x00\x1b & \u202e ]]>"
 
@@ -48,7 +48,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def page(records: list[dict[str, Any]], *, is_finished: bool = True) -> str:
-    return render(TrainConfig(), records, is_finished=is_finished)
+    return render_training_page(TrainConfig(), records, is_finished=is_finished)
 
 
 def test_figures_curves_and_samples_are_shown() -> None:
