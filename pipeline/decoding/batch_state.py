@@ -1,8 +1,8 @@
 """The state of a decode batch during a search, and its compaction: removing the rows that are done.
 
 Each unfinished source of a batch has a slot. greedy.py and beam.py decide which rows are done (``</s>``, length limit) and call
-``compact_batch`` every STEPS_BETWEEN_CHECKS steps. It moves the last live slots into the places of finished ones, so that only one
-slot is copied for each that leaves. On a GPU nothing waits for the device except that check.
+``compact_batch`` every STEPS_BETWEEN_CHECKS steps. It moves the last live slots into the places of finished ones: one copy for
+each slot that leaves. On a GPU nothing waits for the device except that check.
 
 Shapes: B batch (sources), N slots, R decoder rows (N, or N times the beam size; a source's hypotheses are adjacent), S source
 steps, T target steps.
