@@ -28,7 +28,7 @@ def workers(options: Sequence[str]) -> dict[str, Any]:
     """Train with one worker and twice the token budget, from two seeds, and with two workers; compare their losses.
 
     Args:
-        options: Those of a training. Only ``--training.max_steps`` bounds it; output and number of workers are ignored.
+        options: Options of a training. Only ``--training.max_steps`` bounds it; output and number of workers are ignored.
     """
     config = load_config(TrainConfig, "benchmark workers", options)
     seed, budget, steps = config.training.seed, config.training.token_budget, config.training.max_steps or _STEPS

@@ -11,7 +11,7 @@ class Finding:
 
     Attributes:
         path: File or folder, relative to the output folder.
-        problem: What is wrong with it.
+        problem: The error, in words.
     """
 
     path: str
@@ -28,8 +28,8 @@ class VerificationReport:
     Attributes:
         run_id: The run; empty if there is none.
         findings: Defects. A run without any is what its manifest says.
-        verified: What was checked ("files", "bytes", "rows", "ids") and how much of it, for people.
-        notes: What could not be checked, and why.
+        verified: Number of checked "files", "bytes", "rows" and "ids", as text.
+        notes: Checks that were not possible, each with the reason.
     """
 
     run_id: str

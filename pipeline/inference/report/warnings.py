@@ -40,8 +40,8 @@ class RunWarning:
 
     Attributes:
         level: "bad" needs action, "warn" needs a look, "note" is for information.
-        message: What happened.
-        advice: What to do, or where to look.
+        message: The event.
+        advice: The next step, or the place to look.
     """
 
     level: Level

@@ -23,7 +23,7 @@ class RowFilter:
     """Filters the rows of one split.
 
     Args:
-        salt: Of content keys: hash of all that a summary depends on besides the text.
+        salt: Salt of content keys: a hash of everything a summary depends on besides the text.
         ledger: Documents that earlier runs processed, if any.
         duplicates: Rows that repeat an id (``IdCheck.duplicates``), if they are known.
 

@@ -56,7 +56,7 @@ class ReadWindows:
         window_tokens: Maximum source tokens of a window; None for no limit.
         tokenizer_file: Content of a SentencePiece model.
         max_source_tokens: Tokens that the model reads of a document.
-        salt: Of content keys (see RowFilter).
+        salt: Salt of content keys (see RowFilter).
         unreadable: Unreadable files of the run.
         ledger: Documents that earlier runs processed, if any.
         duplicates: Rows that repeat an id (``IdCheck.duplicates``), if they are known.
