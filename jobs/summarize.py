@@ -83,7 +83,11 @@ def _print_plan(console: Console, plan: Plan) -> None:
         later = f"; {plan.later_files:,} files that were added since are left to the next run" if plan.later_files else ""
         console.print(f"an earlier command was interrupted; the run resumes{later}")
     for path, error in islice(plan.input.unread.items(), _MAX_FILES):
-        console.print(f"skipped: {error}" if path in error else f"skipped {path}: {error}")
+        console.print(f"skipped: {_name_file(path, error)}")
+
+
+def _name_file(path: str, error: str) -> str:
+    return error if path in error else f"{path}: {error}"
 
 
 def _print_estimate(console: Console, plan: Plan) -> None:
@@ -130,9 +134,11 @@ def _print_result(console: Console, plan: Plan, result: RunResult) -> None:
         _print_example(console, example)
     manifest = result.manifest
     console.print("\n" + "\n".join(_count_lines(manifest)))
-    console.print(manifest.limits)
+    if manifest.limits:
+        console.print(manifest.limits)
     for path, unread in islice(manifest.unread.items(), _MAX_FILES):
-        console.print(f"unread: {'all' if unread.rows is None else f'{unread.rows:,}'} rows of {path}: {unread.error}")
+        rows = "all" if unread.rows is None else f"{unread.rows:,}"
+        console.print(f"unread, {rows} rows: {_name_file(path, unread.error)}")
     for folder in (SUMMARIES, REJECTS) if manifest.counts.rejected else (SUMMARIES,):
         console.print(f"{folder + ':':<11}{plan.output.child(parts_path(folder, plan.run_id)).uri}/*.parquet")
     console.print(f"manifest:  {plan.folder.uri}/manifest.json")
@@ -155,9 +161,11 @@ def _print_example(console: Console, example: ExampleDocument) -> None:
 def _count_lines(manifest: Manifest) -> Iterator[str]:
     counts = manifest.counts
     rejected = ", ".join(f"{reason} {rows:,}" for reason, rows in sorted(counts.rejected.items()))
+    actors = "1 actor" if manifest.actors == 1 else f"{manifest.actors} actors"
+    speed = f": {manifest.documents_per_s:,.0f} documents/s with {actors}" if counts.summarized else ""
     yield (
-        f"summarized {counts.summarized:,} of {counts.read:,} documents in {manifest.seconds:.1f} s: "
-        f"{manifest.documents_per_s:,.0f} documents/s with {manifest.actors} actors, after {manifest.startup_s:.1f} s to start"
+        f"summarized {counts.summarized:,} of {counts.read:,} documents in {manifest.seconds:.1f} s{speed}, "
+        f"after {manifest.startup_s:.1f} s to start"
     )
     yield (
         f"rejected {sum(counts.rejected.values()):,}{f' ({rejected})' if rejected else ''}; truncated "

@@ -79,7 +79,9 @@ def open_documents(config: DocumentsInput) -> DocumentSet:
     files: list[DocumentFile] = []
     unread: dict[str, str] = {}
     unread_files: list[StoredFile] = []
-    footers = map_ahead(lambda file: _read_footer(root, file), stored_files)
+    skip_advice = f"; repair it, set {root.option}, or skip such files with --input.on_bad_file skip"
+    advice = skip_advice if config.on_bad_file == "fail" else ""
+    footers = map_ahead(lambda file: _read_footer(root, file, advice), stored_files)
     for file, footer in zip(stored_files, footers, strict=True):
         try:
             if isinstance(footer, UserError):
@@ -93,7 +95,8 @@ def open_documents(config: DocumentsInput) -> DocumentSet:
             unread[file.path] = str(error)
             unread_files.append(file)
     if not files:
-        raise UserError(next(iter(unread.values())))
+        first = next(iter(unread.values()))
+        raise UserError(f"no file of {config.path} can be read; repair them, or set {root.option}. The first: {first}")
     return DocumentSet(root, files, unread, unread_files)
 
 
@@ -102,7 +105,7 @@ def list_files(root: Location) -> list[StoredFile]:
     return (root.child(SNAPSHOTS) if root.child(POINTER).exists() else root).parquet_files(recursive=True)
 
 
-def _read_footer(root: Location, file: StoredFile) -> tuple[tuple[int, ...], pa.Schema] | UserError:
+def _read_footer(root: Location, file: StoredFile, advice: str) -> tuple[tuple[int, ...], pa.Schema] | UserError:
     try:
         with pq.ParquetFile(file.path, filesystem=root.filesystem) as parquet:
             groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
@@ -110,10 +113,7 @@ def _read_footer(root: Location, file: StoredFile) -> tuple[tuple[int, ...], pa.
                 raise pa.ArrowInvalid(f"its footer claims {sum(groups):,} rows")
             return groups, parquet.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # a column name may not be UTF-8
-        return UserError(
-            f"{file.path} is not a readable Parquet file: {describe_error(error)}; repair it, set {root.option}, or skip "
-            "such files with --input.on_bad_file skip"
-        )
+        return UserError(f"{file.path} is not a readable Parquet file: {describe_error(error)}{advice}")
 
 
 def _check_same_types(

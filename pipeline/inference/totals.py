@@ -66,6 +66,7 @@ class RunTotals:
         ended_s = time.monotonic()
         first_window_s = ended_s if self.first_window_s is None else self.first_window_s
         actor_seconds = sum(ended_s - since_s for since_s in self.actors_s.values())
+        limits = self.timings.describe_limit(actor_seconds, ended_s - first_window_s, self.counts.source_tokens)
         unread_share = plan.spec.unread_bytes / max(plan.input.bytes + plan.spec.unread_bytes, 1)
         return Manifest(
             run_id=plan.run_id,
@@ -85,7 +86,7 @@ class RunTotals:
             removed=removed,
             stats=StatsSummary.of(self.counts, self.stats),
             timings=self.timings,
-            limits=self.timings.describe_limit(actor_seconds, ended_s - first_window_s, self.counts.source_tokens),
+            limits=limits if self.counts.summarized else "",
             input_files=plan.input_files,
             unread=self.unread,
             output_files=sorted(self.files, key=lambda file: file.path),

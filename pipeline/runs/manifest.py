@@ -214,7 +214,7 @@ class Manifest(Stored):
     """Averages to compare with other runs."""
     timings: StageTimings = Field(alias="effort")
     limits: str
-    """One line that says what limited the speed."""
+    """One line that says what limited the speed; empty if nothing was summarized."""
     input_files: list[InputFile]
     unread: dict[str, UnreadRows]
     """Files that could not be read completely, by path."""

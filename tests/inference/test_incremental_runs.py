@@ -38,6 +38,8 @@ def test_new_and_changed_documents_are_processed_and_others_skipped(nights: Path
     assert read_summarized("2027") == changed_or_new
     assert read_manifest(nights, "2027").counts.skipped == {"summarized": 54, "rejected": 1}
     assert read_summarized("2028") == []
+    assert read_manifest(nights, "2027").limits
+    assert not read_manifest(nights, "2028").limits, "nothing was decoded, so nothing was slow"
     assert read_manifest(nights, "2028").counts.skipped == {"summarized": 64, "rejected": 1}
     assert len(read_summarized("2026")) == 59, "later runs change nothing"
 
@@ -226,6 +228,7 @@ def test_unreadable_files_fail_the_run_or_are_skipped(tmp_path: Path, tiny_bundl
     unread = {Path(path).stem: file for path, file in skipping.unread.items()}
     assert {name: file.rows for name, file in unread.items()} == {"broken": 25, "incomplete": None, "other": None}
     assert "'text'" in unread["other"].error
+    assert "on_bad_file" not in unread["incomplete"].error, "the option is set already"
     assert skipping.counts.unread == 25
     write_documents(tmp_path, "intact", make_texts(75, 90))
     following = run(tmp_path, tiny_bundle, "following", input={"on_bad_file": "skip"}).manifest

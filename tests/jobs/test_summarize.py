@@ -51,7 +51,17 @@ def test_empty_folder(error: GetError, tmp_path: Path) -> None:
 def test_file_that_is_not_parquet(error: GetError, tmp_path: Path) -> None:
     file = tmp_path / "bad.parquet"
     file.write_text("id,text\n1,hello\n")
-    assert str(file) in error("--input.path", file)
+    message = error("--input.path", file)
+    assert str(file) in message
+    assert "--input.on_bad_file skip" in message
+
+
+def test_input_without_a_readable_file(error: GetError, tmp_path: Path) -> None:
+    file = tmp_path / "bad.parquet"
+    file.write_text("id,text\n1,hello\n")
+    message = error("--input.path", file, "--input.on_bad_file", "skip")
+    assert f"no file of {file} can be read; repair them, or set --input.path" in message
+    assert "--input.on_bad_file" not in message, "the option is set already"
 
 
 def test_missing_column_lists_the_existing_ones(error: GetError) -> None:
