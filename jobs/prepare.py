@@ -31,15 +31,20 @@ def main() -> int:
     shards = output.child(f"{{{','.join(prepared.splits)}}}/*.parquet").uri
     train, dev, tokenizer = (output.child(name).uri for name in ("train", "dev", TOKENIZER_FILE))
     console.print(
-        f"prepared: {shards} and {tokenizer}, with {prepared.vocabulary_size:,} subwords, trained on "
-        f"{prepared.tokenizer_pairs:,} pairs"
+        f"prepared: {shards} and {tokenizer}, with {prepared.vocabulary_size:,} subwords, "
+        + (f"trained on {prepared.tokenizer_pairs:,} pairs" if prepared.tokenizer_pairs else f"of {config.tokenizer.path}")
     )
     if "dev" not in prepared.splits or not prepared.splits["dev"].kept:
         console.print(
             "warning: there are no development pairs, which training needs; set --input.dev or raise --input.dev_share"
         )
-    options = ["--data.train", train, "--data.dev", dev, "--data.tokenizer", tokenizer]
-    console.print(f"next: python -m jobs.train --config configs/train.yaml {shlex.join(options)}")
+    data = ["--data.train", train, "--data.dev", dev]
+    parent = config.tokenizer.path
+    if parent and not parent.endswith(".model"):  # a bundle
+        start = ["--model.init_from", parent, *data]
+    else:
+        start = ["--config", "configs/train.yaml", *data, "--data.tokenizer", tokenizer]
+    console.print(f"next: python -m jobs.train {shlex.join(start)}")
     return EXIT_OK
 
 

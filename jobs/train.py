@@ -12,32 +12,35 @@ from pipeline.config.train import TrainConfig
 from pipeline.errors import EXIT_OK, exit_on_user_error
 from pipeline.monitoring.pushgateway import JobOutcome
 from pipeline.training.distributed import TrainingResult, train
+from pipeline.training.parent import Parent, resolve_parent
 from pipeline.training.report.log import TrainingLog
 from pipeline.training.report.metrics import TrainingMetrics
 
 
 def main() -> int:
     """Run the job and return its exit status."""
-    config = load_config(TrainConfig, "train", sys.argv[1:])
+    config, parent = resolve_parent(load_config(TrainConfig, "train", sys.argv[1:]))
     with JobOutcome("train", config.watch) as outcome:
-        outcome.succeeded = not _train(config).was_finished
+        outcome.succeeded = not _train(config, parent).was_finished
     return EXIT_OK
 
 
-def _train(config: TrainConfig) -> TrainingResult:
+def _train(config: TrainConfig, parent: Parent | None) -> TrainingResult:
     """Train, and print each record and the result."""
     console = new_console(job="train", name=config.watch.name)
-    log, metrics = TrainingLog(config), TrainingMetrics(config.watch.name)
+    log, metrics = TrainingLog(config, parent), TrainingMetrics(config.watch.name)
 
     def on_record(record: dict[str, Any]) -> None:
         console.print(_line(record), style="bold" if record["kind"] == "validation" else None)
         log.add(record)
         metrics.add(record)
 
+    if parent:
+        console.print(f"starting from {parent.path}, model {parent.fingerprint[:12]}")
     console.print(f"training into {config.output.path}: starting Ray and the workers")
     with metrics:
-        trained = train(config, on_record)
-    log.finish()
+        trained = train(config, on_record, parent)
+    log.finish(trained.fingerprint)
     if trained.was_finished:
         limit = "patience" if trained.stopped_early else "epochs, max_minutes or max_steps"
         console.print(f"already finished, after {_duration(trained.last)}; to train further, raise --training.{limit}")

@@ -45,10 +45,10 @@ from pipeline.config.train import TrainConfig
 from pipeline.config.types import Positive
 from pipeline.data.pairs import open_pairs, pair_texts
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.io.location import open_location
 from pipeline.model.batching import PairBatch, PairLimits, Rows, pair_batches
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.training.learner import Learner
+from pipeline.training.parent import read_tokenizer
 
 console = new_console()
 
@@ -190,10 +190,10 @@ def _time_exchange(model: Seq2Seq, device: torch.device, dtype: torch.dtype) -> 
 
 def _real_batches(config: TrainBenchmark, rank: int, workers: int) -> tuple[ModelConfig, int, list[PairBatch]]:
     """Return the network, its vocabulary size, and batches of this worker's share of the first training pairs."""
-    tokenizer = Tokenizer(open_location(config.data.tokenizer, "--data.tokenizer").read(), config.data.tokenizer)
+    tokenizer = Tokenizer(read_tokenizer(config, parent=None))
     table = next(iter(open_pairs(config.data.train, "--data.train").windows(config.data.window_rows)))
     sources, targets = (Rows(*tokenizer.encode(texts[rank::workers])) for texts in pair_texts(table))
-    return config.model, tokenizer.vocabulary_size, _batches(config, sources, targets)
+    return config.model.network, tokenizer.vocabulary_size, _batches(config, sources, targets)
 
 
 def _gnmt_batches(config: TrainBenchmark, rank: int) -> tuple[ModelConfig, int, list[PairBatch]]:

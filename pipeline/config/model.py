@@ -108,4 +108,4 @@ class DecodingOverrides(Section):
 class ModelPath(Section):
     """The model."""
 
-    path: str = Field(str(SAMPLE / "model"), description="folder of the model bundle")
+    path: str = Field(str(SAMPLE / "model"), description="folder of the model bundle; sample: the shipped one")

@@ -60,8 +60,12 @@ class PairsFilter(Section):
 
 
 class TokenizerConfig(Section):
-    """Training of the SentencePiece tokenizer."""
+    """The SentencePiece tokenizer, which is trained on the pairs unless there is one."""
 
+    path: str | None = Field(
+        None,
+        description="tokenizer to use: a model bundle, sample (the shipped one), or a SentencePiece file; unset: train one",
+    )
     vocabulary_size: Positive = Field(8000, description="number of subwords, including 256 bytes and 4 special tokens")
     algorithm: Literal["unigram", "bpe"] = Field("unigram", description="SentencePiece model type")
     character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
@@ -74,6 +78,12 @@ class TokenizerConfig(Section):
         True, description="never join letters with symbols, or two scripts, in a subword; false: I_WALK can be one subword"
     )
     train_rows: Positive = Field(500_000, description="maximum number of pairs sampled to train the tokenizer")
+
+    @model_validator(mode="after")
+    def _check_path(self) -> TokenizerConfig:
+        if self.path is not None and (unused := sorted(self.model_fields_set - {"path"})):
+            raise ValueError(f"{unused[0]} is for training a tokenizer, but path is set; unset one of them")
+        return self
 
 
 class PrepareOutput(Section):

@@ -17,12 +17,31 @@ class TrainData(Section):
 
     train: str = Field("prepared/train", description="folder of training pair shards from prepare")
     dev: str = Field("prepared/dev", description="folder of development pair shards")
-    tokenizer: str = Field("prepared/tokenizer.model", description="SentencePiece model file")
-    max_source_tokens: Positive = Field(128, description="truncate sources to this many subwords")
+    tokenizer: str | None = Field(
+        "prepared/tokenizer.model", description="SentencePiece model file; default with model.init_from: the bundle's"
+    )
+    max_source_tokens: Positive = Field(
+        128, description="truncate sources to this many subwords; default with model.init_from: as many as it reads"
+    )
     max_target_tokens: Positive = Field(48, description="truncate targets to this many subwords")
     window_rows: Positive = Field(
         8192, description="pairs that are shuffled and bucketed by length together; a worker holds the token ids of two windows"
     )
+
+
+class TrainModel(ModelConfig):
+    """Shape of the network."""
+
+    init_from: str | None = Field(
+        None,
+        description="folder of a model bundle to start from, or sample, the shipped one: weights, tokenizer and shape; "
+        "unset: random weights",
+    )
+
+    @property
+    def network(self) -> ModelConfig:
+        """The shape alone, as a bundle stores it."""
+        return ModelConfig.model_validate(self.model_dump(by_alias=True, exclude={"init_from"}))
 
 
 class TrainingConfig(Section):
@@ -127,7 +146,7 @@ class TrainConfig(JobConfig):
     """Train a sequence-to-sequence model on prepared pairs. The same command resumes an interrupted training."""
 
     data: TrainData = TrainData()
-    model: ModelConfig = ModelConfig()
+    model: TrainModel = TrainModel()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
     scaling: ScalingSection = ScalingSection()

@@ -32,4 +32,9 @@ def _check_run_id(run_id: str) -> str:
     return run_id
 
 
+def bundle_path(uri: str) -> str:
+    """Return the location of a bundle as an option names it: ``sample`` stands for the shipped one."""
+    return str(SAMPLE / "model") if uri == "sample" else uri
+
+
 RunId = Annotated[str, AfterValidator(_check_run_id)]

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.config.prepare import PrepareConfig
+from pipeline.config.types import bundle_path
 from pipeline.data.pairs import PAIR_SCHEMA
 from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.errors import UserError
@@ -60,7 +61,7 @@ class PrepareResult:
     Attributes:
         source_subwords: percentiles of source lengths, measured on ``measured_pairs`` random training pairs.
         target_subwords: the same for targets.
-        tokenizer_pairs: pairs that the tokenizer was trained on.
+        tokenizer_pairs: pairs that the tokenizer was trained on; 0 if there was one already.
     """
 
     splits: dict[Role, SplitReport]
@@ -119,6 +120,7 @@ class _Preparation:
 
     def __init__(self, config: PrepareConfig, folder: Location, scratch: Path, on_progress: OnProgress) -> None:
         self._config, self._folder, self._scratch, self._on_progress = config, folder, scratch, on_progress
+        self._tokenizer_file = _read_tokenizer(config.tokenizer.path)
         self._reports: dict[Role, SplitReport] = {}
         self._held_out: dict[Role, set[int]] = {}
         self._sample: list[tuple[str, str]] = []
@@ -174,8 +176,7 @@ class _Preparation:
         if not self._sample:
             why = self._reports["train"].why_empty()
             raise UserError(f"no training pairs remain of {self._config.input.train}: {why}; change --input.train or --filter")
-        self._on_progress(PrepareProgress(f"training the tokenizer on {len(self._sample):,} pairs"))
-        model = train_tokenizer((text for pair in self._sample for text in pair), self._config.tokenizer)
+        model = self._tokenizer_file or self._train_tokenizer()
         self._folder.child(TOKENIZER_FILE).write(model)
         tokenizer = Tokenizer(model)
         first = self._folder.child("train").child(_SHARD.format(0))
@@ -185,9 +186,24 @@ class _Preparation:
             source_subwords=_length_percentiles(tokenizer, measured["source"]),
             target_subwords=_length_percentiles(tokenizer, measured["target"]),
             measured_pairs=len(measured),
-            tokenizer_pairs=len(self._sample),
+            tokenizer_pairs=0 if self._tokenizer_file else len(self._sample),
             vocabulary_size=tokenizer.vocabulary_size,
         )
+
+    def _train_tokenizer(self) -> bytes:
+        self._on_progress(PrepareProgress(f"training the tokenizer on {len(self._sample):,} pairs"))
+        return train_tokenizer((text for pair in self._sample for text in pair), self._config.tokenizer)
+
+
+def _read_tokenizer(uri: str | None) -> bytes | None:
+    """Read the tokenizer at ``tokenizer.path``, a bundle or a file, if it is set."""
+    if uri is None:
+        return None
+    location = open_location(bundle_path(uri), "--tokenizer.path")
+    in_bundle = location.child(TOKENIZER_FILE)
+    file = (in_bundle if in_bundle.exists() else location).read()
+    Tokenizer(file, uri)
+    return file
 
 
 def _length_percentiles(tokenizer: Tokenizer, texts: pa.ChunkedArray[Any]) -> dict[int, int]:

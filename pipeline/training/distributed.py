@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,14 +29,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import cluster
 from pipeline.config.train import ScalingSection, TrainConfig
 from pipeline.data.pairs import PairSet, open_pairs, pair_texts
-from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import Stopped, UserError
-from pipeline.io.location import Location, open_location
+from pipeline.io.location import Location
 from pipeline.model.malloc import KEEP_FREED_MEMORY
 from pipeline.training.checkpoints import CHECKPOINTS, WriterFence
 from pipeline.training.dataset import TRAIN, RoundRobinSplit, WindowLayout, plan_windows, training_windows
 from pipeline.training.learner import progress_fraction
 from pipeline.training.output_folder import TrainingFolder, copy_record
+from pipeline.training.parent import Parent, read_tokenizer
 from pipeline.training.worker import WorkerJob, train_worker
 
 _DATA_CPUS = 1.0
@@ -53,31 +53,35 @@ class TrainingResult:
 
     Attributes:
         bundle: URI of the bundle.
+        fingerprint: fingerprint of the bundle.
         last: record of the last validation.
         was_finished: True if the training had finished before this call.
         stopped_early: True if it ended by ``training.patience`` and not by another limit.
     """
 
     bundle: str
+    fingerprint: str
     last: Record
     was_finished: bool
     stopped_early: bool
 
 
-def train(config: TrainConfig, on_record: Callable[[Record], None]) -> TrainingResult:
+def train(config: TrainConfig, on_record: Callable[[Record], None], parent: Parent | None = None) -> TrainingResult:
     """Train until the configured end, resuming from the last checkpoint if there is one, and write the bundle.
 
     Args:
+        config: with a parent, as ``resolve_parent`` returns it.
         on_record: called with each record: skipped rows, if any; then from the workers at their start, every few seconds, at
             rollbacks, and for each validation once its checkpoint is kept.
+        parent: bundle to start from; None to start from random weights.
 
     Raises:
         UserError: the data, the tokenizer, the output folder or an option is not usable.
         Stopped: workers failed or were lost.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    data = _read_data(config)
-    folder = TrainingFolder(config)
+    data = _read_data(config, parent)
+    folder = TrainingFolder(config, parent)
     folder.claim(data.tokenizer_file, data.dev)
     kept = folder.kept_checkpoints()
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
@@ -91,8 +95,9 @@ def train(config: TrainConfig, on_record: Callable[[Record], None]) -> TrainingR
             _run_workers(config, data, layout, fence, records)
         kept = folder.kept_checkpoints()
     assert kept is not None, "workers end with a checkpoint"
-    folder.write_bundle(kept, data.pairs)
-    return TrainingResult(folder.bundle.uri, kept.last_metrics, was_finished, _stopped_early(config, kept.last_metrics))
+    fingerprint = folder.write_bundle(kept, data.pairs)
+    last = kept.last_metrics
+    return TrainingResult(folder.bundle.uri, fingerprint, last, was_finished, _stopped_early(config, last))
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,16 @@ class _InputData:
     """Input that the driver reads before it starts the workers."""
 
     tokenizer_file: bytes
+    parent_files: Mapping[str, bytes] | None
     train: PairSet
     pairs: int  # rows of train without a null
     dev: dict[str, list[str]]  # development pairs, by column
     skipped: dict[str, int]  # rows of train and dev with a null
 
 
-def _read_data(config: TrainConfig) -> _InputData:
+def _read_data(config: TrainConfig, parent: Parent | None) -> _InputData:
     data, dev_rows = config.data, config.training.validate_rows
-    tokenizer_file = open_location(data.tokenizer, "--data.tokenizer").read()
-    Tokenizer(tokenizer_file, data.tokenizer)
+    tokenizer_file = read_tokenizer(config, parent)
     train_set = open_pairs(data.train, "--data.train")
     pairs = train_set.count_pairs()
     rows = pa.concat_tables(open_pairs(data.dev, "--data.dev").windows(dev_rows, dev_rows))
@@ -119,7 +124,8 @@ def _read_data(config: TrainConfig) -> _InputData:
             f"source or target is null in each of the first {len(rows):,} rows of {data.dev}; set --data.dev to complete pairs"
         )
     skipped = {"train": train_set.rows - pairs, "dev": len(rows) - len(sources)}
-    return _InputData(tokenizer_file, train_set, pairs, {"source": sources, "target": targets}, skipped)
+    parent_files = parent.files if parent else None
+    return _InputData(tokenizer_file, parent_files, train_set, pairs, {"source": sources, "target": targets}, skipped)
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
@@ -171,6 +177,7 @@ def _run_workers(config: TrainConfig, data: _InputData, layout: WindowLayout, fe
     job = WorkerJob(
         config=config.model_dump_json(by_alias=True),
         tokenizer_file=data.tokenizer_file,
+        parent_files=data.parent_files,
         layout=layout,
         dev=data.dev,
         threads=threads,

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from pipeline.config.model import DecodingConfig, ModelConfig
 from pipeline.config.train import TrainConfig
+from pipeline.training.parent import Parent
 from pipeline.version import versions
 
 
-def model_card(config: TrainConfig, config_yaml: str, pairs: int, best: dict[str, Any], last: dict[str, Any]) -> str:
+def model_card(config: TrainConfig, pairs: int, best: dict[str, Any], last: dict[str, Any], parent: Parent | None) -> str:
     """Return the Markdown of README.md.
 
     Args:
-        config_yaml: the whole configuration.
         pairs: number of training pairs.
         best: validation record of the checkpoint in the bundle.
         last: last validation record of the training.
+        parent: bundle that the training started from, if any.
     """
+    start = f"`{parent.path}`, fingerprint `{parent.fingerprint}`" if parent else "random weights"
     training = {
+        "started from": start,
         "training pairs": f"`{config.data.train}`: {pairs:,}",
         "development pairs": f"`{config.data.dev}`: {best['dev_rows']:,} used",
         "whole training": f"{last['step']:,} steps, {last['pairs_seen']:,} pairs seen, {_format_duration(last)}",
@@ -54,8 +59,13 @@ Scores of hypotheses for the development pairs, decoded with the options below; 
 Save this as `train.yaml` and run `python -m jobs.train --config train.yaml`.
 
 ```yaml
-{config_yaml}```
+{config_yaml(config)}```
 """
+
+
+def config_yaml(config: TrainConfig) -> str:
+    """Return the whole configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def _rows(rows: dict[str, str]) -> str:

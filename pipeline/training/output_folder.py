@@ -3,7 +3,7 @@
     <output>/config.yaml     configuration of the latest run
     <output>/train.jsonl     records shown by jobs.train; written with each checkpoint
     <output>/training.html   the same as a report (report/); tensorboard/ holds it for TensorBoard
-    <output>/identity.json   what must stay the same: network, tokenizer, and how the best checkpoint is chosen
+    <output>/identity.json   what must stay the same: network, parent, tokenizer, and how the best checkpoint is chosen
     <output>/run_id          id of the latest run, the only one that may write checkpoints
     <output>/checkpoints/    Ray Train's folder: the best and the last checkpoint, and its record of them. It overwrites the
                              record in place; checkpoints.json is a copy in case a kill truncates it
@@ -26,14 +26,14 @@ from typing import Any
 
 import ray.train
 import torch
-import yaml
 
 from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
 from pipeline.model.bundle import FILES, load_bundle, save_bundle
 from pipeline.training.checkpoints import BUNDLE, CHECKPOINTS, WriterFence
-from pipeline.training.model_card import model_card
+from pipeline.training.model_card import config_yaml, model_card
+from pipeline.training.parent import Parent
 
 _RECORD, _RECORD_COPY = "checkpoint_manager_snapshot.json", "checkpoints.json"
 _RECORD_WRITE_S = 2.0
@@ -41,6 +41,7 @@ _RECORD_WRITE_S = 2.0
 
 _IDENTITY_OPTIONS = {
     "model": "--model",
+    "parent": "--model.init_from",
     "tokenizer_sha256": "--data.tokenizer",
     "best_by": "--training.best_by",
     "dev_sha256": "--data.dev or --training.validate_rows",
@@ -61,12 +62,15 @@ class KeptCheckpoints:
 class TrainingFolder:
     """The output folder of a training.
 
+    Args:
+        parent: bundle that the training starts from, if any.
+
     Raises:
         UserError: the URI is not supported.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
+    def __init__(self, config: TrainConfig, parent: Parent | None = None) -> None:
+        self._config, self._parent = config, parent
         self.root: Location = open_location(config.output.path, "--output.path")
         self.bundle = self.root.child(BUNDLE)
 
@@ -77,7 +81,8 @@ class TrainingFolder:
             UserError: it holds a training with another identity, or it cannot be written.
         """
         identity = {
-            "model": self._config.model.model_dump(by_alias=True),
+            "model": self._config.model.network.model_dump(by_alias=True),
+            "parent": self._parent.fingerprint if self._parent else None,
             "tokenizer_sha256": hashlib.sha256(tokenizer_file).hexdigest(),
             "best_by": self._config.training.best_by,
             "dev_sha256": hashlib.sha256(json.dumps(dev).encode()).hexdigest(),
@@ -87,7 +92,7 @@ class TrainingFolder:
             file.write((json.dumps(identity, indent=2) + "\n").encode())
             return
         try:
-            previous = dict(json.loads(file.read()))
+            previous = {"parent": None, **json.loads(file.read())}
         except (ValueError, TypeError):
             raise UserError(f"{file.uri} is broken; set another --output.path") from None
         changed = [option for key, option in _IDENTITY_OPTIONS.items() if previous.get(key, identity[key]) != identity[key]]
@@ -104,7 +109,7 @@ class TrainingFolder:
         """
         fence = WriterFence(self.root, uuid.uuid4().hex)
         fence.file.write(fence.run_id.encode())
-        self.root.child("config.yaml").write(_config_yaml(self._config).encode())
+        self.root.child("config.yaml").write(config_yaml(self._config).encode())
         if kept is not None:
             copy_record(self.root)
             checkpoints = self.root.child(CHECKPOINTS)
@@ -149,21 +154,26 @@ class TrainingFolder:
             record.write(copy.read())
         return True
 
-    def write_bundle(self, kept: KeptCheckpoints, pairs: int) -> None:
-        """Write the best checkpoint's model and a model card for ``pairs`` training pairs, unless the same bundle is there."""
-        card = model_card(self._config, _config_yaml(self._config), pairs, kept.best_metrics, kept.last_metrics)
+    def write_bundle(self, kept: KeptCheckpoints, pairs: int) -> str:
+        """Write the best checkpoint's model and a model card for ``pairs`` training pairs, unless the same bundle is there.
+
+        Returns:
+            The bundle's fingerprint.
+        """
+        card = model_card(self._config, pairs, kept.best_metrics, kept.last_metrics, self._parent)
         with kept.best.as_directory() as checkpoint, tempfile.TemporaryDirectory() as folder:
             best = load_bundle(Path(checkpoint) / BUNDLE)
             dtype = getattr(torch, self._config.training.export_dtype)
-            save_bundle(folder, best.model, best.tokenizer_file, self._config.decoding, dtype)
+            fingerprint = save_bundle(folder, best.model, best.tokenizer_file, self._config.decoding, dtype)
             files = [(self.bundle.child(name), (Path(folder) / name).read_bytes()) for name in FILES]
         readme = self.bundle.child("README.md")
         if readme.exists():
             if all(file.exists() and file.read() == content for file, content in files):
-                return
+                return fingerprint
             readme.remove()
         for file, content in [*files, (readme, card.encode())]:
             file.write(content)
+        return fingerprint
 
 
 def copy_record(root: Location) -> None:
@@ -172,7 +182,3 @@ def copy_record(root: Location) -> None:
     The checkpoints in the copy still exist while Ray Train writes the next record: it deletes old ones afterwards.
     """
     root.child(_RECORD_COPY).write(root.child(CHECKPOINTS).child(_RECORD).read())
-
-
-def _config_yaml(config: TrainConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

@@ -27,6 +27,7 @@ from pipeline.data.token_columns import flatten_column
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.model.batching import Rows
+from pipeline.model.bundle import bundle_from_files
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.training.checkpoints import WriterFence, load_checkpoint, save_checkpoint, upload_checkpoint
 from pipeline.training.dataloader import PairDataLoader
@@ -44,6 +45,7 @@ class WorkerJob(TypedDict):
 
     config: str  # JSON
     tokenizer_file: bytes
+    parent_files: Mapping[str, bytes] | None  # bundle to start from; None: random weights
     layout: WindowLayout
     dev: dict[str, list[str]]  # development pairs, by column
     threads: int
@@ -68,7 +70,10 @@ class Worker:
         torch.manual_seed(config.training.seed)
         tokenizer = Tokenizer(self._tokenizer_file)
         device = ray.train.torch.get_device()
-        model = Seq2Seq(config.model, tokenizer.vocabulary_size).to(device)
+        model = Seq2Seq(config.model.network, tokenizer.vocabulary_size)
+        if (parent_files := job["parent_files"]) is not None:
+            model.load_state_dict(bundle_from_files(parent_files, "--model.init_from").model.state_dict())
+        model.to(device)
         self._fence.remove_local_folders()  # before the learner's first collective, so before any worker writes a new one
         self.learner = Learner(
             model, config.training, device, distributed=self.workers > 1, compress=config.scaling.compress_gradients
@@ -76,7 +81,9 @@ class Worker:
         self.loader = PairDataLoader(ray.train.get_dataset_shard(TRAIN), config, job["layout"], self.rank, self.workers)
         self._started: float | None = None
         self._resumed_minutes, self._best_score, self._since_best = 0.0, -math.inf, 0
+        self._starts_from_parent = parent_files is not None
         if checkpoint := ray.train.get_checkpoint():
+            self._starts_from_parent = False
             with checkpoint.as_directory() as folder:
                 position = load_checkpoint(folder, self.learner)
             self.loader.load_state_dict(position["stream"])
@@ -114,6 +121,10 @@ class Worker:
         training, meter = self.config.training, self._meter
         self._send("start", self._facts)
         self.learner.snapshot()
+        if self._starts_from_parent:
+            self._validate()  # shows what the training gains, and keeps the parent's weights if it gains nothing
+            meter.snapshot()
+            self._started, self.minutes = None, 0.0
         last_validation_minutes, validated_progress = self.minutes, 0.0
         while not self._is_done:
             epoch = self.loader.epoch()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from ray_cluster import local_worker_pids, three_nodes
 from safetensors.torch import load_file
+from trainings import run
 
 from pipeline.config.train import TrainConfig
 from pipeline.errors import Stopped
@@ -57,15 +58,21 @@ def kill_driver(options: dict[str, Any], tmp_path: Path) -> int:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("driver_too", [False, True])
+@pytest.mark.parametrize(("driver_too", "from_parent"), [(False, False), (True, False), (True, True)])
 def test_killed_training_resumes(
-    command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_too: bool
+    command_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_too: bool, from_parent: bool
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how often Ray Train registers a checkpoint
     uninterrupted, killed = config(command_pairs, tmp_path / "uninterrupted"), config(command_pairs, tmp_path / "killed")
+    if from_parent:
+        parent = config(command_pairs, tmp_path / "parent")
+        parent["training"] |= {"max_steps": 20}
+        run(TrainConfig.model_validate(parent))
+        for options in (uninterrupted, killed):
+            options["model"]["init_from"] = f"{tmp_path}/parent/bundle"
     # Validations may come at other steps: they do not affect what is learned.
     uninterrupted["training"] |= {"validate_minutes": 60.0}
-    train(TrainConfig.model_validate(uninterrupted), lambda _: None)
+    run(TrainConfig.model_validate(uninterrupted))
 
     printed_step = kill_driver(killed, tmp_path) if driver_too else 0
 
@@ -79,10 +86,10 @@ def test_killed_training_resumes(
             os.kill(worker, signal.SIGKILL)
 
     with pytest.raises(Stopped, match=r"worker \d "):
-        train(TrainConfig.model_validate(killed), kill_a_worker)
+        run(TrainConfig.model_validate(killed), kill_a_worker)
     assert printed_step <= starts[0] < 60, "a validation that was printed has its checkpoint"
 
-    trained = train(TrainConfig.model_validate(killed), lambda record: starts.append(record["step"]))
+    trained, _ = run(TrainConfig.model_validate(killed), lambda record: starts.append(record["step"]))
     assert starts[0] < starts[1] < 60
     assert trained.last["step"] == 60
     *_, last = sorted((tmp_path / "killed").glob("checkpoints/checkpoint_*/bundle/model.safetensors"))

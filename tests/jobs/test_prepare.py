@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from job import RunJob, job_command, job_runner
 
+from pipeline.config.types import SAMPLE
 from pipeline.errors import EXIT_OK, EXIT_USER_ERROR
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,35 @@ def test_summary_counts_pairs_and_names_dropped_rows(run: RunJob, pairs: Path, t
         f"next: python -m jobs.train --config configs/train.yaml --data.train {output}/train --data.dev {output}/dev "
         f"--data.tokenizer {output}/tokenizer.model"
     )
+
+
+def test_tokenizer_of_a_bundle_is_used(run: RunJob, pairs: Path, tmp_path: Path) -> None:
+    output, sample = tmp_path / "out", SAMPLE / "model/tokenizer.model"
+    done = run("--input.train", pairs, "--output.path", output, "--tokenizer.path", "sample")
+    assert done.status == EXIT_OK, done.err
+    assert (output / "tokenizer.model").read_bytes() == sample.read_bytes()
+    assert "with 12,000 subwords, of sample" in done.out
+    assert done.out.splitlines()[-1] == (
+        f"next: python -m jobs.train --model.init_from sample --data.train {output}/train --data.dev {output}/dev"
+    )
+    again = run("--input.train", pairs, "--output.path", tmp_path / "file", "--tokenizer.path", sample)
+    assert again.status == EXIT_OK, again.err
+    assert again.out.splitlines()[-1].endswith(f"--data.tokenizer {tmp_path}/file/tokenizer.model")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{tmp}/none", "cannot read {tmp}/none: No such file or directory; set --tokenizer.path"),
+        ("{pairs}", "{pairs} is not a SentencePiece model"),
+        ("sample --tokenizer.vocabulary_size 500", "vocabulary_size is for training a tokenizer, but path is set"),
+    ],
+)
+def test_tokenizer_that_cannot_be_used(run: RunJob, pairs: Path, tmp_path: Path, options: str, message: str) -> None:
+    argv = options.format(tmp=tmp_path, pairs=pairs).split()
+    done = run("--input.train", pairs, "--output.path", tmp_path / "out", "--tokenizer.path", *argv)
+    assert message.format(tmp=tmp_path, pairs=pairs) in done.error
+    assert list(tmp_path.iterdir()) == [pairs]
 
 
 def test_missing_development_pairs_are_a_warning(run: RunJob, pairs: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ray.train import Checkpoint
+from trainings import DEV_PAIRS, EPOCHS, PAIRS, Records, make_config, run
 
 from pipeline.config.train import TrainConfig
 from pipeline.data.tokenizer import Tokenizer
@@ -23,41 +24,8 @@ from pipeline.io.location import open_location
 from pipeline.model.batching import Rows
 from pipeline.model.bundle import load_bundle
 from pipeline.training.checkpoints import WriterFence, upload_checkpoint
-from pipeline.training.distributed import TrainingResult, train
 from pipeline.training.learner import Learner
 from pipeline.training.validation import DevPairs, DevSet
-
-PAIRS, DEV_PAIRS, EPOCHS = 600, 18, 4
-
-Records = list[dict[str, Any]]
-
-
-def make_config(pairs: Path, folder: Path, **sections: dict[str, Any]) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": {"train": f"{pairs}/train", "dev": f"{pairs}/dev", "tokenizer": f"{pairs}/tokenizer.model"},
-        "model": {"embedding_size": 32, "hidden_size": 64, "bidirectional": False, "copy": False, "dropout": 0.1},
-        "training": {
-            "epochs": EPOCHS,
-            "token_budget": 60,
-            "learning_rate": 0.02,
-            "warmup_steps": 10,
-            "validate_rows": 100,
-            "report_seconds": 0,
-            "precision": "float32",
-        },
-        "decoding": {"no_repeat_ngram": 0},
-        "scaling": {"num_workers": 2, "threads": 1},
-        "output": {"path": str(folder)},
-    }
-    for name, options in sections.items():
-        values[name] = {**values[name], **options}
-    return TrainConfig.model_validate(values)
-
-
-def run(config: TrainConfig) -> tuple[TrainingResult, Records]:
-    records: Records = []
-    result = train(config, records.append)
-    return result, [record for record in records if record["kind"] != "waiting"]  # a busy machine adds those
 
 
 @pytest.fixture(scope="module")

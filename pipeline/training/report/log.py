@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
+from pipeline.training.parent import Parent
 from pipeline.training.report.report import render_training_page
 from pipeline.training.report.tensorboard import EventFile
 
@@ -22,12 +23,15 @@ _log = logging.getLogger(__name__)
 class TrainingLog:
     """The records of all runs of a training, earlier runs included.
 
+    Args:
+        parent: Bundle that the training starts from, if any.
+
     Raises:
         UserError: The output folder cannot be read.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
+    def __init__(self, config: TrainConfig, parent: Parent | None = None) -> None:
+        self._config, self._parent = config, parent
         self._folder: Location = open_location(config.output.path, "--output.path")
         self._file = self._folder.child("train.jsonl")
         lines = self._file.read().splitlines() if self._file.exists() else []
@@ -46,14 +50,18 @@ class TrainingLog:
         try:
             self._add_event(record)
             if record["kind"] == "validation":
-                self._write(is_finished=False)
+                self._write(fingerprint=None)
         except (OSError, UserError) as error:
             _log.warning("%s; trying again at the next validation", describe_error(error))
 
-    def finish(self) -> None:
-        """Mark the training as finished on the page. Raises UserError if the output folder cannot be written."""
+    def finish(self, fingerprint: str) -> None:
+        """Mark the training as finished on the page, with the fingerprint of its bundle.
+
+        Raises:
+            UserError: The output folder cannot be written.
+        """
         if any(record["kind"] == "start" for record in self._records):
-            self._write(is_finished=True)
+            self._write(fingerprint)
         if self._events:
             self._events.close()
 
@@ -65,13 +73,13 @@ class TrainingLog:
         if self._events:
             self._events.add(record)
 
-    def _write(self, *, is_finished: bool) -> None:
+    def _write(self, fingerprint: str | None) -> None:
         self._file.write_with_retry("".join(json.dumps(record) + "\n" for record in self._records).encode())
         if self._events:
             name, content = self._events.read()
             self._folder.child("tensorboard").child(name).write_with_retry(content)
         try:
-            page = render_training_page(self._config, self._records, is_finished=is_finished)
+            page = render_training_page(self._config, self._records, self._parent, fingerprint)
         except Exception:  # an error in the page never stops a training
             _log.warning("cannot make training.html", exc_info=True)
             return

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.config.train import TrainConfig
 from pipeline.pages.page import flat, render_page
 from pipeline.training.model_card import describe_network
+from pipeline.training.parent import Parent
 
 Record = dict[str, Any]
 
@@ -46,13 +47,16 @@ class TrainingWarning:
     advice: str
 
 
-def render_training_page(config: TrainConfig, records: Sequence[Record], *, is_finished: bool) -> str:
+def render_training_page(
+    config: TrainConfig, records: Sequence[Record], parent: Parent | None = None, fingerprint: str | None = None
+) -> str:
     """Render the page.
 
     Args:
         config: Configuration of the training.
         records: Records of all runs of the training, with at least one of kind "start".
-        is_finished: Whether the training has ended.
+        parent: Bundle that the training started from, if any.
+        fingerprint: Fingerprint of the bundle that a finished training wrote; None while it trains.
     """
     from pipeline.training.report.plots import plot_curves
 
@@ -71,7 +75,9 @@ def render_training_page(config: TrainConfig, records: Sequence[Record], *, is_f
         plots,
         {},
         name=config.output.path,
-        status="Finished" if is_finished else "Training",
+        status="Finished" if fingerprint else "Training",
+        parent=parent,
+        fingerprint=fingerprint,
         network=describe_network(config.model),
         start=starts[-1],
         time=datetime.fromtimestamp(last["at"], UTC),

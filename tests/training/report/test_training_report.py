@@ -47,8 +47,8 @@ def records() -> list[dict[str, Any]]:
     return [start(), *steps[:20], validation(20, 20.0), *steps[20:], validation(40, 30.0)]
 
 
-def page(records: list[dict[str, Any]], *, is_finished: bool = True) -> str:
-    return render_training_page(TrainConfig(), records, is_finished=is_finished)
+def page(records: list[dict[str, Any]], fingerprint: str | None = "f" * 64) -> str:
+    return render_training_page(TrainConfig(), records, fingerprint=fingerprint)
 
 
 def test_figures_curves_and_samples_are_shown() -> None:
@@ -66,7 +66,7 @@ def test_figures_curves_and_samples_are_shown() -> None:
         assert words in text
     assert text.count("<svg") == 5
     assert "warning" not in text
-    assert "Training</div>" in page(records()[:22], is_finished=False)
+    assert "Training</div>" in page(records()[:22], fingerprint=None)
 
 
 def test_texts_are_escaped() -> None:
@@ -77,7 +77,7 @@ def test_texts_are_escaped() -> None:
 
 
 def test_page_after_one_step() -> None:
-    text = page([start(), step(1)], is_finished=False)
+    text = page([start(), step(1)], fingerprint=None)
     assert "<svg" not in text
     assert "ROUGE" not in text
 
@@ -153,7 +153,7 @@ def events(config: TrainConfig) -> Iterator[Event]:
 
 
 def test_tensorboard_events(config: TrainConfig) -> None:
-    write_log(config, records()).finish()
+    write_log(config, records()).finish("f" * 64)
     scalars: dict[str, list[tuple[int, float]]] = {}
     for event in events(config):
         for value in event.summary.value:
