@@ -1,4 +1,4 @@
-"""Score a model and two baselines on pairs: ``python -m jobs.evaluate --model.path trained/bundle``."""
+"""Score a model, another one and two baselines on pairs: ``python -m jobs.evaluate --model.path trained/bundle``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from pipeline.bundles import read_bundle
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.loader import load_config
 from pipeline.data.arrow import to_texts
-from pipeline.data.pairs import PairSet, drop_incomplete, open_pairs
+from pipeline.data.pairs import PairSet, drop_incomplete, open_pairs, reference_texts
 from pipeline.errors import EXIT_OK, UserError, exit_on_user_error
-from pipeline.evaluation.evaluate import DecodedBatch, EvaluationScores, Evaluator
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.evaluate import DecodedBatch, EvaluationScores, Evaluator, Summarizer
 from pipeline.evaluation.metrics import ScoreInterval, tokenizer_warnings
 from pipeline.io.atomic import atomic_file
 from pipeline.io.location import relative_to_cwd
 from pipeline.version import versions
 
 _WINDOW_ROWS = 512
+_SHOWN_CHARS = 150
 _METRIC_NAMES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -40,6 +42,8 @@ _METRIC_NAMES = {
     "loop_percent": "with a loop, %",
     "mean_words": "words",
 }
+
+_MEAN_NAMES = {f"mean_rouge{n}": f"mean ROUGE-{n}" for n in ("1", "2", "L")}
 
 WriteHypotheses = Callable[[pa.Table, DecodedBatch], None]
 
@@ -53,8 +57,11 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, bundle = read_bundle(config.model.path, device)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
-    evaluator = Evaluator(bundle, decoding, config.metrics, config.resources.precision)
-    console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}")
+    model = Summarizer(bundle, decoding, config.resources.precision)
+    other = _read_other(config, device)
+    evaluator = Evaluator(model, config.metrics, other[1] if other else None)
+    against = f", compared with model {other[0][:12]}" if other else ""
+    console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}{against}")
     with contextlib.ExitStack() as outputs:
         report = outputs.enter_context(atomic_file(config.output.path, "--output.path"))
         write = outputs.enter_context(_hypotheses_file(config.output.hypotheses)) if config.output.hypotheses else None
@@ -64,6 +71,7 @@ def main() -> int:
         scores = evaluator.scores()
         content = {
             "model": {"path": relative_to_cwd(config.model.path), "fingerprint": bundle.fingerprint},
+            "compare": {"path": config.compare.path, "fingerprint": other[0]} if other else None,
             "input": {"path": config.input.path, "rows": rows, "skipped_null_rows": skipped},
             "decoding": decoding.model_dump(),
             "metrics": config.metrics.model_dump(),
@@ -77,6 +85,15 @@ def main() -> int:
     return EXIT_OK
 
 
+def _read_other(config: EvaluateConfig, device: str) -> tuple[str, Summarizer] | None:
+    """Return the fingerprint and the model of ``compare.path``, which decodes with its own defaults and the same overrides."""
+    if config.compare.path is None:
+        return None
+    _, bundle = read_bundle(config.compare.path, device, "--compare.path")
+    decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
+    return bundle.fingerprint, Summarizer(bundle, decoding, config.resources.precision)
+
+
 def _add_pairs(
     console: Console, config: EvaluateConfig, evaluator: Evaluator, pairs: PairSet, write: WriteHypotheses | None
 ) -> int:
@@ -86,9 +103,10 @@ def _add_pairs(
     with progress(console, "decoding", min(pairs.rows, max_rows or pairs.rows)) as show:
         for window in pairs.windows(_WINDOW_ROWS, max_rows):
             complete = drop_incomplete(window)
-            references = [str(text) for text in to_texts(complete["target"])]
+            references = reference_texts(complete)
             if not processed:
-                for warning in tokenizer_warnings(references, metrics.rouge_tokenizer, metrics.bleu_tokenizer):
+                texts = [text for row in references for text in row]
+                for warning in tokenizer_warnings(texts, metrics.rouge_tokenizer, metrics.bleu_tokenizer):
                     console.print(f"warning: {warning}", style="yellow")
             decoded = evaluator.add([str(text) for text in to_texts(complete["source"])], references)
             if write:
@@ -126,9 +144,14 @@ def _hypotheses_file(uri: str) -> Iterator[WriteHypotheses]:
 def _print_scores(console: Console, config: EvaluateConfig, scores: EvaluationScores, skipped: int) -> None:
     intervals = ", with 95 % intervals" if config.metrics.bootstrap_samples else ""
     table = Table("", *scores.systems, title=f"{scores.rows:,} pairs{intervals}")
-    for attribute, name in _METRIC_NAMES.items():
+    several = scores.references > scores.rows
+    for attribute, name in (_METRIC_NAMES | (_MEAN_NAMES if several else {})).items():
         table.add_row(name, *(_cell(getattr(system, attribute)) for system in scores.systems.values()))
     console.print(table)
+    if several:
+        console.print(f"{scores.references / scores.rows:.1f} references a source: ROUGE takes the best one")
+    if scores.comparison:
+        _print_comparison(console, scores.comparison)
     console.print(
         f"the length limit truncated {scores.length_limit_percent:.1f} % of the model's summaries; "
         f"decoded {scores.documents_per_s:,.0f} documents/s"
@@ -138,6 +161,25 @@ def _print_scores(console: Console, config: EvaluateConfig, scores: EvaluationSc
     console.print(f"scores:     {config.output.path}")
     if config.output.hypotheses:
         console.print(f"hypotheses: {config.output.hypotheses}")
+
+
+def _print_comparison(console: Console, comparison: Comparison) -> None:
+    """Print the verdict, and the rows on which the models differ most."""
+    for title, rows in (("gains", comparison.better_rows), ("losses", comparison.worse_rows)):
+        for row in rows:
+            console.print(f"\n{title} {abs(row.difference):.1f} ROUGE-L: {row.source[:_SHOWN_CHARS]}", style="dim")
+            console.print(f"  reference  {row.reference}\n  model      {row.model}\n  other      {row.other}")
+    difference = comparison.difference
+    verdicts = {
+        "better": "the model is better than the other",
+        "worse": "the model is worse than the other",
+        "no difference": "no difference is shown",
+    }
+    console.print(
+        f"\n{verdicts[comparison.verdict]}: ROUGE-L {difference.value:+.2f} ({difference.low:+.2f} to {difference.high:+.2f}), "
+        f"better in {comparison.better_share:.1%} of the resamples",
+        style="bold",
+    )
 
 
 def _cell(score: ScoreInterval) -> Text:

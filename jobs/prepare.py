@@ -66,8 +66,10 @@ def _print_notes(console: Console, role: str, report: SplitReport) -> None:
     for reason, origins in report.examples.items():
         more = "; …" if report.dropped[reason] > len(origins) else ""
         console.print(f"{role}: {reason} at {'; '.join(origins)}{more}")
-    if report.extra:
-        console.print(f"{role}: lists of targets added {report.extra:,} pairs (--input.target_list)")
+    if added := report.extra - report.merged:
+        console.print(f"{role}: lists of targets added {added:,} pairs (--input.target_list)")
+    if report.merged:
+        console.print(f"{role}: {report.kept:,} pairs have {report.kept + report.merged:,} references (--input.target_list)")
     if report.damaged:
         console.print(f"{role}: {report.damaged:,} pairs contain U+FFFD, in place of invalid UTF-8 or a lone surrogate")
     if report.held_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import JobConfig, Section
 from pipeline.config.model import DecodingOverrides, ModelPath
@@ -14,8 +14,19 @@ from pipeline.config.types import DecodingPrecision, Positive
 class EvaluateInput(Section):
     """Pairs to evaluate on."""
 
-    path: str = Field("prepared/dev", description="folder of pair shards from prepare, or one Parquet file")
+    path: str = Field(
+        "prepared/dev",
+        description="folder of pair shards from prepare, or one Parquet file; a column references may hold lists of targets",
+    )
     max_rows: Positive | None = Field(None, description="evaluate only this many rows from the start; unset: all rows")
+
+
+class CompareSection(Section):
+    """A model to compare with."""
+
+    path: str | None = Field(
+        None, description="folder of another model bundle, or sample: score it on the same pairs and say which is better"
+    )
 
 
 class MetricsOptions(Section):
@@ -57,7 +68,14 @@ class EvaluateConfig(JobConfig):
 
     input: EvaluateInput = EvaluateInput()
     model: ModelPath = ModelPath()
+    compare: CompareSection = CompareSection()
     decoding: DecodingOverrides = DecodingOverrides()
     metrics: MetricsOptions = MetricsOptions()
     resources: EvaluateResources = EvaluateResources()
     output: EvaluateOutput = EvaluateOutput()
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> EvaluateConfig:
+        if self.compare.path is not None and not self.metrics.bootstrap_samples:
+            raise ValueError("compare.path needs resamples; set metrics.bootstrap_samples to 1000")
+        return self

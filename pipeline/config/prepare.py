@@ -33,7 +33,9 @@ class PairsInput(Section):
     )
     target_column: str = Field("target", description="column of target texts; a.b: field b of column a")
     target_list: Literal["each", "first", "join"] = Field(
-        "each", description="use of a list of target strings; each: one pair per string; first: only the first; join: by spaces"
+        "each",
+        description="use of a list of target strings; each: one training pair per string, and one development or test pair "
+        "with all as references; first: only the first; join: by spaces",
     )
     id_column: str | None = Field(None, description="column of pair ids; unset: rows are numbered from 0")
     dev_share: Share = Field(0.02, description="share of train to use as dev, divided by source text, if dev is unset")

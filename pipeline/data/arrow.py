@@ -42,6 +42,12 @@ def is_text(data_type: pa.DataType) -> bool:
     return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
 
 
+def is_text_list(data_type: pa.DataType) -> bool:
+    """Return whether a column of this type holds lists of texts."""
+    is_list = pa.types.is_list(data_type) or pa.types.is_large_list(data_type)
+    return bool(is_list and is_text(data_type.value_type))
+
+
 def to_texts(column: pa.ChunkedArray) -> list[str | None]:
     """Return the values of a column; in strings, bytes that are not UTF-8 become U+FFFD."""
     try:

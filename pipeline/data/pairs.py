@@ -9,11 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from pipeline.data.arrow import is_text, to_texts
+from pipeline.data.arrow import is_text, is_text_list, to_texts, to_values
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
 
 PAIR_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("target", pa.string())])
+
+REFERENCES = "references"
+EVALUATION_SCHEMA = PAIR_SCHEMA.append(pa.field(REFERENCES, pa.list_(pa.string())))
+"""Schema of development and test pairs: the references are all targets of a source, of which ``target`` is the first."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class PairSet:
         return pairs
 
     def windows(self, window_rows: int, max_rows: int | None = None) -> Iterator[pa.Table]:
-        """Yield tables of at most ``window_rows`` rows with the columns id, source and target, in order.
+        """Yield tables of at most ``window_rows`` rows with the columns id, source, target and, if present, references.
 
         Args:
             max_rows: Stop after this many rows.
@@ -54,7 +58,10 @@ class PairSet:
         remaining = self.rows if max_rows is None else max_rows
         try:
             for batch in self.dataset.to_batches(
-                columns=PAIR_SCHEMA.names, batch_size=window_rows, batch_readahead=2, fragment_readahead=1
+                columns=[name for name in EVALUATION_SCHEMA.names if name in self.dataset.schema.names],
+                batch_size=window_rows,
+                batch_readahead=2,
+                fragment_readahead=1,
             ):
                 if remaining <= 0:
                     return
@@ -92,12 +99,26 @@ def open_pairs(uri: str, option: str) -> PairSet:
             raise UserError(f"column {name!r} of {uri} is {data_type}, not a string; set {option}")
     if rows == 0:
         raise UserError(f"{uri} has no rows; set {option} to pairs")
+    if REFERENCES in dataset.schema.names and not is_text_list(dataset.schema.field(REFERENCES).type):
+        raise UserError(
+            f"column {REFERENCES!r} of {uri} is {dataset.schema.field(REFERENCES).type}, not a list of strings; set {option}"
+        )
     return PairSet(root, dataset, rows)
 
 
 def drop_incomplete(rows: pa.Table) -> pa.Table:
     """Return the rows that have a source and a target."""
     return rows.filter(pc.and_(rows["source"].is_valid(), rows["target"].is_valid()))
+
+
+def reference_texts(rows: pa.Table) -> list[list[str]]:
+    """Return the references of complete pairs: those of the column references, without nulls, or else the target."""
+    targets = [str(text) for text in to_texts(rows["target"])]
+    if REFERENCES not in rows.column_names:
+        return [[target] for target in targets]
+    lists = to_values(rows[REFERENCES])
+    texts = [[str(text) for text in values or [] if text is not None] for values in lists]
+    return [values or [target] for values, target in zip(texts, targets, strict=True)]
 
 
 def pair_texts(rows: pa.Table) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Evaluate a model on pairs: decode windows of sources, and score the model and two baselines.
+"""Evaluate models on pairs: decode windows of sources, and score the models and two baselines.
 
 Texts come in one window at a time. Where they are stored and how scores are shown is not known here.
 """
@@ -21,9 +21,13 @@ from pipeline.decoding.backends import backend_for
 from pipeline.decoding.batch_budget import BatchBudget
 from pipeline.decoding.decode import decode_window
 from pipeline.decoding.engine import Engine
-from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, lead_words
+from pipeline.evaluation.comparison import Comparison, PairedComparison
+from pipeline.evaluation.metrics import Floats, Scorer, SystemScores, first_sentence, lead_words
 from pipeline.model.batching import Rows
 from pipeline.model.bundle import Bundle
+
+MODEL, OTHER = "model", "other"
+"""Names of the evaluated model and of the one it is compared with, among the systems."""
 
 
 @dataclass(frozen=True)
@@ -39,61 +43,99 @@ class EvaluationScores(BaseModel):
     """Results of an evaluation.
 
     Attributes:
-        systems: scores of ``model`` and of each baseline, by name.
-        length_limit_percent: hypotheses cut by the length limit.
-        decode_s: seconds from source texts to hypothesis texts, without scoring.
+        references: references of all rows together.
+        systems: scores of ``model``, of ``other`` if there is one, and of each baseline, by name.
+        comparison: ``model`` against ``other``.
+        length_limit_percent: hypotheses of the model cut by the length limit.
+        decode_s: seconds from source texts to hypothesis texts of the model, without scoring.
     """
 
     rows: int
+    references: int
     systems: dict[str, SystemScores]
+    comparison: Comparison | None
     length_limit_percent: float
     decode_s: float
     documents_per_s: float
     bleu_signature: str
 
 
-class Evaluator:
-    """Scores a bundle's model, window by window.
+class Summarizer:
+    """Summarizes windows of texts with a bundle's model, and takes the time.
+
+    Attributes:
+        decode_s: seconds spent so far.
+        unfinished: summaries so far that the length limit cut.
 
     Raises:
-        UserError: the bundle's tokenizer is broken, or the BLEU tokenizer cannot be used.
+        UserError: the bundle's tokenizer is broken.
     """
 
-    def __init__(self, bundle: Bundle, decoding: DecodingConfig, options: MetricsOptions, precision: str = "float32") -> None:
+    def __init__(self, bundle: Bundle, decoding: DecodingConfig, precision: str = "float32") -> None:
         device = next(bundle.model.parameters()).device
         self._engine = Engine(bundle.model, backend_for(precision, device))
         self._budget = BatchBudget.by_memory(self._engine, decoding, share=1.0, threads=torch.get_num_threads())
-        self._decoding, self._options = decoding, options
+        self._decoding = decoding
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
-        self._lead = f"first {options.lead_words} words"
-        self._scorers = {
-            name: Scorer(options.rouge_tokenizer, options.bleu_tokenizer) for name in ("model", self._lead, "first sentence")
-        }
-        self._rows = self._unfinished = 0
-        self._decode_s = 0.0
+        self.decode_s, self.unfinished = 0.0, 0
 
-    def add(self, sources: Sequence[str], references: Sequence[str]) -> DecodedBatch:
-        """Decode and score N pairs."""
+    def summarize(self, sources: Sequence[str]) -> DecodedBatch:
+        """Summarize N sources."""
         started = time.perf_counter()
         source_ids = Rows(*self._tokenizer.encode(sources))
         hypotheses = decode_window(self._engine, source_ids, self._decoding, self._budget)
         texts = self._tokenizer.decode(hypotheses.values, hypotheses.offsets)
-        self._decode_s += time.perf_counter() - started
+        self.decode_s += time.perf_counter() - started
+        self.unfinished += int((~hypotheses.finished).sum())
+        return DecodedBatch(texts, hypotheses.scores, hypotheses.finished)
+
+
+class Evaluator:
+    """Scores a model, and optionally another one beside it, window by window.
+
+    Raises:
+        UserError: the BLEU tokenizer cannot be used.
+    """
+
+    def __init__(self, model: Summarizer, options: MetricsOptions, other: Summarizer | None = None) -> None:
+        self._model, self._other, self._options = model, other, options
+        self._lead = f"first {options.lead_words} words"
+        names = [MODEL, *([OTHER] if other else []), self._lead, "first sentence"]
+        self._scorers = {name: Scorer(options.rouge_tokenizer, options.bleu_tokenizer) for name in names}
+        self._comparison = PairedComparison()
+        self._rows = self._references = 0
+
+    def add(self, sources: Sequence[str], references: Sequence[Sequence[str]]) -> DecodedBatch:
+        """Decode and score N sources, each with its references. Return what the model wrote."""
+        decoded = self._model.summarize(sources)
         self._rows += len(sources)
-        self._unfinished += int((~hypotheses.finished).sum())
-        self._scorers["model"].add(texts, references)
+        self._references += sum(map(len, references))
+        rouge = self._scorers[MODEL].add(decoded.texts, references)
         self._scorers[self._lead].add([lead_words(source, self._options.lead_words) for source in sources], references)
         self._scorers["first sentence"].add([first_sentence(source) for source in sources], references)
-        return DecodedBatch(texts, hypotheses.scores, hypotheses.finished)
+        if self._other and sources:
+            self._compare(sources, references, decoded.texts, rouge)
+        return decoded
+
+    def _compare(
+        self, sources: Sequence[str], references: Sequence[Sequence[str]], texts: Sequence[str], rouge: Floats
+    ) -> None:
+        assert self._other is not None
+        others = self._other.summarize(sources).texts
+        differences = (rouge - self._scorers[OTHER].add(others, references))[:, 2]
+        firsts = [targets[0] for targets in references]
+        self._comparison.add(differences, list(zip(sources, firsts, texts, others, strict=True)))
 
     def scores(self) -> EvaluationScores:
         """Return the scores over all rows, at least one."""
         samples, seed = self._options.bootstrap_samples, self._options.seed
         return EvaluationScores(
             rows=self._rows,
+            references=self._references,
             systems={name: scorer.scores(samples, seed) for name, scorer in self._scorers.items()},
-            length_limit_percent=100 * self._unfinished / self._rows,
-            decode_s=self._decode_s,
-            documents_per_s=self._rows / max(self._decode_s, 1e-9),
-            bleu_signature=self._scorers["model"].bleu_signature,
+            comparison=self._comparison.result(samples, seed) if self._other else None,
+            length_limit_percent=100 * self._model.unfinished / self._rows,
+            decode_s=self._model.decode_s,
+            documents_per_s=self._rows / max(self._model.decode_s, 1e-9),
+            bleu_signature=self._scorers[MODEL].bleu_signature,
         )

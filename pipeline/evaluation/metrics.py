@@ -35,8 +35,8 @@ _UNSPACED_LETTER = regex.compile(rf"(?V1)[\p{{L}}&&[{_UNSPACED}]]")
 _LOOP_REPEATS, _LOOP_WORDS = 3, 4
 _LOST_LETTERS_SHARE = 0.1
 
-_MEANS, _BLEU_ORDER = 7, 4
-"""A row has 17 statistics: 7 to average, then BLEU's matching and total n-grams for n to 4, and the two lengths."""
+_MEANS, _BLEU_ORDER = 10, 4
+"""A row has 20 statistics: 10 to average, then BLEU's matching and total n-grams for n to 4, and the two lengths."""
 
 
 class ScoreInterval(BaseModel):
@@ -48,7 +48,10 @@ class ScoreInterval(BaseModel):
 
 
 class SystemScores(BaseModel):
-    """Scores of one system, in percent, and the mean words of a hypothesis."""
+    """Scores of one system, in percent, and the mean words of a hypothesis.
+
+    With several references of a source, ``rouge1`` and so on take the best one, ``mean_rouge1`` and so on the mean over them.
+    """
 
     rouge1: ScoreInterval
     rouge2: ScoreInterval
@@ -57,11 +60,14 @@ class SystemScores(BaseModel):
     empty_percent: ScoreInterval
     loop_percent: ScoreInterval
     mean_words: ScoreInterval
+    mean_rouge1: ScoreInterval
+    mean_rouge2: ScoreInterval
+    mean_rougeL: ScoreInterval
     bleu: ScoreInterval
 
 
 class Scorer:
-    """Scores one system, one window of hypotheses at a time. Keeps 17 numbers per row and no text.
+    """Scores one system, one window of hypotheses at a time. Keeps 20 numbers per row and no text.
 
     Args:
         rouge_tokenizer: ``standard`` or ``unicode``, as for ``rouge_f1``.
@@ -82,27 +88,35 @@ class Scorer:
                 f"--metrics.bleu_tokenizer {bleu_tokenizer} needs a package ({reason}); install it or set another tokenizer"
             ) from None
         self._windows: list[Floats] = []
+        self._reference_counts = set[int]()
 
-    def add(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
-        """Score N hypotheses against their references."""
-        if not hypotheses:
-            return
-        rouge = rouge_f1(hypotheses, [[reference] for reference in references], self._rouge_tokenizer)
-        rows = [
-            [
-                100.0 * exact_match(hypothesis, reference),
-                100.0 * (not hypothesis.strip()),
-                100.0 * has_loop(hypothesis),
-                len(_WORD.findall(hypothesis)),
-                *self._bleu_counts(hypothesis, reference),
-            ]
-            for hypothesis, reference in zip(hypotheses, references, strict=True)
+    def add(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
+        """Score N hypotheses, each against its one or more references.
+
+        Returns:
+            ROUGE-1, ROUGE-2 and ROUGE-L F1 against the best reference [N, 3], in percent.
+        """
+        best, mean = rouge_by_reference(hypotheses, references, self._rouge_tokenizer)
+        if hypotheses:
+            self._reference_counts |= set(map(len, references))
+            figures = [self._row(*texts) for texts in zip(hypotheses, references, strict=True)]
+            others, bleu = np.split(np.array(figures), [_MEANS - 6], axis=1)
+            self._windows.append(np.column_stack([best, others, mean, bleu]))
+        return best
+
+    def _row(self, hypothesis: str, references: Sequence[str]) -> list[float]:
+        """Return the statistics of a row without ROUGE."""
+        score = self._bleu.sentence_score(hypothesis, references)
+        return [
+            100.0 * any(exact_match(hypothesis, reference) for reference in references),
+            100.0 * (not hypothesis.strip()),
+            100.0 * has_loop(hypothesis),
+            len(_WORD.findall(hypothesis)),
+            *score.counts,
+            *score.totals,
+            score.sys_len,
+            score.ref_len,
         ]
-        self._windows.append(np.column_stack([rouge, np.array(rows)]))
-
-    def _bleu_counts(self, hypothesis: str, reference: str) -> list[float]:
-        score = self._bleu.sentence_score(hypothesis, [reference])
-        return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
     def scores(self, bootstrap_samples: int, seed: int) -> SystemScores:
         """Return the scores over all rows, at least one, with percentile-bootstrap intervals.
@@ -125,11 +139,12 @@ class Scorer:
         """Return sacrebleu's signature of the BLEU score. Needs a scored row."""
         signature = self._bleu.get_signature()
         signature.update("eff", "no")  # corpus BLEU does not use the effective order
+        signature.update("nrefs", "var" if len(self._reference_counts) > 1 else min(self._reference_counts))
         return str(signature)
 
 
 def _corpus_scores(sums: Floats, rows: int) -> Floats:
-    """Return scores[R, 8] in the order of SystemScores, from R sums over rows [R, 17]."""
+    """Return scores[R, 11] in the order of SystemScores, from R sums over rows [R, 20]."""
     means, correct, total, lengths = np.split(sums, [_MEANS, _MEANS + _BLEU_ORDER, _MEANS + 2 * _BLEU_ORDER], axis=1)
     bleu = [
         BLEU.compute_bleu(c, t, int(hypothesis), int(reference), smooth_method="exp").score
@@ -153,19 +168,30 @@ def resampled_sums(statistics: Floats, samples: int, seed: int) -> Floats:
 
 
 def rouge_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "standard") -> Floats:
-    """Return ROUGE-1, ROUGE-2 and ROUGE-L F1 of each row [N, 3], in percent, without stemming (Lin 2004).
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L F1 of each row against its best reference [N, 3]; see ``rouge_by_reference``."""
+    best, _ = rouge_by_reference(hypotheses, references, tokenizer)
+    return best
+
+
+def rouge_by_reference(hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str) -> tuple[Floats, Floats]:
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L F1 of each row, in percent, without stemming (Lin 2004).
 
     Args:
-        references: one or more per hypothesis. Each of the three scores takes the best one. tokenizer: ``standard``, as in
-        published results: lower-cased runs of a-z and 0-9. ``unicode``: ``words``, which gives the
-            same tokens for ASCII text and also handles other scripts.
+        references: one or more per hypothesis.
+        tokenizer: ``standard``, as in published results: lower-cased runs of a-z and 0-9. ``unicode``: ``words``, which gives
+            the same tokens for ASCII text and also handles other scripts.
+
+    Returns:
+        Each score of the best reference [N, 3], which may differ between scores; the mean over the references [N, 3].
     """
     scorer = rouge_scorer.RougeScorer(
         ["rouge1", "rouge2", "rougeL"], tokenizer=_UnicodeTokenizer() if tokenizer == "unicode" else None
     )
-    scores = [scorer.score_multi(targets, hypothesis) for hypothesis, targets in zip(hypotheses, references, strict=True)]
-    rows = [[score[name].fmeasure for name in ("rouge1", "rouge2", "rougeL")] for score in scores]
-    return 100.0 * np.array(rows, np.float64).reshape(-1, 3)
+    best, mean = np.zeros((len(hypotheses), 3)), np.zeros((len(hypotheses), 3))
+    for row, (hypothesis, targets) in enumerate(zip(hypotheses, references, strict=True)):
+        scores = [[part.fmeasure for part in scorer.score(target, hypothesis).values()] for target in targets]
+        best[row], mean[row] = np.max(scores, axis=0), np.mean(scores, axis=0)
+    return 100.0 * best, 100.0 * mean
 
 
 class _UnicodeTokenizer(RougeTokenizer):  # type: ignore[misc]  # the package has no types

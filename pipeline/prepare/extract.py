@@ -19,16 +19,21 @@ _PROGRESS_EVERY_ROWS = 1000
 
 
 class Pair(NamedTuple):
-    """A row of a shard, with the columns of ``PAIR_SCHEMA``."""
+    """A row of a shard, with the columns of ``EVALUATION_SCHEMA``."""
 
     id: str
     source: str
     target: str
+    references: list[str]
+
+    def one_per_reference(self) -> list[Pair]:
+        """Return a pair for each reference, as its target."""
+        return [Pair(self.id, self.source, reference, [reference]) for reference in self.references]
 
 
 @dataclass
 class SplitReport:
-    """Counts of a split. Over all splits of an input, ``rows`` + ``extra`` = ``kept`` + all ``dropped``.
+    """Counts of a split. Over all splits of an input, ``rows`` + ``extra`` = ``kept`` + ``merged`` + all ``dropped``.
 
     Dropped rows count with the split that their input is named for, since they may have no source to assign them by.
 
@@ -36,6 +41,7 @@ class SplitReport:
         rows: rows read.
         extra: pairs beyond the first of a row, from lists of targets.
         kept: pairs written.
+        merged: further targets that became references of a kept pair.
         damaged: kept pairs with a U+FFFD, in place of invalid UTF-8 or a lone surrogate.
         held_out: kept training pairs whose source is also in a given dev or test set.
         dropped: rows or pairs dropped, by reason.
@@ -45,6 +51,7 @@ class SplitReport:
     rows: int = 0
     extra: int = 0
     kept: int = 0
+    merged: int = 0
     damaged: int = 0
     held_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -69,7 +76,7 @@ class SplitReport:
 def read_pairs(
     path: str, role: Role, config: PrepareConfig, report: SplitReport, on_rows: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[str, Pair]]:
-    """Yield the pairs of an input with their origins; count its rows and drop unusable ones in ``report``.
+    """Yield a pair for each row of an input, with its origin; count rows and drop unusable ones in ``report``.
 
     Texts are stripped of surrounding white space, and lone surrogates become U+FFFD, since Parquet cannot store them.
 
@@ -93,6 +100,7 @@ def read_pairs(
         )
         targets = _targets(row, options)
         report.extra += len(targets) - 1
+        references = list[str]()
         for value in targets:
             target = _check_text(value, "target", limits.min_target_chars, limits.max_chars)
             if isinstance(source, RowError):
@@ -100,7 +108,10 @@ def read_pairs(
             elif isinstance(target, RowError):
                 report.drop(target, origin)
             else:
-                yield origin, Pair(without_surrogates(str(number if row_id is None else row_id)), source, target)
+                references.append(target)
+        if not isinstance(source, RowError) and references:
+            pair_id = without_surrogates(str(number if row_id is None else row_id))
+            yield origin, Pair(pair_id, source, references[0], references)
 
 
 def _targets(row: Row, options: PairsInput) -> list[Any]:

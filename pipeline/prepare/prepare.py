@@ -1,5 +1,7 @@
 """Prepare a data set of text pairs: write Parquet shards of (id, source, target) and a SentencePiece model.
 
+Development and test shards also have a column of all references of a source.
+
     inputs ── readers ── extract ── split by source ── shuffle ── shards ── tokenizer
 
 It fixes the order of the steps and the layout; input formats are in readers.py. Memory is bounded for inputs of any
@@ -23,7 +25,7 @@ from pyarrow import fs
 
 from pipeline.config.prepare import PrepareConfig
 from pipeline.config.types import bundle_path
-from pipeline.data.pairs import PAIR_SCHEMA
+from pipeline.data.pairs import EVALUATION_SCHEMA, PAIR_SCHEMA
 from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.io.atomic import atomic_folder
@@ -135,15 +137,20 @@ class _Preparation:
             if role != "train":
                 keys.add(key)
             split = assign_split(key, role, shares)
-            self._reports[split].kept += 1
-            self._reports[split].damaged += "\ufffd" in pair.source or "\ufffd" in pair.target
-            shuffles[split].add(pair)
+            split_pairs = pair.one_per_reference() if split == "train" else [pair]
+            self._reports[split].kept += len(split_pairs)
+            self._reports[split].merged += len(pair.references) - len(split_pairs)
+            for kept in split_pairs:
+                self._reports[split].damaged += any("\ufffd" in text for text in (kept.source, *kept.references))
+                shuffles[split].add(kept)
         if role != "train":
             self._held_out[role] = keys
         for name, shuffle in shuffles.items():
             self._on_progress(PrepareProgress(f"writing {name}"))
-            pairs = self._sampled(shuffle.drain()) if name == "train" else shuffle.drain()
-            _write_shards(self._folder.child(name), pairs, self._config.output.rows_per_shard)
+            is_train = name == "train"
+            pairs = self._sampled(shuffle.drain()) if is_train else shuffle.drain()
+            schema = PAIR_SCHEMA if is_train else EVALUATION_SCHEMA
+            _write_shards(self._folder.child(name), pairs, schema, self._config.output.rows_per_shard)
 
     def _read(self, path: str, role: Role) -> Iterator[tuple[Pair, int]]:
         """Yield the pairs of an input with their source keys; drop or count training pairs whose source is held out."""
@@ -157,9 +164,10 @@ class _Preparation:
             key = source_key(pair.source, self._config.input.split_seed)
             held_out = [name for name, keys in self._held_out.items() if key in keys] if role == "train" else []
             if held_out and self._config.filter.drop_held_out:
-                report.drop(RowError(f"source_in_{held_out[0]}"), origin)
+                for _ in pair.references:
+                    report.drop(RowError(f"source_in_{held_out[0]}"), origin)
                 continue
-            report.held_out += bool(held_out)
+            report.held_out += len(pair.references) if held_out else 0
             yield pair, key
 
     def _sampled(self, pairs: Iterator[Pair]) -> Iterator[Pair]:
@@ -211,12 +219,12 @@ def _length_percentiles(tokenizer: Tokenizer, texts: pa.ChunkedArray[Any]) -> di
     return {percent: int(np.percentile(np.diff(offsets), percent)) for percent in _PERCENTILES}
 
 
-def _write_shards(folder: Location, pairs: Iterator[Pair], rows_per_shard: int) -> None:
+def _write_shards(folder: Location, pairs: Iterator[Pair], schema: pa.Schema, rows_per_shard: int) -> None:
     """Write ``part-00000.parquet`` and so on; without pairs, write one empty shard."""
     folder.make_folder()
     shards = _cut_shards(pairs, rows_per_shard)
     for number, shard in enumerate(itertools.chain([next(shards, [])], shards)):
-        table = pa.Table.from_pylist([pair._asdict() for pair in shard], PAIR_SCHEMA)
+        table = pa.Table.from_pylist([pair._asdict() for pair in shard], schema)
         file = folder.child(_SHARD.format(number))
         pq.write_table(table, file.path, filesystem=file.filesystem, compression="zstd")
         del table
@@ -227,7 +235,7 @@ def _cut_shards(pairs: Iterator[Pair], max_rows: int) -> Iterator[list[Pair]]:
     shard, chars = list[Pair](), 0
     for pair in pairs:
         shard.append(pair)
-        chars += len(pair.source) + len(pair.target)
+        chars += len(pair.source) + sum(map(len, pair.references))
         if len(shard) >= max_rows or chars >= MEMORY_CHARS:
             yield shard
             shard, chars = [], 0

@@ -1,7 +1,7 @@
 """Shuffle a stream of rows of any length in bounded memory.
 
 Rows that do not fit in memory are dealt at random to files, each of which is then shuffled in the same way. All orders are
-equally likely; the same seed and rows give the same order. Rows are named tuples of strings.
+equally likely; the same seed and rows give the same order. Rows are named tuples of strings and lists of strings.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, get_type_hints
 
 import pyarrow as pa
 
 R = TypeVar("R", bound=NamedTuple)
 
 _FILES = 64
+_ARROW_TYPES = {str: pa.large_string(), list[str]: pa.list_(pa.large_string())}
 
 
 class ExternalShuffle(Generic[R]):
     """Take rows one by one, then return them in random order.
 
     Args:
-        row_type: class of the rows, a named tuple of strings.
+        row_type: class of the rows, a named tuple of ``str`` and ``list[str]``.
         folder: folder for scratch files, created if needed and left empty.
         max_chars: characters held in memory. A single longer row is held too.
         seed: seed of the order.
@@ -31,7 +32,7 @@ class ExternalShuffle(Generic[R]):
     def __init__(self, row_type: type[R], folder: Path, max_chars: int, seed: int | random.Random = 1) -> None:
         self._row_type, self._folder, self._max_chars = row_type, folder, max_chars
         self._rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-        self._schema = pa.schema([(name, pa.large_string()) for name in row_type._fields])
+        self._schema = pa.schema([(name, _ARROW_TYPES[kind]) for name, kind in get_type_hints(row_type).items()])
         self._buffer: list[R] = []
         self._files: dict[int, Path] = {}
         self.buffered_chars = 0
@@ -39,7 +40,7 @@ class ExternalShuffle(Generic[R]):
     def add(self, row: R) -> None:
         """Add a row. Raises OSError if the scratch folder cannot be written."""
         self._buffer.append(row)
-        self.buffered_chars += sum(map(len, row))
+        self.buffered_chars += sum(len(value) if isinstance(value, str) else sum(map(len, value)) for value in row)
         if self.buffered_chars > self._max_chars and len(self._buffer) > 1:
             self._spill()
 

@@ -254,7 +254,9 @@ def test_learning_rate_must_be_a_positive_number(value: str) -> None:
 def test_copy_needs_attention() -> None:
     with pytest.raises(UserError, match=r"--model: copy.* attention"):
         train("--model.attention", "none")
-    assert train("--model.attention", "none", "--model.copy", "false").model.network == ModelConfig(attention="none", copy=False)
+    assert train("--model.attention", "none", "--model.copy", "false").model.network == ModelConfig(
+        attention="none", copy=False
+    )
 
 
 def test_conflicting_decoding_options() -> None:

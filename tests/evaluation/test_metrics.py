@@ -34,7 +34,7 @@ HYPOTHESES = ["the cat sat on a mat", "a dog ran", "deep deep deep graphs", "", 
 
 def score(hypotheses, references, samples=0, seed=1, **tokenizers):
     scorer = Scorer(**tokenizers)
-    scorer.add(hypotheses, references)
+    scorer.add(hypotheses, [[reference] for reference in references])
     return scorer.scores(samples, seed)
 
 
@@ -102,10 +102,20 @@ def test_bleu_over_windows_is_the_corpus_bleu_of_sacrebleu():
     expected = metric.corpus_score(HYPOTHESES, [REFERENCES]).score
     scorer = Scorer()
     for start in range(0, len(HYPOTHESES), 2):
-        scorer.add(HYPOTHESES[start : start + 2], REFERENCES[start : start + 2])
+        scorer.add(HYPOTHESES[start : start + 2], [[reference] for reference in REFERENCES[start : start + 2]])
     assert expected > 10
     assert scorer.scores(0, 1).bleu.value == pytest.approx(expected)
     assert scorer.bleu_signature == str(metric.get_signature())
+
+
+def test_several_references_give_the_best_and_the_mean():
+    scorer = Scorer()
+    best = scorer.add(["a b", "c"], [["a b", "x y"], ["d"]])
+    assert best.tolist() == [[100, 100, 100], [0, 0, 0]]
+    scores = scorer.scores(0, 1)
+    assert (scores.rouge1.value, scores.mean_rouge1.value, scores.exact_match.value) == (50, 25, 50)
+    assert scorer.bleu_signature.startswith("nrefs:var|")
+    assert BLEU(effective_order=True).sentence_score("a b", ["a b", "x y"]).score == pytest.approx(100)
 
 
 def test_bleu_of_a_resample_equals_scoring_the_drawn_rows():

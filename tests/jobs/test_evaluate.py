@@ -76,7 +76,7 @@ def test_report_has_the_scores_of_the_written_hypotheses(evaluate: RunJob, tmp_p
         "first sentence": [first_sentence(source) for source in sources],
     }.items():
         scorer = Scorer()
-        scorer.add(hypotheses, table["reference"].to_pylist())
+        scorer.add(hypotheses, [[reference] for reference in table["reference"].to_pylist()])
         assert report["systems"][name] == scorer.scores(50, 1).model_dump()
     assert report["systems"]["first sentence"]["exact_match"]["value"] == 100
     assert report["length_limit_percent"] == pytest.approx(100 * table["finish_reason"].to_pylist().count("length") / 30)
@@ -128,11 +128,52 @@ def test_tokenizers_that_do_not_fit_the_references_are_a_warning(evaluate: RunJo
     assert read_report(tmp_path)["systems"]["first sentence"]["rouge1"]["value"] == 100
 
 
+def test_each_score_takes_the_best_reference_and_the_mean_is_shown(evaluate: RunJob, tmp_path: Path) -> None:
+    path = tmp_path / "references.parquet"
+    table = pa.table({"id": ["1", "2"], "source": ["one two.", "three."], "target": ["x", "y"]})
+    references = pa.array([["x", "one two", None], []], pa.list_(pa.string()))
+    pq.write_table(table.append_column("references", references), path)
+    done = evaluate("--input.path", path)
+    assert (done.status, done.err) == (EXIT_OK, "")
+    report = read_report(tmp_path)
+    assert report["references"] == 3
+    lead = report["systems"]["first sentence"]
+    assert (lead["rouge1"]["value"], lead["mean_rouge1"]["value"]) == (50, 25)
+    assert "mean ROUGE-1" in done.out
+    assert "1.5 references a source" in done.out
+
+
+def test_two_models_are_compared(evaluate: RunJob, tmp_path: Path, tiny_bundle: Path) -> None:
+    done = evaluate("--model.path", "sample", "--compare.path", tiny_bundle)
+    assert (done.status, done.err) == (EXIT_OK, "")
+    report = read_report(tmp_path)
+    comparison, systems = report["comparison"], report["systems"]
+    difference = systems["model"]["rougeL"]["value"] - systems["other"]["rougeL"]["value"]
+    assert comparison["difference"]["value"] == pytest.approx(difference)
+    assert comparison["verdict"] == "better"
+    assert report["compare"]["fingerprint"] == load_bundle(tiny_bundle).fingerprint
+    assert "the model is better than the other: ROUGE-L +" in done.out
+    [best, *_] = comparison["better_rows"]
+    assert best["model"] in done.out
+
+    assert evaluate("--compare.path", tiny_bundle).status == EXIT_OK
+    same = read_report(tmp_path)["comparison"]
+    assert (same["verdict"], same["better_share"], same["better_rows"]) == ("no difference", 0.5, [])
+
+
 def test_no_resamples_give_no_intervals(evaluate: RunJob, tmp_path: Path) -> None:
     done = evaluate("--metrics.bootstrap_samples", 0)
     assert done.status == EXIT_OK
     assert "95 %" not in done.out
     assert read_report(tmp_path)["systems"]["model"]["bleu"]["low"] is None
+
+
+def test_comparison_without_resamples(error: GetError) -> None:
+    assert "set metrics.bootstrap_samples" in error("--compare.path", "sample", "--metrics.bootstrap_samples", 0)
+
+
+def test_missing_model_to_compare_with(error: GetError, tmp_path: Path) -> None:
+    assert "set --compare.path" in error("--compare.path", tmp_path / "none")
 
 
 def test_missing_input(error: GetError, tmp_path: Path) -> None:

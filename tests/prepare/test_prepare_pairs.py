@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config.loader import load_config
 from pipeline.config.prepare import PrepareConfig
-from pipeline.data.pairs import PAIR_SCHEMA
+from pipeline.data.pairs import EVALUATION_SCHEMA, PAIR_SCHEMA
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.prepare.extract import Pair, SplitReport, assign_split, read_pairs, source_key
@@ -45,12 +45,13 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 def extract(train: Path | str, **sections: dict[str, Any]) -> tuple[list[Pair], SplitReport]:
     report = SplitReport()
     pairs = [pair for _, pair in read_pairs(str(train), "train", make_config(train, **sections), report)]
-    assert report.rows + report.extra == len(pairs) + report.dropped.total()
+    assert report.rows + report.extra == sum(len(pair.references) for pair in pairs) + report.dropped.total()
     return pairs, report
 
 
 def shards(folder: Path) -> list[Pair]:
-    return [Pair(**row) for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    rows = [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return [Pair(**{"references": [row["target"]], **row}) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +102,43 @@ def test_first_rows_of_each_reason_are_examples(tmp_path: Path) -> None:
 
 def test_texts_are_stripped(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("source\ttarget\n  a   b \t x\n")
-    assert extract(tmp_path / "a.tsv")[0] == [Pair("0", "a   b", "x")]
+    assert extract(tmp_path / "a.tsv")[0] == [Pair("0", "a   b", "x", ["x"])]
 
 
 def test_list_of_source_strings_is_joined(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"source": ["One. ", "Two."], "target": "x"}])
-    assert extract(path)[0] == [Pair("0", "One. Two.", "x")]
+    assert extract(path)[0] == [Pair("0", "One. Two.", "x", ["x"])]
 
 
 @pytest.mark.parametrize(("target_list", "targets"), [("each", ["x", "y"]), ("first", ["x"]), ("join", ["x y"])])
 def test_target_list_option(tmp_path: Path, target_list: str, targets: list[str]) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"source": "a", "target": ["x", "y "]}])
     pairs, report = extract(path, input={"target_list": target_list})
-    assert pairs == [Pair("0", "a", target) for target in targets]
+    assert pairs == [Pair("0", "a", targets[0], targets)]
+    assert [pair.target for pair in pairs[0].one_per_reference()] == targets
     assert report.extra == len(targets) - 1
+
+
+def test_list_of_targets_is_pairs_to_train_on_and_references_to_test_on(
+    tmp_path: Path, source_pairs: list[dict[str, str]]
+) -> None:
+    rows = [{**pair, "target": [pair["target"], "", "another"]} for pair in source_pairs]
+    train, test = write_jsonl(tmp_path / "train.jsonl", rows[:100]), write_jsonl(tmp_path / "test.jsonl", rows[100:110])
+    result = prepare(make_config(train, tmp_path / "out", input={"test": str(test), "dev_share": 0.2}))
+    kept = {split: shards(tmp_path / "out" / split) for split in ("train", "dev", "test")}
+    assert len(kept["train"]) == 2 * len({pair.source for pair in kept["train"]})
+    assert len(kept["train"]) + 2 * len(kept["dev"]) == 200
+    for pair in kept["dev"] + kept["test"]:
+        assert pair.references == [pair.target, "another"]
+    reports = result.splits.values()
+    written = sum(report.kept + report.merged + report.dropped.total() for report in reports)
+    assert written == sum(report.rows + report.extra for report in reports) == 330
 
 
 def test_lone_surrogate_is_replaced_and_surrogate_pair_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"source": "a\\ud800b", "target": "\\ud83d\\ude00", "key": "\\udfff"}\n')
     pairs, _ = extract(tmp_path / "a.jsonl", input={"id_column": "key"})
-    assert pairs == [Pair("\ufffd", "a\ufffdb", "😀")]
+    assert pairs == [Pair("\ufffd", "a\ufffdb", "😀", ["😀"])]
 
 
 def test_ids_are_strings_of_the_column_or_row_numbers(tmp_path: Path) -> None:
@@ -199,6 +217,7 @@ def test_shards_have_the_pair_schema_and_configured_size(prepared: tuple[Path, P
     files = sorted((output / "train").iterdir())
     assert [file.name for file in files] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     assert all(pq.read_schema(file).equals(PAIR_SCHEMA) for file in files)
+    assert pq.read_schema(output / "dev/part-00000.parquet").equals(EVALUATION_SCHEMA)
     assert [pq.read_metadata(file).num_rows for file in files] == [150, 150, result.splits["train"].kept - 300]
     assert not (output / "test").exists()
 
@@ -241,7 +260,7 @@ def test_empty_split_has_one_empty_shard(tmp_path: Path, source_pairs: list[dict
     empty = write_jsonl(tmp_path / "dev.jsonl", [])
     prepare(make_config(write_jsonl(tmp_path / "a.jsonl", source_pairs), tmp_path / "out", input={"dev": str(empty)}))
     assert shards(tmp_path / "out/dev") == []
-    assert pq.read_schema(tmp_path / "out/dev/part-00000.parquet").equals(PAIR_SCHEMA)
+    assert pq.read_schema(tmp_path / "out/dev/part-00000.parquet").equals(EVALUATION_SCHEMA)
 
 
 def test_pairs_larger_than_memory_are_prepared(
@@ -299,7 +318,7 @@ def test_scan_words_are_subwords_and_texts_round_trip(tmp_path: Path) -> None:
     pairs = {split: shards(tmp_path / "out" / split) for split in ("train", "dev", "test")}
     assert len(pairs["train"]) + len(pairs["dev"]) == 16_728
     assert (len(pairs["test"]), result.splits["test"].dropped) == (4182, {})
-    texts = [text for split in pairs.values() for pair in split for text in pair[1:]]
+    texts = [text for split in pairs.values() for pair in split for text in (pair.source, pair.target)]
     words = sorted({word for text in texts for word in text.split()})
     tokenizer = Tokenizer((tmp_path / "out/tokenizer.model").read_bytes())
     _, offsets = tokenizer.encode(words)
@@ -334,12 +353,12 @@ def test_arxiv_keeps_ids_and_its_own_dev_set(tmp_path: Path) -> None:
 
 
 @needs_data
-def test_scitldr_has_one_pair_per_summary() -> None:
+def test_scitldr_has_several_references() -> None:
     pairs, report = extract(SHARED / "scitldr/test.jsonl.xz", input={"id_column": "paper_id"})
-    assert (report.rows, len({pair.id for pair in pairs})) == (618, 618)
-    assert len(pairs) == 618 + report.extra - report.dropped.total() > 1000
+    assert len(pairs) == len({pair.id for pair in pairs}) == report.rows == 618
+    assert sum(len(pair.references) for pair in pairs) > 1900
     first, _ = extract(SHARED / "scitldr/test.jsonl.xz", input={"target_list": "first"})
-    assert len(first) == 618
+    assert all(len(pair.references) == 1 for pair in first)
 
 
 @needs_data
