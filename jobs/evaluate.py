@@ -21,7 +21,7 @@ from pipeline.bundles import read_bundle
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.loader import load_config
 from pipeline.data.arrow import to_texts
-from pipeline.data.pairs import PairSet, drop_incomplete, open_pairs, reference_texts
+from pipeline.data.pairs import PairSet, drop_incomplete, open_pairs, pair_styles, reference_texts
 from pipeline.errors import EXIT_OK, UserError, exit_on_user_error
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.evaluate import DecodedBatch, EvaluationScores, Evaluator, Summarizer
@@ -108,7 +108,8 @@ def _add_pairs(
                 texts = [text for row in references for text in row]
                 for warning in tokenizer_warnings(texts, metrics.rouge_tokenizer, metrics.bleu_tokenizer):
                     console.print(f"warning: {warning}", style="yellow")
-            decoded = evaluator.add([str(text) for text in to_texts(complete["source"])], references)
+            styles = None if config.decoding.style else pair_styles(complete)
+            decoded = evaluator.add([str(text) for text in to_texts(complete["source"])], references, styles)
             if write:
                 write(complete, decoded)
             processed += len(window)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from pipeline.config.base import Section, describe_validation_error
-from pipeline.config.types import SAMPLE, BeamSize, Depth, Positive, TokenCount, Width
+from pipeline.config.types import SAMPLE, BeamSize, Depth, Positive, StyleName, StyleNames, TokenCount, Width
 from pipeline.errors import UserError
 
 
@@ -36,6 +36,13 @@ class ModelConfig(Section):
         0.0, description="dropout on the recurrent weights, drawn once per batch (Merity et al. 2018)"
     )
     tied_embeddings: bool = Field(True, description="source, target and output layers share one embedding table")
+    styles: StyleNames = Field([], description="names of the styles of summary, at most 8; unset: those of the training pairs")
+
+    @model_serializer(mode="wrap")
+    def _omit_no_styles(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an empty list, so that bundles without styles stay what they were."""
+        values: dict[str, Any] = handler(self)
+        return values if self.styles else {name: value for name, value in values.items() if name != "styles"}
 
     @model_validator(mode="after")
     def _check_copy(self) -> ModelConfig:
@@ -67,11 +74,25 @@ class DecodingConfig(Section):
     coverage_penalty: Annotated[float, Field(ge=0)] = Field(
         0.0, description="beam search: how much to favor attention to all of the source (beta in eq. 14); needs attention"
     )
+    style: StyleName | None = Field(None, description="style of summary, one of the model's; unset: no style token")
+
+    @model_serializer(mode="wrap")
+    def _omit_no_style(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a style that is unset, so that documents summarized by earlier versions count as unchanged."""
+        values: dict[str, Any] = handler(self)
+        return values if self.style else {name: value for name, value in values.items() if name != "style"}
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Subwords that the model reads of a text: the style token takes one place."""
+        return self.max_source_tokens - (self.style is not None)
 
     @model_validator(mode="after")
     def _check_lengths(self) -> DecodingConfig:
         if self.min_target_tokens > self.max_target_tokens:
             raise ValueError(f"min_target_tokens {self.min_target_tokens} is over max_target_tokens {self.max_target_tokens}")
+        if self.max_text_tokens < 1:
+            raise ValueError("max_source_tokens 1 leaves no room for text beside the style token; raise it")
         return self
 
 
@@ -91,6 +112,7 @@ class DecodingOverrides(Section):
     beam_size: Positive | None = _override("beam_size")
     length_penalty: Annotated[float, Field(ge=0)] | None = _override("length_penalty")
     coverage_penalty: Annotated[float, Field(ge=0)] | None = _override("coverage_penalty")
+    style: StyleName | None = Field(None, description="style of summary, one of the model's")
 
     def applied_to(self, defaults: DecodingConfig, model: ModelConfig) -> DecodingConfig:
         """Return the bundle's options with these overrides; UserError if they conflict with each other or the model."""
@@ -102,6 +124,9 @@ class DecodingOverrides(Section):
             ) from None
         if self.coverage_penalty and model.attention == "none":
             raise UserError("--decoding.coverage_penalty needs attention, which this model does not have; leave it unset")
+        if options.style is not None and options.style not in model.styles:
+            has = f"it has: {', '.join(model.styles)}" if model.styles else "it has none"
+            raise UserError(f"style {options.style!r} is not one of the model's ({has}); set --decoding.style")
         return options
 
 

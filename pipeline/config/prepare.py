@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import JobConfig, Section
-from pipeline.config.types import Positive, Share
+from pipeline.config.types import Positive, Share, StyleName
 
 
 class PairsInput(Section):
@@ -37,11 +37,21 @@ class PairsInput(Section):
         description="use of a list of target strings; each: one training pair per string, and one development or test pair "
         "with all as references; first: only the first; join: by spaces",
     )
+    style: StyleName | None = Field(
+        None, description="style of the targets, such as title: a model of several styles can be asked for it; unset: none"
+    )
+    style_column: str | None = Field(None, description="column of each target's style; unset: all have input.style")
     id_column: str | None = Field(None, description="column of pair ids; unset: rows are numbered from 0")
     dev_share: Share = Field(0.02, description="share of train to use as dev, divided by source text, if dev is unset")
     test_share: Share = Field(0.0, description="share of train to use as test, divided by source text, if test is unset")
     split_seed: int = Field(1, description="random seed that selects the shares of dev and test")
     max_rows: Positive | None = Field(None, description="read at most this many rows from each input; unset: all rows")
+
+    @model_validator(mode="after")
+    def _check_style(self) -> PairsInput:
+        if self.style and self.style_column:
+            raise ValueError("style and style_column are both set; unset one of them")
+        return self
 
     @model_validator(mode="after")
     def _check_shares(self) -> PairsInput:

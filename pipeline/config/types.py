@@ -37,4 +37,28 @@ def bundle_path(uri: str) -> str:
     return str(SAMPLE / "model") if uri == "sample" else uri
 
 
+STYLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+
+
+def _check_style(style: str) -> str:
+    if not STYLE_NAME.fullmatch(style):
+        raise ValueError("must be up to 32 letters, digits, '_' and '-', starting with a letter or digit")
+    return style
+
+
+StyleName = Annotated[str, AfterValidator(_check_style)]
+"""Name of a style of summary."""
+
+MAX_STYLES = 8
+"""Styles of a model, at most: the number of style tokens in a tokenizer."""
+
+
+def _check_styles(styles: list[str]) -> list[str]:
+    if len(set(styles)) < len(styles):
+        raise ValueError("a style is named twice")
+    return styles
+
+
+StyleNames = Annotated[list[StyleName], Field(max_length=MAX_STYLES), AfterValidator(_check_styles)]
+
 RunId = Annotated[str, AfterValidator(_check_run_id)]

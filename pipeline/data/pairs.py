@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,9 +16,19 @@ from pipeline.io.location import Location, open_location
 
 PAIR_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("target", pa.string())])
 
-REFERENCES = "references"
-EVALUATION_SCHEMA = PAIR_SCHEMA.append(pa.field(REFERENCES, pa.list_(pa.string())))
-"""Schema of development and test pairs: the references are all targets of a source, of which ``target`` is the first."""
+REFERENCES, STYLE = "references", "style"
+_OPTIONAL_FIELDS = [pa.field(REFERENCES, pa.list_(pa.string())), pa.field(STYLE, pa.string())]
+
+
+def pair_schema(*, references: bool, style: bool) -> pa.Schema:
+    """Return the schema of shards.
+
+    Args:
+        references: With all targets of a source, of which ``target`` is the first; for development and test pairs.
+        style: With the style of the target.
+    """
+    optional = zip(_OPTIONAL_FIELDS, (references, style), strict=True)
+    return pa.schema([*PAIR_SCHEMA, *(field for field, is_present in optional if is_present)])
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,28 @@ class PairSet:
     root: Location
     dataset: pads.Dataset
     rows: int
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of ``PAIR_SCHEMA`` and the optional ones that there are."""
+        optional = [field.name for field in _OPTIONAL_FIELDS if field.name in self.dataset.schema.names]
+        return [*PAIR_SCHEMA.names, *optional]
+
+    def count_styles(self) -> Counter[str | None]:
+        """Count the rows of each style, None included.
+
+        Raises:
+            UserError: A file cannot be read.
+        """
+        counts = Counter[str | None]()
+        if STYLE in self.columns:
+            try:
+                for batch in self.dataset.to_batches(columns=[STYLE]):
+                    for count in batch[STYLE].value_counts().to_pylist():
+                        counts[count["values"]] += count["counts"]
+            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                raise self._unreadable(error) from None
+        return counts
 
     def count_pairs(self) -> int:
         """Count the rows that have a source and a target, from the statistics of the files where possible.
@@ -47,7 +80,7 @@ class PairSet:
         return pairs
 
     def windows(self, window_rows: int, max_rows: int | None = None) -> Iterator[pa.Table]:
-        """Yield tables of at most ``window_rows`` rows with the columns id, source, target and, if present, references.
+        """Yield tables of at most ``window_rows`` rows with the columns of ``PAIR_SCHEMA`` and the optional ones, in order.
 
         Args:
             max_rows: Stop after this many rows.
@@ -58,7 +91,7 @@ class PairSet:
         remaining = self.rows if max_rows is None else max_rows
         try:
             for batch in self.dataset.to_batches(
-                columns=[name for name in EVALUATION_SCHEMA.names if name in self.dataset.schema.names],
+                columns=self.columns,
                 batch_size=window_rows,
                 batch_readahead=2,
                 fragment_readahead=1,
@@ -99,10 +132,9 @@ def open_pairs(uri: str, option: str) -> PairSet:
             raise UserError(f"column {name!r} of {uri} is {data_type}, not a string; set {option}")
     if rows == 0:
         raise UserError(f"{uri} has no rows; set {option} to pairs")
-    if REFERENCES in dataset.schema.names and not is_text_list(dataset.schema.field(REFERENCES).type):
-        raise UserError(
-            f"column {REFERENCES!r} of {uri} is {dataset.schema.field(REFERENCES).type}, not a list of strings; set {option}"
-        )
+    for name, fits, kind in ((REFERENCES, is_text_list, "a list of strings"), (STYLE, is_text, "a string")):
+        if name in dataset.schema.names and not fits(data_type := dataset.schema.field(name).type):
+            raise UserError(f"column {name!r} of {uri} is {data_type}, not {kind}; set {option}")
     return PairSet(root, dataset, rows)
 
 
@@ -125,3 +157,9 @@ def pair_texts(rows: pa.Table) -> tuple[list[str], list[str]]:
     """Return the sources and the targets of the complete pairs; bytes that are not UTF-8 become U+FFFD."""
     pairs = drop_incomplete(rows)
     return [str(text) for text in to_texts(pairs["source"])], [str(text) for text in to_texts(pairs["target"])]
+
+
+def pair_styles(rows: pa.Table) -> list[str | None]:
+    """Return the style of each complete pair, None without one."""
+    pairs = drop_incomplete(rows)
+    return to_texts(pairs[STYLE]) if STYLE in rows.column_names else [None] * len(pairs)

@@ -8,20 +8,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import Tokenizer, add_prefixes
 
 
-def encode_column(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[pa.ListArray, npt.NDArray[np.int64]]:
+def encode_column(
+    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, prefixes: npt.NDArray[np.int64] | None = None
+) -> tuple[pa.ListArray, npt.NDArray[np.int64]]:
     """Encode N texts and truncate each to ``max_tokens`` tokens.
 
+    Args:
+        max_tokens: Maximum tokens, the prefix included.
+        prefixes: Id to put before each text [N], -1 for none (``add_prefixes``).
+
     Returns:
-        The ids, list<int32> [N], and the tokens of each text before truncation [N].
+        The ids, list<int32> [N], and the tokens of each text before truncation and without the prefix [N].
     """
     values, offsets = tokenizer.encode(texts)
+    text_lengths = np.diff(offsets)
+    if prefixes is not None:
+        values, offsets = add_prefixes(values, offsets, prefixes)
     lengths = np.diff(offsets)
     is_kept = np.arange(len(values)) - np.repeat(offsets[:-1], lengths) < max_tokens
     kept_offsets = np.concatenate(([0], np.cumsum(np.minimum(lengths, max_tokens))))
-    return list_column(values[is_kept], kept_offsets), lengths
+    return list_column(values[is_kept], kept_offsets), text_lengths
 
 
 def list_column(values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> pa.ListArray:

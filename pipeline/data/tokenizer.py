@@ -1,8 +1,8 @@
 """Train a SentencePiece tokenizer, encode texts and decode token ids.
 
 Token ids are flat arrays (``values``, ``offsets``), the layout of an Arrow list column, so no Python loop runs over tokens.
-Ids 0 to 3 are ``<pad>``, ``<unk>``, ``<s>``, ``</s>``. No text encodes to them: a text that spells one is encoded as letters,
-and a character outside the vocabulary as its UTF-8 bytes.
+Ids 0 to 3 are ``<pad>``, ``<unk>``, ``<s>``, ``</s>``, and 4 to 11 are style tokens. No text encodes to them: a text that
+spells one is encoded as letters, and a character outside the vocabulary as its UTF-8 bytes.
 
 With normalization ``identity``, decoding the encoded text restores it with three exceptions: a run of white space, including
 line breaks, no-break spaces and U+2581 (SentencePiece's mark for a space), becomes one space; white space at either end is
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from pipeline.config.prepare import TokenizerConfig
-from pipeline.data.special_tokens import BOS, EOS, PAD, UNK
+from pipeline.data.special_tokens import BOS, EOS, FIRST_STYLE, PAD, STYLE_PIECES, UNK
 from pipeline.errors import UserError
 
 _MAX_TRAINING_LINE_BYTES = 8192  # SentencePiece silently ignores longer lines, so they are truncated
@@ -60,6 +60,12 @@ class Tokenizer:
         return int(self._processor.vocab_size())
 
     @functools.cached_property
+    def has_styles(self) -> bool:
+        """Whether there are style tokens."""
+        ids = list(range(FIRST_STYLE, FIRST_STYLE + len(STYLE_PIECES)))
+        return ids[-1] < self.vocabulary_size and self._processor.id_to_piece(ids) == STYLE_PIECES
+
+    @functools.cached_property
     def is_byte_token(self) -> npt.NDArray[np.bool_]:
         """Whether each id [V] stands for a byte of a character outside the vocabulary, or is ``<unk>``."""
         ids = range(self.vocabulary_size)
@@ -81,6 +87,20 @@ class Tokenizer:
         """Decode N rows of ids in the layout of ``encode``; a truncated character becomes U+FFFD."""
         rows = [row.tolist() for row in np.split(values, offsets[1:-1])] if len(offsets) > 1 else []
         return list(self._processor.decode(rows))
+
+
+def add_prefixes(
+    values: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], prefixes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Put a token before each of N rows of ids in the layout of ``Tokenizer.encode``, except before empty ones.
+
+    Args:
+        prefixes: The id to put before each row [N], -1 for none.
+    """
+    lengths = np.diff(offsets)
+    has_prefix = (prefixes >= 0) & (lengths > 0)
+    values = np.insert(values, offsets[:-1][has_prefix], prefixes[has_prefix])
+    return values, np.concatenate(([0], np.cumsum(lengths + has_prefix)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,6 +134,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             unk_id=UNK,
             bos_id=BOS,
             eos_id=EOS,
+            control_symbols=STYLE_PIECES,
             max_sentence_length=_MAX_TRAINING_LINE_BYTES,
             minloglevel=2,
         )

@@ -16,13 +16,14 @@ from pydantic import BaseModel
 
 from pipeline.config.evaluate import MetricsOptions
 from pipeline.config.model import DecodingConfig
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.special_tokens import style_token
+from pipeline.data.tokenizer import Tokenizer, add_prefixes
 from pipeline.decoding.backends import backend_for
 from pipeline.decoding.batch_budget import BatchBudget
 from pipeline.decoding.decode import decode_window
 from pipeline.decoding.engine import Engine
 from pipeline.evaluation.comparison import Comparison, PairedComparison
-from pipeline.evaluation.metrics import Floats, Scorer, SystemScores, first_sentence, lead_words
+from pipeline.evaluation.metrics import Scorer, SystemScores, first_sentence, lead_words
 from pipeline.model.batching import Rows
 from pipeline.model.bundle import Bundle
 
@@ -75,14 +76,20 @@ class Summarizer:
         device = next(bundle.model.parameters()).device
         self._engine = Engine(bundle.model, backend_for(precision, device))
         self._budget = BatchBudget.by_memory(self._engine, decoding, share=1.0, threads=torch.get_num_threads())
-        self._decoding = decoding
+        self._decoding, self._styles = decoding, bundle.model.config.styles
         self._tokenizer = Tokenizer(bundle.tokenizer_file)
         self.decode_s, self.unfinished = 0.0, 0
 
-    def summarize(self, sources: Sequence[str]) -> DecodedBatch:
-        """Summarize N sources."""
+    def summarize(self, sources: Sequence[str], styles: Sequence[str | None]) -> DecodedBatch:
+        """Summarize N sources.
+
+        Args:
+            styles: style of each [N]; where it is None, or not one of the model's, that of the decoding options.
+        """
         started = time.perf_counter()
-        source_ids = Rows(*self._tokenizer.encode(sources))
+        names = [style if style in self._styles else self._decoding.style for style in styles]
+        prefixes = np.array([style_token(self._styles, name) for name in names], np.int64)
+        source_ids = Rows(*add_prefixes(*self._tokenizer.encode(sources), prefixes))
         hypotheses = decode_window(self._engine, source_ids, self._decoding, self._budget)
         texts = self._tokenizer.decode(hypotheses.values, hypotheses.offsets)
         self.decode_s += time.perf_counter() - started
@@ -105,26 +112,27 @@ class Evaluator:
         self._comparison = PairedComparison()
         self._rows = self._references = 0
 
-    def add(self, sources: Sequence[str], references: Sequence[Sequence[str]]) -> DecodedBatch:
-        """Decode and score N sources, each with its references. Return what the model wrote."""
-        decoded = self._model.summarize(sources)
+    def add(
+        self, sources: Sequence[str], references: Sequence[Sequence[str]], styles: Sequence[str | None] | None = None
+    ) -> DecodedBatch:
+        """Decode and score N sources, each with its references. Return what the model wrote.
+
+        Args:
+            styles: style of each [N]; None for that of the decoding options.
+        """
+        styles = styles or [None] * len(sources)
+        decoded = self._model.summarize(sources, styles)
         self._rows += len(sources)
         self._references += sum(map(len, references))
         rouge = self._scorers[MODEL].add(decoded.texts, references)
         self._scorers[self._lead].add([lead_words(source, self._options.lead_words) for source in sources], references)
         self._scorers["first sentence"].add([first_sentence(source) for source in sources], references)
         if self._other and sources:
-            self._compare(sources, references, decoded.texts, rouge)
+            others = self._other.summarize(sources, styles).texts
+            differences = (rouge - self._scorers[OTHER].add(others, references))[:, 2]
+            firsts = [targets[0] for targets in references]
+            self._comparison.add(differences, list(zip(sources, firsts, decoded.texts, others, strict=True)))
         return decoded
-
-    def _compare(
-        self, sources: Sequence[str], references: Sequence[Sequence[str]], texts: Sequence[str], rouge: Floats
-    ) -> None:
-        assert self._other is not None
-        others = self._other.summarize(sources).texts
-        differences = (rouge - self._scorers[OTHER].add(others, references))[:, 2]
-        firsts = [targets[0] for targets in references]
-        self._comparison.add(differences, list(zip(sources, firsts, texts, others, strict=True)))
 
     def scores(self) -> EvaluationScores:
         """Return the scores over all rows, at least one."""

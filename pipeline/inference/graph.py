@@ -44,6 +44,7 @@ def read_stage(plan: Plan, ledger: Ledger) -> ReadWindows:
         unreadable=UnreadableFiles(plan.config.input.on_bad_file),
         ledger=ledger,
         sample=_sketch(plan).sample,
+        style_token=plan.style_token,
     )
 
 
@@ -66,7 +67,7 @@ def write_stage(plan: Plan) -> WriteWindow:
     return WriteWindow(
         tokenizer_file=plan.bundle_files[TOKENIZER],
         input=plan.config.input,
-        max_source_tokens=plan.decoding.max_source_tokens,
+        max_text_tokens=plan.decoding.max_text_tokens,
         output=plan.output,
         run_id=plan.run_id,
         metadata={"nightshift.run_id": plan.run_id, "nightshift.model_fingerprint": plan.model_fingerprint},

@@ -17,6 +17,7 @@ from pipeline.bundles import read_bundle
 from pipeline.config.model import DecodingConfig
 from pipeline.config.summarize import SummarizeConfig
 from pipeline.data.documents import DocumentSet, list_files, open_documents
+from pipeline.data.special_tokens import style_token
 from pipeline.errors import UserError
 from pipeline.inference.run_spec import INPUT_OPTIONS, RunSpec, read_plan, read_spec, write_plan
 from pipeline.inference.stages.window import PRIVATE_PREFIX
@@ -38,6 +39,7 @@ class Plan:
         has_started: Whether an earlier command started the run.
         restart_reason: Why the results of that command cannot be used, if so.
         later_files: Number of input files that came later and are left to the next run.
+        style_token: Id of the token that comes before each text; -1 for none.
     """
 
     config: SummarizeConfig
@@ -51,6 +53,7 @@ class Plan:
     has_started: bool = False
     restart_reason: str | None = None
     later_files: int = 0
+    style_token: int = -1
 
     @property
     def folder(self) -> Location:
@@ -146,6 +149,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         raise UserError(f"--output.path {output.uri} and --input.path {root.uri} contain one another; set another output")
     bundle_files, bundle = read_bundle(config.model.path)
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
+    token = style_token(bundle.model.config.styles, decoding.style)
     finished = finished_runs(output)
     spec = RunSpec(
         started_at=datetime.now(UTC),
@@ -164,7 +168,8 @@ def plan_run(config: SummarizeConfig) -> Plan:
     folder = run_folder(output, run_id)
     if folder.child(SUCCESS).exists() or not folder.child(PLAN).exists():
         documents = open_documents(config.input)
-        return Plan(config, run_id, documents, output, bundle_files, decoding, _with_unread(spec, documents), finished)
+        spec = _with_unread(spec, documents)
+        return Plan(config, run_id, documents, output, bundle_files, decoding, spec, finished, style_token=token)
     files, started = read_plan(folder.child(PLAN))
     if differences := started.differences(spec):
         raise UserError(
@@ -173,7 +178,7 @@ def plan_run(config: SummarizeConfig) -> Plan:
         )
     unread_files = [StoredFile(path, *size_and_time) for path, size_and_time in started.unread_files.items()]
     documents = DocumentSet(root, files, started.unread, unread_files)
-    plan = Plan(config, run_id, documents, output, bundle_files, decoding, started, finished, has_started=True)
+    plan = Plan(config, run_id, documents, output, bundle_files, decoding, started, finished, True, style_token=token)
     current = {file.path: file for file in list_files(root)}
     if reason := _restart_reason(plan, current):
         documents = open_documents(config.input)

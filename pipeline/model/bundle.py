@@ -124,9 +124,12 @@ def bundle_from_files(files: Mapping[str, bytes], origin: str, device: torch.dev
     config = _read_config(files[CONFIG], f"{origin}/{CONFIG}")
     if hashlib.sha256(files[TOKENIZER]).hexdigest() != config.tokenizer_sha256:
         raise UserError(f"{origin}/{TOKENIZER} is not the tokenizer that the model was trained with; restore the right one")
-    subwords = Tokenizer(files[TOKENIZER], f"{origin}/{TOKENIZER}").vocabulary_size
+    tokenizer = Tokenizer(files[TOKENIZER], f"{origin}/{TOKENIZER}")
+    subwords = tokenizer.vocabulary_size
     if subwords != config.vocabulary_size:
         raise UserError(f"{origin}/{CONFIG} says {config.vocabulary_size} subwords, but {TOKENIZER} has {subwords}")
+    if config.model.styles and not tokenizer.has_styles:
+        raise UserError(f"{origin}/{CONFIG} names styles, but {TOKENIZER} has no style tokens; copy the bundle again")
     try:
         weights = load_tensors(files[WEIGHTS])
     except (SafetensorError, KeyError) as error:  # KeyError: a number type that torch does not have

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.config.prepare import PairsInput, PrepareConfig
+from pipeline.config.types import STYLE_NAME
 from pipeline.data.tokenizer import without_surrogates
 from pipeline.prepare.files import Role
 from pipeline.prepare.readers import read_rows
@@ -19,16 +20,17 @@ _PROGRESS_EVERY_ROWS = 1000
 
 
 class Pair(NamedTuple):
-    """A row of a shard, with the columns of ``EVALUATION_SCHEMA``."""
+    """A row of a shard; ``style`` is "" if there is none."""
 
     id: str
     source: str
     target: str
     references: list[str]
+    style: str = ""
 
     def one_per_reference(self) -> list[Pair]:
         """Return a pair for each reference, as its target."""
-        return [Pair(self.id, self.source, reference, [reference]) for reference in self.references]
+        return [self._replace(target=reference, references=[reference]) for reference in self.references]
 
 
 @dataclass
@@ -95,6 +97,10 @@ def read_pairs(
             report.drop(row, origin)
             continue
         row_id = get_value(row, options.id_column) if options.id_column else None
+        style = (get_value(row, options.style_column) if options.style_column else options.style) or ""
+        if style and not (isinstance(style, str) and STYLE_NAME.fullmatch(style)):
+            report.drop(RowError("bad_style", str(style)), origin)
+            continue
         source = _check_text(
             _join_texts(get_value(row, options.source_column)), "source", limits.min_source_chars, limits.max_chars
         )
@@ -111,7 +117,7 @@ def read_pairs(
                 references.append(target)
         if not isinstance(source, RowError) and references:
             pair_id = without_surrogates(str(number if row_id is None else row_id))
-            yield origin, Pair(pair_id, source, references[0], references)
+            yield origin, Pair(pair_id, source, references[0], references, style)
 
 
 def _targets(row: Row, options: PairsInput) -> list[Any]:

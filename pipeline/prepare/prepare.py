@@ -1,6 +1,7 @@
 """Prepare a data set of text pairs: write Parquet shards of (id, source, target) and a SentencePiece model.
 
-Development and test shards also have a column of all references of a source.
+Development and test shards also have a column of all references of a source, and all shards a column of styles if they are
+configured.
 
     inputs ── readers ── extract ── split by source ── shuffle ── shards ── tokenizer
 
@@ -25,7 +26,7 @@ from pyarrow import fs
 
 from pipeline.config.prepare import PrepareConfig
 from pipeline.config.types import bundle_path
-from pipeline.data.pairs import EVALUATION_SCHEMA, PAIR_SCHEMA
+from pipeline.data.pairs import pair_schema
 from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.io.atomic import atomic_folder
@@ -122,7 +123,7 @@ class _Preparation:
 
     def __init__(self, config: PrepareConfig, folder: Location, scratch: Path, on_progress: OnProgress) -> None:
         self._config, self._folder, self._scratch, self._on_progress = config, folder, scratch, on_progress
-        self._tokenizer_file = _read_tokenizer(config.tokenizer.path)
+        self._tokenizer_file = _read_tokenizer(config)
         self._reports: dict[Role, SplitReport] = {}
         self._held_out: dict[Role, set[int]] = {}
         self._sample: list[tuple[str, str]] = []
@@ -147,9 +148,9 @@ class _Preparation:
             self._held_out[role] = keys
         for name, shuffle in shuffles.items():
             self._on_progress(PrepareProgress(f"writing {name}"))
-            is_train = name == "train"
+            is_train, options = name == "train", self._config.input
             pairs = self._sampled(shuffle.drain()) if is_train else shuffle.drain()
-            schema = PAIR_SCHEMA if is_train else EVALUATION_SCHEMA
+            schema = pair_schema(references=not is_train, style=bool(options.style or options.style_column))
             _write_shards(self._folder.child(name), pairs, schema, self._config.output.rows_per_shard)
 
     def _read(self, path: str, role: Role) -> Iterator[tuple[Pair, int]]:
@@ -203,14 +204,17 @@ class _Preparation:
         return train_tokenizer((text for pair in self._sample for text in pair), self._config.tokenizer)
 
 
-def _read_tokenizer(uri: str | None) -> bytes | None:
+def _read_tokenizer(config: PrepareConfig) -> bytes | None:
     """Read the tokenizer at ``tokenizer.path``, a bundle or a file, if it is set."""
+    uri = config.tokenizer.path
     if uri is None:
         return None
     location = open_location(bundle_path(uri), "--tokenizer.path")
     in_bundle = location.child(TOKENIZER_FILE)
     file = (in_bundle if in_bundle.exists() else location).read()
-    Tokenizer(file, uri)
+    tokenizer = Tokenizer(file, uri)
+    if (config.input.style or config.input.style_column) and not tokenizer.has_styles:
+        raise UserError(f"the tokenizer of --tokenizer.path {uri} has no style tokens; leave it unset to train a new one")
     return file
 
 
@@ -224,7 +228,7 @@ def _write_shards(folder: Location, pairs: Iterator[Pair], schema: pa.Schema, ro
     folder.make_folder()
     shards = _cut_shards(pairs, rows_per_shard)
     for number, shard in enumerate(itertools.chain([next(shards, [])], shards)):
-        table = pa.Table.from_pylist([pair._asdict() for pair in shard], schema)
+        table = pa.Table.from_pylist([{**pair._asdict(), "style": pair.style or None} for pair in shard], schema)
         file = folder.child(_SHARD.format(number))
         pq.write_table(table, file.path, filesystem=file.filesystem, compression="zstd")
         del table

@@ -47,7 +47,7 @@ def _has_column(row: Row, column: str) -> bool:
 
 def configured_columns(options: PairsInput) -> dict[str, str]:
     """Return the column names that are set, by option."""
-    columns = {"source_column": options.source_column, "target_column": options.target_column, "id_column": options.id_column}
+    columns = {name: getattr(options, name) for name in ("source_column", "target_column", "id_column", "style_column")}
     return {option: column for option, column in columns.items() if column is not None}
 
 

@@ -20,8 +20,8 @@ from ray.train import DataConfig
 
 from pipeline.cluster import LIGHT_CPUS
 from pipeline.config.train import TrainConfig
-from pipeline.data.pairs import PairSet, pair_texts
-from pipeline.data.special_tokens import UNK
+from pipeline.data.pairs import STYLE, PairSet, pair_styles, pair_texts
+from pipeline.data.special_tokens import UNK, style_token
 from pipeline.data.token_columns import encode_column, flatten_column, list_column
 from pipeline.data.tokenizer import cached_tokenizer
 from pipeline.io.location import PARQUET_SUFFIXES
@@ -37,11 +37,13 @@ class TokenizePairs:
 
     Args:
         tokenizer_file: the bytes of a SentencePiece model.
+        styles: styles of the model; a pair's style token comes first in its source.
     """
 
     tokenizer_file: bytes
     max_source_tokens: int
     max_target_tokens: int
+    styles: tuple[str, ...] = ()
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
         """Convert the columns source and target from string to list<int32>.
@@ -49,7 +51,8 @@ class TokenizePairs:
         Rows with a null come last, as empty lists. A source without subwords becomes ``<unk>``: an encoder needs a token.
         """
         tokenizer, (source_texts, target_texts) = cached_tokenizer(self.tokenizer_file), pair_texts(pairs)
-        sources, lengths = encode_column(tokenizer, source_texts, self.max_source_tokens)
+        prefixes = np.array([style_token(self.styles, style) for style in pair_styles(pairs)], np.int64)
+        sources, lengths = encode_column(tokenizer, source_texts, self.max_source_tokens, prefixes)
         if (empty := lengths == 0).any():
             values, offsets = flatten_column(sources)
             values = np.insert(values, offsets[:-1][empty], UNK)
@@ -108,10 +111,10 @@ def training_windows(
             partitioning=None,
             num_cpus=LIGHT_CPUS,
         )
-        .select_columns(["source", "target"])
+        .select_columns([name for name in pairs.columns if name in ("source", "target", STYLE)])
         .repartition(target_num_rows_per_block=layout.window_rows, strict=True)
         .map_batches(
-            TokenizePairs(tokenizer_file, data.max_source_tokens, data.max_target_tokens),
+            TokenizePairs(tokenizer_file, data.max_source_tokens, data.max_target_tokens, tuple(config.model.styles)),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=LIGHT_CPUS,

@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import cluster
 from pipeline.config.train import ScalingSection, TrainConfig
-from pipeline.data.pairs import PairSet, open_pairs, pair_texts
+from pipeline.data.pairs import STYLE, PairSet, open_pairs, pair_styles, pair_texts
 from pipeline.errors import Stopped, UserError
 from pipeline.io.location import Location
 from pipeline.model.malloc import KEEP_FREED_MEMORY
@@ -108,7 +108,7 @@ class _InputData:
     parent_files: Mapping[str, bytes] | None
     train: PairSet
     pairs: int  # rows of train without a null
-    dev: dict[str, list[str]]  # development pairs, by column
+    dev: dict[str, list[Any]]  # development pairs, by column
     skipped: dict[str, int]  # rows of train and dev with a null
 
 
@@ -125,7 +125,10 @@ def _read_data(config: TrainConfig, parent: Parent | None) -> _InputData:
         )
     skipped = {"train": train_set.rows - pairs, "dev": len(rows) - len(sources)}
     parent_files = parent.files if parent else None
-    return _InputData(tokenizer_file, parent_files, train_set, pairs, {"source": sources, "target": targets}, skipped)
+    dev: dict[str, list[Any]] = {"source": sources, "target": targets}
+    if config.model.styles:
+        dev[STYLE] = [style or config.decoding.style for style in pair_styles(rows)]
+    return _InputData(tokenizer_file, parent_files, train_set, pairs, dev, skipped)
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:

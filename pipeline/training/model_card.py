@@ -88,7 +88,8 @@ def describe_network(model: ModelConfig) -> str:
         "bidirectional encoder" if model.bidirectional else "one-directional encoder",
         "no attention" if model.attention == "none" else f"{model.attention} attention",
     ]
-    return ", ".join(parts + ["copying from the source"] * model.copy_source)
+    styles = [f"styles {' and '.join(model.styles)}"] if model.styles else []
+    return ", ".join(parts + ["copying from the source"] * model.copy_source + styles)
 
 
 def _describe_decoding(options: DecodingConfig) -> str:

@@ -74,7 +74,7 @@ class TrainingFolder:
         self.root: Location = open_location(config.output.path, "--output.path")
         self.bundle = self.root.child(BUNDLE)
 
-    def claim(self, tokenizer_file: bytes, dev: dict[str, list[str]]) -> None:
+    def claim(self, tokenizer_file: bytes, dev: dict[str, list[Any]]) -> None:
         """Check that the folder belongs to this training, or write its identity. ``dev`` holds the development pairs by column.
 
         Raises:

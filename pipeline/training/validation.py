@@ -83,7 +83,7 @@ class DevSet:
 
     def _decode(self, learner: Learner) -> list[str]:
         engine = Engine(learner.average, backend_for(self._config.training.precision, learner.device), graphs=False)
-        decoding = self._config.decoding
+        decoding = self._config.decoding.model_copy(update={"style": None})  # the sources have their style tokens
         budget = BatchBudget.by_memory(engine, decoding, self._memory_share, torch.get_num_threads())
         decoded = decode_window(engine, self._pairs.source_ids, decoding, budget)
         return self._tokenizer.decode(decoded.values, decoded.offsets)

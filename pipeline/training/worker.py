@@ -47,7 +47,7 @@ class WorkerJob(TypedDict):
     tokenizer_file: bytes
     parent_files: Mapping[str, bytes] | None  # bundle to start from; None: random weights
     layout: WindowLayout
-    dev: dict[str, list[str]]  # development pairs, by column
+    dev: dict[str, list[Any]]  # development pairs, by column
     threads: int
     fence: WriterFence
     records: Queue  # to the driver
@@ -107,12 +107,13 @@ class Worker:
             "layout": asdict(job["layout"]),
         }
 
-    def _dev_share(self, pairs: dict[str, list[str]]) -> DevPairs:
+    def _dev_share(self, pairs: dict[str, list[Any]]) -> DevPairs:
         share = {name: texts[self.rank :: self.workers] for name, texts in pairs.items()}
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in share.items()})
         data = self.config.data
         max_source_tokens = max(data.max_source_tokens, self.config.decoding.max_source_tokens)
-        ids = TokenizePairs(self._tokenizer_file, max_source_tokens, data.max_target_tokens)(table)
+        styles = tuple(self.config.model.styles)
+        ids = TokenizePairs(self._tokenizer_file, max_source_tokens, data.max_target_tokens, styles)(table)
         source_ids, target_ids = (Rows(*flatten_column(ids[name])) for name in ("source", "target"))
         return DevPairs(share["source"], share["target"], source_ids, target_ids)
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config.loader import load_config
 from pipeline.config.prepare import PrepareConfig
-from pipeline.data.pairs import EVALUATION_SCHEMA, PAIR_SCHEMA
+from pipeline.data.pairs import PAIR_SCHEMA, pair_schema
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.prepare.extract import Pair, SplitReport, assign_split, read_pairs, source_key
@@ -135,6 +135,18 @@ def test_list_of_targets_is_pairs_to_train_on_and_references_to_test_on(
     assert written == sum(report.rows + report.extra for report in reports) == 330
 
 
+def test_style_of_the_input_or_of_each_row(tmp_path: Path, source_pairs: list[dict[str, str]]) -> None:
+    rows = [{**pair, "kind": kind} for pair in source_pairs[:50] for kind in ("title", "tldr", None, "no name")]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    result = prepare(make_config(path, tmp_path / "each", input={"style_column": "kind"}))
+    assert result.splits["train"].dropped == {"bad_style": 50}
+    [shard] = (tmp_path / "each/train").iterdir()
+    assert pq.read_schema(shard).equals(pair_schema(references=False, style=True))
+    assert set(pq.read_table(shard)["style"].to_pylist()) == {"title", "tldr", None}
+    prepare(make_config(path, tmp_path / "all", input={"style": "title"}))
+    assert {pair.style for split in ("train", "dev") for pair in shards(tmp_path / "all" / split)} == {"title"}
+
+
 def test_lone_surrogate_is_replaced_and_surrogate_pair_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"source": "a\\ud800b", "target": "\\ud83d\\ude00", "key": "\\udfff"}\n')
     pairs, _ = extract(tmp_path / "a.jsonl", input={"id_column": "key"})
@@ -217,7 +229,7 @@ def test_shards_have_the_pair_schema_and_configured_size(prepared: tuple[Path, P
     files = sorted((output / "train").iterdir())
     assert [file.name for file in files] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     assert all(pq.read_schema(file).equals(PAIR_SCHEMA) for file in files)
-    assert pq.read_schema(output / "dev/part-00000.parquet").equals(EVALUATION_SCHEMA)
+    assert pq.read_schema(output / "dev/part-00000.parquet").equals(pair_schema(references=True, style=False))
     assert [pq.read_metadata(file).num_rows for file in files] == [150, 150, result.splits["train"].kept - 300]
     assert not (output / "test").exists()
 
@@ -260,7 +272,7 @@ def test_empty_split_has_one_empty_shard(tmp_path: Path, source_pairs: list[dict
     empty = write_jsonl(tmp_path / "dev.jsonl", [])
     prepare(make_config(write_jsonl(tmp_path / "a.jsonl", source_pairs), tmp_path / "out", input={"dev": str(empty)}))
     assert shards(tmp_path / "out/dev") == []
-    assert pq.read_schema(tmp_path / "out/dev/part-00000.parquet").equals(EVALUATION_SCHEMA)
+    assert pq.read_schema(tmp_path / "out/dev/part-00000.parquet").equals(pair_schema(references=True, style=False))
 
 
 def test_pairs_larger_than_memory_are_prepared(

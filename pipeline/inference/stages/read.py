@@ -55,13 +55,14 @@ class ReadWindows:
         window_rows: Maximum documents of a window.
         window_tokens: Maximum source tokens of a window; None for no limit.
         tokenizer_file: Content of a SentencePiece model.
-        max_source_tokens: Tokens that the model reads of a document.
+        max_source_tokens: Tokens that the model reads of a document, the style token included.
         salt: Salt of content keys (see RowFilter).
         unreadable: Unreadable files of the run.
         ledger: Documents that earlier runs processed, if any.
         duplicates: Rows that repeat an id (``IdCheck.duplicates``), if they are known.
         sample: Maximum openings that a window keeps for examples.
         attempts: Counts attempts; None to count none.
+        style_token: Id of the token that comes before each text; -1 for none.
     """
 
     filesystem: fs.FileSystem
@@ -76,6 +77,7 @@ class ReadWindows:
     duplicates: ray.ObjectRef[KeyedRows] | None = None
     sample: int = RUN_SKETCH.sample
     attempts: AttemptCounter | None = None
+    style_token: int = -1
 
     @property
     def columns(self) -> list[str]:
@@ -145,7 +147,8 @@ class ReadWindows:
             for text, reason in zip(to_texts(documents[self.input.text_column]), reasons, strict=True)
         ]
         tokenizer = cached_tokenizer(self.tokenizer_file)
-        ids, source_tokens = encode_column(tokenizer, texts, self.max_source_tokens)
+        prefixes = np.full(len(texts), self.style_token)
+        ids, source_tokens = encode_column(tokenizer, texts, self.max_source_tokens, prefixes)
         values, offsets = flatten_column(ids)
         byte_tokens = np.diff(np.concatenate(([0], np.cumsum(tokenizer.is_byte_token[values])))[offsets])
         # Some texts, such as a zero-width space, have characters but no tokens.

@@ -59,7 +59,7 @@ class WriteWindow:
 
     tokenizer_file: bytes
     input: DocumentsInput
-    max_source_tokens: int
+    max_text_tokens: int
     output: Location
     run_id: str
     metadata: Mapping[str, str]
@@ -104,7 +104,7 @@ class WriteWindow:
             "summary": pa.array(cached_tokenizer(self.tokenizer_file).decode(values, offsets), pa.string()),
             "source_tokens": window[SOURCE_TOKENS],
             "summary_tokens": pa.array(np.diff(offsets), pa.int32()),
-            "source_truncated": pc.greater(window[SOURCE_TOKENS], self.max_source_tokens),
+            "source_truncated": pc.greater(window[SOURCE_TOKENS], self.max_text_tokens),
             "finish_reason": pc.if_else(window[FINISHED], "eos", "length"),
             "score": window[SCORE],
         }
@@ -134,7 +134,7 @@ class WriteWindow:
             throughput=Throughput.of(time.time(), len(summarized) + len(rejected)),
             sources=Histogram.of(source_tokens),
             summaries=Histogram.of(summaries["summary_tokens"].to_numpy()),
-            read_tokens=int(np.minimum(source_tokens, self.max_source_tokens).sum()),
+            read_tokens=int(np.minimum(source_tokens, self.max_text_tokens).sum()),
             byte_tokens=_sum(summarized[BYTE_TOKENS]),
             score_micronats=score_micronats,
             unscored=unscored,
