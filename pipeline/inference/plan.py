@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -80,11 +79,6 @@ class Plan:
             InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
             for file in self.input.files
         ]
-
-    @property
-    def previous_runs(self) -> list[FinishedRun]:
-        """The finished runs whose documents this run skips if they are unchanged."""
-        return [run for run in self.finished if run.sequence <= self.spec.ledger]
 
     def refreshed(self) -> Plan:
         """Return the plan with the runs that are finished now; the caller holds the lease, so their list is final.
@@ -236,9 +230,3 @@ def _check_columns(config: SummarizeConfig) -> None:
     for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
         if column in added or column.startswith(PRIVATE_PREFIX):
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")
-
-
-def run_config_as_json(config: SummarizeConfig) -> dict[str, Any]:
-    """Return a configuration as JSON values."""
-    values: dict[str, Any] = json.loads(config.model_dump_json(by_alias=True))
-    return values
