@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -46,10 +46,9 @@ def source(options: FetchInput) -> Iterator[RaySource]:
     )
 
 
-@contextmanager
-def sink(options: DeliverOutput) -> Iterator[DeltaSink]:
+def sink(options: DeliverOutput) -> AbstractContextManager[DeltaSink]:
     """Open a table that summaries are delivered to."""
-    yield DeltaSink(options)
+    return nullcontext(DeltaSink(options))
 
 
 class DeltaSink(Sink):

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
@@ -127,10 +127,9 @@ def _first_lines(root: Location, file: StoredFile) -> Iterator[bytes]:
     return (line for line in head.splitlines() if line.strip())
 
 
-@contextmanager
-def sink(options: DeliverOutput) -> Iterator[JsonLinesSink]:
+def sink(options: DeliverOutput) -> AbstractContextManager[JsonLinesSink]:
     """Open a folder that summaries are delivered to."""
-    yield JsonLinesSink(options)
+    return nullcontext(JsonLinesSink(options))
 
 
 class JsonLinesSink(Sink):
