@@ -67,7 +67,6 @@ class Split:
 
     @property
     def rows(self) -> int:
-        """Number of documents."""
         return sum(row_range.rows for row_range in self.row_ranges)
 
     def __str__(self) -> str:

@@ -31,7 +31,6 @@ class _Hypotheses:
     coverage: Tensor
 
     def gather(self, indices: Tensor) -> _Hypotheses:
-        """Return the hypotheses at indices[N, M] of each slot."""
         return _Hypotheses(self.totals.gather(1, indices), *(_gather(part, indices) for part in (self.written, self.coverage)))
 
 

@@ -37,13 +37,11 @@ class ActorPool:
 
     @property
     def ray_options(self) -> dict[str, Any]:
-        """Options of ``ray.remote`` for an actor."""
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom_resources)}
         return options if self.gpus else {**options, "runtime_env": {"env_vars": KEEP_FREED_MEMORY}}
 
     @property
     def request(self) -> dict[str, float]:
-        """Resources of each actor, by name."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.custom_resources}
         return {name: amount for name, amount in amounts.items() if amount}
 

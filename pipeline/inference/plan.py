@@ -53,12 +53,10 @@ class Plan:
 
     @property
     def folder(self) -> Location:
-        """``runs/<run_id>``."""
         return run_folder(self.output, self.run_id)
 
     @property
     def model_fingerprint(self) -> str:
-        """Fingerprint of the bundle."""
         return self.spec.model_fingerprint
 
     @property
@@ -74,7 +72,6 @@ class Plan:
 
     @property
     def input_files(self) -> list[InputFile]:
-        """The input files for the manifest."""
         return [
             InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
             for file in self.input.files
@@ -122,7 +119,6 @@ class Plan:
         return True
 
     def write(self) -> None:
-        """Write plan.parquet. Raises UserError if it cannot be written."""
         write_plan(self.folder.child(PLAN), self.input.files, self.spec)
 
 

@@ -70,7 +70,6 @@ def _names_of_previous_run(output: Location, run_ids: Sequence[str], keys: Keys)
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _count_keys(keys: Keys) -> tuple[int, Keys]:
-    """Return the number of keys, and the first ones."""
     return len(keys), keys[:_MAX_LISTED]
 
 

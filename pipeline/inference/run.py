@@ -90,7 +90,6 @@ class _Run:
     started_s: float = field(default_factory=time.monotonic)
 
     def execute(self) -> RunResult:
-        """Take all steps of the run, from its plan to _SUCCESS."""
         self._start_or_resume()
         self.on_phase("starting Ray")
         pool = wait_for_actors(self.plan.config.resources)

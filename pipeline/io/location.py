@@ -71,7 +71,6 @@ class Location:
         return self.filesystem.type_name not in ("s3", "gcs", "abfs")
 
     def child(self, name: str) -> Location:
-        """Return the location of ``name`` in this folder."""
         return self.with_suffix(f"/{name}")
 
     def with_suffix(self, suffix: str) -> Location:
@@ -86,14 +85,12 @@ class Location:
         return same_filesystem and f"{other.path.rstrip('/')}/".startswith(f"{self.path.rstrip('/')}/")
 
     def exists(self) -> bool:
-        """Return whether the file or folder exists."""
         try:
             return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
         except OSError as error:
             raise self._error("access", error) from None
 
     def read(self) -> bytes:
-        """Return the content of a file."""
         try:
             with self.filesystem.open_input_file(self.path) as file:
                 content: bytes = file.read()

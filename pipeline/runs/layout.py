@@ -34,7 +34,6 @@ REJECT_COLUMNS = ("reason", "detail")
 
 
 def run_folder(output: Location, run_id: str) -> Location:
-    """Return ``runs/<run_id>``."""
     return output.child(run_path(run_id))
 
 

@@ -207,7 +207,6 @@ def _remove_claim(folder: Location, claim: str) -> None:
 
 
 def write_claim(claim: Location, holder: Holder, renewals: int) -> None:
-    """Write or renew a claim."""
     claim.write(json.dumps(asdict(replace(holder, renewals=renewals))).encode())
 
 

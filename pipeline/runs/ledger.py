@@ -52,7 +52,6 @@ _TASK_BYTES = 2**28
 
 
 def encode_segment(entries: Entries, record: WindowRecord) -> pa.Buffer:
-    """Return the content of a segment file."""
     return to_parquet(_table(entries), {_RECORD.decode(): record.model_dump_json()}, store_schema=False)
 
 

@@ -37,7 +37,6 @@ class UnreadableFiles:
     sealed: bool = False
 
     def seal(self) -> UnreadableFiles:
-        """Return the same files, sealed."""
         return replace(self, sealed=True)
 
     def of(self, split: Split) -> SplitUnreadable:

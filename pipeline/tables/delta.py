@@ -47,7 +47,6 @@ def source(options: FetchInput) -> Iterator[RaySource]:
 
 
 def sink(options: DeliverOutput) -> AbstractContextManager[DeltaSink]:
-    """Open a table that summaries are delivered to."""
     return nullcontext(DeltaSink(options))
 
 
@@ -65,15 +64,12 @@ class DeltaSink(Sink):
 
     @property
     def sequence(self) -> int:
-        """Sequence number of the last delivered run; 0 if there is none."""
         return (self._table.transaction_version(self._application) or 0) if self._table else 0
 
     def is_at(self, watermark: Watermark) -> bool:
-        """Return whether this is the watermark of the last delivery."""
         return bool(self._table and self._table.transaction_version(self._hashed(watermark)) == watermark.sequence)
 
     def deliver(self, summaries: Summaries, watermark: Watermark) -> bool:
-        """Merge the rows and commit the watermark; False if another writer was faster."""
         name = self._options.table
         try:
             table = self._table or DeltaTable.create(_table_uri(self._options), summaries.schema, mode="error")

@@ -74,7 +74,6 @@ def fetch(config: FetchConfig) -> Fetched:
 
 
 def write_pointer(folder: Location, pointer: Mapping[str, Any]) -> None:
-    """Make a snapshot the one that readers find."""
     folder.child(POINTER).write(json.dumps(pointer, indent=2).encode() + b"\n")
 
 

@@ -58,13 +58,10 @@ def source(options: FetchInput) -> Iterator[RaySource]:
 
 
 def sink(options: DeliverOutput) -> AbstractContextManager[IcebergSink]:
-    """Open a table that summaries are delivered to."""
     return nullcontext(IcebergSink(options))
 
 
 class IcebergSink(Sink):
-    """An Iceberg table (see base.Sink)."""
-
     def __init__(self, options: DeliverOutput) -> None:
         self._options = options
         self._property, self._branch_prefix = f"nightshift.{options.name}", f"nightshift-{options.name}-"

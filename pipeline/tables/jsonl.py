@@ -128,13 +128,10 @@ def _first_lines(root: Location, file: StoredFile) -> Iterator[bytes]:
 
 
 def sink(options: DeliverOutput) -> AbstractContextManager[JsonLinesSink]:
-    """Open a folder that summaries are delivered to."""
     return nullcontext(JsonLinesSink(options))
 
 
 class JsonLinesSink(Sink):
-    """A folder of JSON lines (see base.Sink)."""
-
     keeps_all = True
 
     def __init__(self, options: DeliverOutput) -> None:
@@ -166,7 +163,6 @@ def _read_watermarks(folder: Location) -> Iterator[Watermark]:
 
 
 def _encode_files(summaries: Summaries) -> Iterator[bytes]:
-    """Yield the content of each file."""
     lines, chars = list[str](), 0
     for batch in summaries.batches(summaries.schema):
         for values in zip(*map(to_values, batch.columns), strict=True):

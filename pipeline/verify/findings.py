@@ -38,5 +38,4 @@ class VerificationReport:
     notes: list[str] = field(default_factory=list)
 
     def add(self, path: str, problem: str) -> None:
-        """Add a finding."""
         self.findings.append(Finding(path, problem))

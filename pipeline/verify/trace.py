@@ -52,7 +52,6 @@ class Input:
 
     @property
     def rows(self) -> int:
-        """Rows of the unchanged files."""
         return sum(file.rows for file in self.files)
 
     @property

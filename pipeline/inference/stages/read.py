@@ -79,7 +79,6 @@ class ReadWindows:
 
     @property
     def columns(self) -> list[str]:
-        """Columns to read."""
         return list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:

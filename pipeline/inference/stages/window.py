@@ -59,7 +59,6 @@ class WindowMetadata:
 
     @property
     def name(self) -> str:
-        """Name of the window's files."""
         return f"{self.split:06}-{self.number:04}"
 
 
@@ -67,7 +66,6 @@ _METADATA_TYPE: TypeAdapter[WindowMetadata] = TypeAdapter(WindowMetadata)
 
 
 def window_to_row(window: pa.Table, metadata: WindowMetadata) -> pa.Table:
-    """Pack a window and its metadata into one row."""
     row = table_to_row(window)
     for column, value in ((METADATA, _METADATA_TYPE.dump_json(metadata).decode()), (DECODED_AT, time.time())):
         row = row.append_column(column, pa.array([value]))
