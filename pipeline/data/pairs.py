@@ -43,10 +43,7 @@ class PairSet:
         return pairs
 
     def windows(self, window_rows: int, max_rows: int | None = None) -> Iterator[pa.Table]:
-        """Yield tables of at most ``window_rows`` rows with the columns id, source and target, in order.
-
-        Args:
-            max_rows: Stop after this many rows.
+        """Yield tables of at most ``window_rows`` rows with the columns id, source and target, in order, up to ``max_rows``.
 
         Raises:
             UserError: A file cannot be read.
@@ -70,9 +67,6 @@ class PairSet:
 
 def open_pairs(uri: str, option: str) -> PairSet:
     """Open a Parquet file, or the Parquet files directly in a folder.
-
-    Args:
-        option: Option that sets the URI, for messages.
 
     Raises:
         UserError: There are no files or rows, a file is not Parquet, or a column is missing or is not text.

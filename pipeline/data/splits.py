@@ -37,8 +37,6 @@ class RowRange:
 
     Attributes:
         file_number: Position of the file in the input.
-        start: First row.
-        rows: Number of rows.
         file_rows: Rows of the whole file.
         is_small: Whether the range is a whole file that fits into memory.
     """

@@ -39,7 +39,6 @@ class _Beam:
     """The hypotheses to continue, K in each of N slots.
 
     Attributes:
-        batch: the network's inputs and state.
         hypotheses: tokens so far, with their log-probabilities and coverage.
         last: tokens of the last step [N, K].
         is_source: [N, S], False at padding.

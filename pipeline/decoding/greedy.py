@@ -47,7 +47,6 @@ class _Search:
     """The search in each of N slots.
 
     Attributes:
-        batch: the network's inputs and state.
         hypotheses: tokens so far, aligned to the right of ``written``, with ``<pad>`` before them and after a row's end.
         last: tokens of the last step [N].
         live: [N], True until the row ends.

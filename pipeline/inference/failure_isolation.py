@@ -79,7 +79,6 @@ class FailureBisection:
 
     Attributes:
         attempts: Attempts of the run; None to handle exceptions only.
-        window: Name of the window.
     """
 
     attempts: AttemptCounter | None

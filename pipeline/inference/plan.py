@@ -78,10 +78,9 @@ class Plan:
         ]
 
     def refreshed(self) -> Plan:
-        """Return the plan with the runs that are finished now; the caller holds the lease, so their list is final.
+        """Return the plan with the runs that are finished now. Raises UserError if this run is one of them.
 
-        Raises:
-            UserError: This run is one of them.
+        The caller holds the lease, so their list is final.
         """
         finished = finished_runs(self.output)
         if any(run.run_id == self.run_id for run in finished):
@@ -93,11 +92,7 @@ class Plan:
         return replace(self, finished=finished, spec=spec)
 
     def is_finished(self) -> bool:
-        """Return whether this run is finished.
-
-        Raises:
-            UserError: It is, but for another input or with other options, or its manifest cannot be read.
-        """
+        """Return whether this run is finished. Raises UserError if it is, but for another input or with other options."""
         if not self.folder.child(SUCCESS).exists():
             return False
         file = self.folder.child(MANIFEST)

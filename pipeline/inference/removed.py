@@ -33,7 +33,6 @@ def find_removed(
     """Name up to 100,000 removed documents by the files of earlier runs, and write them to ``gone.parquet``.
 
     Args:
-        folder: Folder of the run.
         runs: Earlier runs, oldest first.
         missing: By partition, keys of the ids that the ledger has and the input has not.
 

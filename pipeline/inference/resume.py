@@ -74,11 +74,7 @@ def check_input(plan: Plan, totals: RunTotals) -> None:
 
 
 def reconcile(plan: Plan, recorded: Sequence[OutputFile]) -> None:
-    """Remove files of the run that are in no record, which a crash has left.
-
-    Raises:
-        Stopped: A recorded file is missing or has another size.
-    """
+    """Remove files that a crash has left and no record names. Raises Stopped if a recorded one is missing or has changed."""
     written = data_files(plan.output, plan.run_id)
     if missing := [file.path for file in recorded if file.path not in written or written[file.path].size != file.bytes]:
         raise Stopped(

@@ -31,13 +31,7 @@ _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file found by ``Location.files``.
-
-    Attributes:
-        path: path in its filesystem.
-        size: size in bytes.
-        modified: time of the last change in UTC, if known.
-    """
+    """A file that ``Location.files`` found. ``size`` is in bytes, ``modified`` in UTC and None if it is unknown."""
 
     path: str
     size: int
@@ -50,7 +44,6 @@ class Location:
 
     Attributes:
         uri: the URI or path as the user wrote it, for messages.
-        filesystem: the filesystem that holds it.
         path: path in the filesystem.
         option: command-line option that sets the URI, for messages.
     """

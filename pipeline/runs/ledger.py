@@ -60,11 +60,7 @@ def _table(entries: Entries) -> pa.Table:
 
 
 def window_records(output: Location, run_id: str) -> Iterator[WindowRecord]:
-    """Yield the records of the windows that a run, finished or not, has written.
-
-    Raises:
-        UserError: A segment cannot be read.
-    """
+    """Yield the records of the windows that a run, finished or not, has written. Raises UserError if one cannot be read."""
     files = _entry_files(output.child(parts_path(LEDGER, run_id)))
     yield from map_ahead(lambda file: _read_record(output, file), files)
 
@@ -111,10 +107,7 @@ def find_entries(parts: Sequence[Entries], ids: Keys) -> tuple[npt.NDArray[np.bo
 
 
 def load(output: Location, runs: Sequence[FinishedRun], until: int) -> Ledger:
-    """Load the entries of the runs up to a sequence number; none for 0.
-
-    Args:
-        runs: The finished runs of the output.
+    """Load the entries of the finished runs up to a sequence number; none for 0.
 
     Raises:
         UserError: The ledger cannot be read, or was compacted to a later run.

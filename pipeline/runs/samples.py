@@ -52,7 +52,6 @@ class DuplicateSketch(BaseModel):
     Attributes:
         below: All hashes smaller than this are in ``counts``.
         counts: Summaries by hash.
-        summaries: Number of all summaries.
     """
 
     below: int = 1 << _HASH_BITS

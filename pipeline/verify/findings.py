@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finding:
-    """A defect of an output.
-
-    Attributes:
-        path: File or folder, relative to the output folder.
-        problem: The error, in words.
-    """
+    """A defect of an output, in words. The path is relative to the output folder."""
 
     path: str
     problem: str

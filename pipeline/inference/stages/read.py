@@ -57,7 +57,6 @@ class ReadWindows:
         tokenizer_file: Content of a SentencePiece model.
         max_source_tokens: Tokens that the model reads of a document.
         salt: Salt of content keys (see RowFilter).
-        unreadable: Unreadable files of the run.
         ledger: Documents that earlier runs processed, if any.
         duplicates: Rows that repeat an id (``IdCheck.duplicates``), if they are known.
         sample: Maximum openings that a window keeps for examples.

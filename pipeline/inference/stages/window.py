@@ -38,16 +38,7 @@ METADATA, DECODED_AT = PRIVATE_PREFIX + "metadata", PRIVATE_PREFIX + "decoded_at
 
 @dataclass(frozen=True)
 class WindowMetadata:
-    """Facts about a window that the stages collect for its WindowRecord.
-
-    Attributes:
-        split: Number of the split.
-        number: Number of the window in its split.
-        last: Whether it is the last window of its split.
-        skipped: Unchanged documents of the split by outcome; empty except in the last window.
-        unread: Rows of the split that could not be read, by path; empty except in the last window.
-        actor: Ray id of the actor that decoded it.
-    """
+    """Facts about a window that the stages collect for the fields of the same names of its WindowRecord."""
 
     split: int
     number: int

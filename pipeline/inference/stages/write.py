@@ -52,7 +52,6 @@ class WriteWindow:
 
     Attributes:
         tokenizer_file: Content of a SentencePiece model.
-        output: The output folder.
         metadata: Metadata of each Parquet file.
         sketch: Size limits of the window's samples.
     """
