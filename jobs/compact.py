@@ -16,7 +16,6 @@ from pipeline.runs.publish import finished_runs
 
 
 def main() -> int:
-    """Run the job and return its exit status."""
     config = load_config(CompactConfig, "compact", sys.argv[1:])
     console = new_console()
     output = open_location(config.output.path, "--output.path")

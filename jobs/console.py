@@ -63,12 +63,10 @@ class JobConsole(Console):
 
 
 def new_console(**tags: str) -> JobConsole:
-    """Return the console of a job. Tags are added to its JSON lines."""
     return JobConsole(**tags)
 
 
 def progress_line(task: str, done: int, total: int | None, details: str) -> str:
-    """Format progress as one line."""
     return ", ".join(filter(None, [task, "" if total is None else f"{done:,} of {total:,}", details]))
 
 

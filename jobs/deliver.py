@@ -12,7 +12,6 @@ from pipeline.tables.deliver import deliver
 
 
 def main() -> int:
-    """Run the job and return its exit status."""
     config = load_config(DeliverConfig, "deliver", sys.argv[1:])
     console = new_console()
     table = config.output.table

@@ -12,7 +12,6 @@ from pipeline.tables.fetch import fetch
 
 
 def main() -> int:
-    """Run the job and return its exit status."""
     config = load_config(FetchConfig, "fetch", sys.argv[1:])
     console = new_console()
     with progress(console, f"fetching the documents of {config.input.table}"):

@@ -13,7 +13,6 @@ from pipeline.runs.status import run_status
 
 
 def main() -> int:
-    """Run the job and return its exit status."""
     config = load_config(StatusConfig, "status", sys.argv[1:])
     console = new_console()
     status = run_status(open_location(config.output.path, "--output.path"), config.output.run_id)

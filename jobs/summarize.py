@@ -37,7 +37,6 @@ _LINE_EVERY_S = 30.0
 
 
 def main() -> int:
-    """Run the job and return its exit status."""
     config = load_config(SummarizeConfig, "summarize", sys.argv[1:])
     with JobOutcome("summarize", MonitoringSection() if config.dry_run else config.watch) as outcome:
         outcome.status = _summarize(config, outcome)

@@ -19,7 +19,6 @@ _MAX_FINDINGS = 12
 
 
 def main() -> int:
-    """Run the job and return its exit status."""
     config = load_config(VerifyConfig, "verify", sys.argv[1:])
     console = new_console()
     with progress(console, "reading the output and the ids of the input"):

@@ -39,9 +39,7 @@ def connect() -> None:
     """Connect to the cluster at ``RAY_ADDRESS`` (``ray job submit`` sets it), or start Ray on this machine.
 
     Only Ray's own errors reach the screen. Ray Data's tracebacks go to its log file alone, since the job reports the error.
-
-    Raises:
-        UserError: there is no cluster at ``RAY_ADDRESS``.
+    Raises UserError if there is no cluster at ``RAY_ADDRESS``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():

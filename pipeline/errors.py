@@ -41,7 +41,6 @@ def printable(text: str) -> str:
 
 
 def exit_status(error: BaseException) -> int:
-    """Return the exit status of a job that ends with this error."""
     if isinstance(error, UserError):
         return EXIT_USER_ERROR
     return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_STOPPED

@@ -12,7 +12,6 @@ _PACKAGES = ("torch", "ray", "pyarrow", "sentencepiece", "rouge-score", "sacrebl
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, Python, and the packages that results depend on, by name."""
     # A job may run from a checkout, so this package is not looked up among the installed packages.
     installed = {"nightshift": __version__, "python": platform.python_version()}
     for name in _PACKAGES:

@@ -41,7 +41,6 @@ def _commit() -> str | None:
 
 
 def main() -> int:
-    """Run the selected benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         "python -m jobs.benchmark",
         description=__doc__,

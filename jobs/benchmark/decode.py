@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from jobs.benchmark.common.hardware import (
     forward_flops,
     gnmt_pairs,
     matmul_rate,
-    wait,
+    timed,
 )
 from jobs.console import new_console
 from pipeline.config.base import JobConfig, Section
@@ -83,7 +83,6 @@ class DecodeBenchmark(JobConfig):
 
 
 def decode(options: Sequence[str]) -> dict[str, Any]:
-    """Time the decoders on each task. See DecodeBenchmark for the options."""
     config = load_config(DecodeBenchmark, "benchmark decode", options)
     device = torch.device(config.compute.device)
     torch.set_num_threads(config.compute.threads)
@@ -157,10 +156,8 @@ def _measure_beam(task: Task, config: DecodeBenchmark) -> dict[str, float]:
             _decode(task, engine, config, options)
         best_s = math.inf
         for _ in range(config.compute.repeats):
-            started = time.perf_counter()
-            hypotheses = _decode(task, engine, config, options)
-            wait(engine.device)
-            best_s = min(best_s, time.perf_counter() - started)
+            hypotheses, took_s = timed(partial(_decode, task, engine, config, options), engine.device)
+            best_s = min(best_s, took_s)
         lengths = np.diff(hypotheses.offsets) + hypotheses.finished
         seconds.append(best_s)
         scores.append(hypotheses.scores * lengths / ((5 + lengths) / 6) ** options.length_penalty)
@@ -194,10 +191,8 @@ def _measure(task: Task, config: DecodeBenchmark, precisions: Sequence[str]) -> 
             if is_timed:
                 console.print(f"{task.name}: {name}, {precision}")
                 rates[precision] = max(rates[precision], matmul_rate(precision, device))
-                started = time.perf_counter()
-                results[decoder] = run()
-                wait(device)
-                seconds[decoder] = min(seconds[decoder], time.perf_counter() - started)
+                results[decoder], took_s = timed(run, device)
+                seconds[decoder] = min(seconds[decoder], took_s)
             elif name != "textbook":
                 run()  # compiles, fills caches
     rows: list[dict[str, Any]] = []

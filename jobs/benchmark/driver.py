@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from rich.table import Table
 
-from jobs.benchmark.common.documents import write_documents
+from jobs.benchmark.common.documents import write_rows
 from jobs.console import new_console
 from pipeline import cluster
 from pipeline.config.base import JobConfig, Section
@@ -67,13 +67,12 @@ class DriverBenchmark(JobConfig):
 
 
 def driver(options: Sequence[str]) -> dict[str, Any]:
-    """Measure each kind of work. See DriverBenchmark for the options."""
     config = load_config(DriverBenchmark, "benchmark driver", options)
     table = Table("", "number", "per second", "bytes each", title="What one driver does")
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         opened = config.run.opened
-        folder = write_documents(Path(name) / "in", ["text"], 10 * opened, opened)
+        folder = write_rows(Path(name) / "in", {"text": ["text"]}, 10 * opened, opened)
         output = _write_ledger(Path(name) / "out", config.run.entries)
         works: list[tuple[str, int, Callable[[int], Any], Callable[[], None] | None]] = [
             ("files_opened", opened, partial(_open_files, folder), None),
@@ -102,7 +101,6 @@ def _measure(work: Callable[[int], Any], number: int) -> tuple[float, float]:
 
 
 def _open_files(folder: Path, number: int) -> DocumentSet:
-    """Open the files of a folder and read their footers."""
     documents = open_documents(DocumentsInput(path=str(folder)))
     assert len(documents.files) == number
     return documents
@@ -129,7 +127,6 @@ def _write_ledger(output: Path, entries: int) -> Path:
 
 
 def _load_ledger(output: Path, number: int) -> Ledger:
-    """Load the ledger into Ray's object store."""
     location = open_location(str(output), "--output.path")
     ledger = load(location, finished_runs(location), 1)
     assert ledger.entries == number

@@ -12,24 +12,15 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 from rich.table import Table
 
-from jobs.benchmark.common.documents import BenchmarkTexts, config_as_json, write_documents
-from jobs.benchmark.common.runs import RunOptions, summarize
+from jobs.benchmark.common.documents import config_as_json, write_rows
+from jobs.benchmark.common.runs import FILES, RunsBenchmark, summarize
 from jobs.console import new_console
-from pipeline.config.base import JobConfig, Section
+from pipeline.config.base import Section
 from pipeline.config.loader import load_config
-from pipeline.config.model import DecodingOverrides, ModelPath
-from pipeline.config.summarize import Resources
 from pipeline.config.types import Positive
 from pipeline.runs.manifest import Manifest
 
 console = new_console()
-_FILES = 8
-
-
-class NightsInput(BenchmarkTexts):
-    """Documents to summarize. A run repeats the documents, each time with a new id."""
-
-    rows: Positive = Field(2000, description="number of different documents")
 
 
 class Nights(Section):
@@ -47,26 +38,21 @@ class Nights(Section):
         return self
 
 
-class NightsBenchmark(JobConfig):
+class NightsBenchmark(RunsBenchmark):
     """Summarize documents, change a few of them, and summarize them again into the same output."""
 
-    input: NightsInput = NightsInput()
     nights: Nights = Nights()
-    model: ModelPath = ModelPath()
-    decoding: DecodingOverrides = DecodingOverrides()
-    resources: Resources = Resources()
 
 
 def nights(options: Sequence[str]) -> dict[str, Any]:
-    """Run two nights. See NightsBenchmark for the options."""
     config = load_config(NightsBenchmark, "benchmark nights", options)
     texts = config.input.read()
     with tempfile.TemporaryDirectory() as name:
-        folder = write_documents(Path(name) / "in", texts, config.nights.documents, _FILES)
+        folder = write_rows(Path(name) / "in", {"text": texts}, config.nights.documents, FILES)
         output = Path(name) / "out"
-        first = summarize(folder, output, RunOptions(config.model, config.resources, config.decoding, "first"))
+        first = summarize(folder, output, config.run_options, "first")
         _change(folder, config.nights, texts)
-        second = summarize(folder, output, RunOptions(config.model, config.resources, config.decoding, "second"))
+        second = summarize(folder, output, config.run_options, "second")
     table = Table("night", "done", "skipped", "removed", "start-up (s)", "run (s)", "decoding (s)", "of the first night's")
     for name, run in (("first", first), ("second", second)):
         counts = (run.counts.done, sum(run.counts.skipped.values()), run.removed.documents)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from pydantic import Field
 
 from jobs.benchmark.common.documents import BenchmarkTexts, config_as_json
+from jobs.benchmark.common.hardware import timed
 from jobs.console import new_console
 from pipeline.config.base import JobConfig, Section
 from pipeline.config.loader import load_config
@@ -49,7 +50,6 @@ class OutlierBenchmark(JobConfig):
 
 
 def outlier(arguments: Sequence[str]) -> dict[str, Any]:
-    """Time the three windows. See OutlierBenchmark for the options."""
     config = load_config(OutlierBenchmark, "benchmark outlier", arguments)
     torch.set_num_threads(config.outlier.threads)
     device = torch.device("cpu")
@@ -67,9 +67,8 @@ def outlier(arguments: Sequence[str]) -> dict[str, Any]:
     seconds = dict.fromkeys(windows, float("inf"))
     for _ in range(config.outlier.repeats + 1):  # the first time, kernels are compiled
         for name, window in windows.items():
-            started = time.perf_counter()
-            decode_window(engine, window, options, budget)
-            seconds[name] = min(seconds[name], time.perf_counter() - started)
+            took_s = timed(partial(decode_window, engine, window, options, budget), device)[1]
+            seconds[name] = min(seconds[name], took_s)
     ratio = seconds["both"] / (seconds["short"] + seconds["long"])
     console.print(
         f"{len(short):,} short documents: {seconds['short']:.2f} s; one of {config.outlier.words:,} words ({tokens:,} tokens): "

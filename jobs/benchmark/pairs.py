@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 from rich.table import Table
 
+from jobs.benchmark.common.documents import ROWS_PER_GROUP, write_rows
 from jobs.benchmark.common.memory import format_mib, peak_memory
 from jobs.console import new_console
 from pipeline.config.base import Section
 from pipeline.config.loader import load_config
 from pipeline.config.train import TrainConfig
 from pipeline.config.types import Positive
-from pipeline.data.pairs import PAIR_SCHEMA, open_pairs, pair_texts
+from pipeline.data.pairs import open_pairs, pair_texts
 from pipeline.training.distributed import train
 
 console = new_console()
-_ROWS_PER_FILE, _ROWS_PER_GROUP = 50_000, 10_000
+_ROWS_PER_FILE = 50_000
 
 
 class SizesSection(Section):
@@ -41,10 +40,9 @@ class PairsBenchmark(TrainConfig):
 
 
 def pairs(options: Sequence[str]) -> dict[str, Any]:
-    """Train for an epoch of each size. See PairsBenchmark for the options."""
     config = load_config(PairsBenchmark, "benchmark pairs", options)
-    sources, targets = pair_texts(next(iter(open_pairs(config.data.train, "--data.train").windows(_ROWS_PER_GROUP))))
-    epochs = [_train_epoch(config, list(zip(sources, targets, strict=True)), rows) for rows in config.sizes.rows]
+    sources, targets = pair_texts(next(iter(open_pairs(config.data.train, "--data.train").windows(ROWS_PER_GROUP))))
+    epochs = [_train_epoch(config, {"source": sources, "target": targets}, rows) for rows in config.sizes.rows]
     roles = sorted(set().union(*(epoch["peak_bytes"] for epoch in epochs)))
     table = Table("pairs", "minutes", "pairs/s", *(f"{role} (MiB)" for role in roles), title="Peak memory of a process")
     for epoch in epochs:
@@ -54,31 +52,16 @@ def pairs(options: Sequence[str]) -> dict[str, Any]:
     return {"config": config.model_dump(mode="json", by_alias=True), "rows": epochs}
 
 
-def _train_epoch(config: PairsBenchmark, texts: Sequence[tuple[str, str]], rows: int) -> dict[str, Any]:
+def _train_epoch(config: PairsBenchmark, texts: Mapping[str, Sequence[str]], rows: int) -> dict[str, Any]:
     console.print(f"an epoch of {rows:,} pairs")
     values = config.model_dump(by_alias=True, exclude={"sizes"})
     values["training"] |= {"epochs": 1, "max_minutes": None, "max_steps": None, "validate_minutes": 1e6}
     with tempfile.TemporaryDirectory() as folder:
         values["data"]["train"], values["output"]["path"] = f"{folder}/pairs", f"{folder}/trained"
-        _write_pairs(Path(folder) / "pairs", texts, rows)
+        write_rows(Path(folder) / "pairs", texts, rows, math.ceil(rows / _ROWS_PER_FILE))
         records: list[dict[str, Any]] = []
         with peak_memory() as peaks:
             train(TrainConfig.model_validate(values), records.append)
     last = records[-1]
     rate = last["pairs_seen"] / last["minutes"] / 60
     return {"pairs": last["pairs_seen"], "minutes": last["minutes"], "pairs_per_s": rate, "peak_bytes": peaks}
-
-
-def _write_pairs(folder: Path, texts: Sequence[tuple[str, str]], rows: int) -> None:
-    """Write files of at most 50,000 pairs that repeat the texts; one row group at a time is in memory."""
-    folder.mkdir()
-    repeated = itertools.cycle(texts)
-    for number, start in enumerate(range(0, rows, _ROWS_PER_FILE)):
-        remaining = min(_ROWS_PER_FILE, rows - start)
-        with pq.ParquetWriter(folder / f"{number:04}.parquet", PAIR_SCHEMA, compression="zstd") as writer:
-            while remaining:
-                group = list(itertools.islice(repeated, min(remaining, _ROWS_PER_GROUP)))
-                sources, targets = zip(*group, strict=True)
-                ids = pa.array(map(str, range(len(group))))
-                writer.write_table(pa.table([ids, sources, targets], schema=PAIR_SCHEMA))
-                remaining -= len(group)

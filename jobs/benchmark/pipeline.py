@@ -19,15 +19,15 @@ import torch
 from pydantic import Field
 from rich.table import Table
 
-from jobs.benchmark.common.documents import BenchmarkTexts, config_as_json, write_documents
+from jobs.benchmark.common.documents import BenchmarkTexts, config_as_json, write_rows
 from jobs.benchmark.common.memory import keep_freed_memory
-from jobs.benchmark.common.runs import RunOptions, documents_per_s, summarize
+from jobs.benchmark.common.runs import summarize
 from jobs.console import new_console
 from pipeline.cluster import available_cpus
 from pipeline.config.base import JobConfig
 from pipeline.config.loader import load_config
 from pipeline.config.model import ModelPath
-from pipeline.config.summarize import Resources
+from pipeline.config.summarize import Resources, SummarizeConfig
 from pipeline.config.types import Positive
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.decoding.backends import backend_for
@@ -56,18 +56,17 @@ class PipelineBenchmark(JobConfig):
 
 
 def pipeline(options: Sequence[str]) -> dict[str, Any]:
-    """Time both. See PipelineBenchmark for the options."""
     config = load_config(PipelineBenchmark, "benchmark pipeline", options)
     texts = config.input.read()
     # Before and after the run, because the speed of a machine changes within minutes.
     engine_rates = [_time_engine(config, texts)]
     with tempfile.TemporaryDirectory() as name:
-        folder = write_documents(Path(name) / "in", texts, config.input.rows, config.input.files)
+        folder = write_rows(Path(name) / "in", {"text": texts}, config.input.rows, config.input.files)
         console.print(f"a run of {config.input.rows:,} documents")
-        run = summarize(folder, Path(name) / "out", RunOptions(config.model, config.resources))
+        run = summarize(folder, Path(name) / "out", SummarizeConfig(model=config.model, resources=config.resources))
     engine_rates.append(_time_engine(config, texts))
     engine_rate = sum(engine_rates) / len(engine_rates)
-    rate = documents_per_s(run)
+    rate = run.documents_per_s
     table = Table("", "documents/s", "of the engine's", title=f"{config.input.rows:,} documents")
     table.add_row("engine", f"{engine_rate:,.0f}", "")
     table.add_row("whole run", f"{rate:,.0f}", f"{rate / engine_rate:.1%}")

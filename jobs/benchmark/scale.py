@@ -17,25 +17,17 @@ from typing import Any
 from pydantic import Field
 from rich.table import Table
 
-from jobs.benchmark.common.documents import ROWS_PER_GROUP, BenchmarkTexts, config_as_json, write_documents
+from jobs.benchmark.common.documents import ROWS_PER_GROUP, config_as_json, write_rows
 from jobs.benchmark.common.memory import format_mib, peak_memory
-from jobs.benchmark.common.runs import RunOptions, documents_per_s, summarize
+from jobs.benchmark.common.runs import FILES, RunsBenchmark, summarize
 from jobs.console import new_console
-from pipeline.config.base import JobConfig, Section
+from pipeline.config.base import Section
 from pipeline.config.loader import load_config
-from pipeline.config.model import DecodingOverrides, ModelPath
-from pipeline.config.summarize import Resources
+from pipeline.config.summarize import SummarizeConfig
 from pipeline.config.types import Positive
 from pipeline.runs.manifest import Manifest
 
 console = new_console()
-_FILES = 8
-
-
-class ScaleInput(BenchmarkTexts):
-    """Documents to summarize. A longer run repeats the documents, each time with a new id."""
-
-    rows: Positive = Field(2000, description="number of different documents")
 
 
 class Scales(Section):
@@ -52,27 +44,17 @@ class Scales(Section):
     large_rows: int = Field(0, ge=0, description="also compare one file of one row group of this many documents; 0 to skip")
 
 
-class ScaleBenchmark(JobConfig):
+class ScaleBenchmark(RunsBenchmark):
     """Time runs with more actors, over larger inputs, and over files of other shapes.
 
     The decoding options apply to inputs and shapes only. With short sources and summaries, they show the limits of the graph
     around the decoder.
     """
 
-    input: ScaleInput = ScaleInput()
     scale: Scales = Scales()
-    model: ModelPath = ModelPath()
-    decoding: DecodingOverrides = DecodingOverrides()
-    resources: Resources = Resources()
-
-    @property
-    def run_options(self) -> RunOptions:
-        """Options of runs that use the decoding options."""
-        return RunOptions(self.model, self.resources, self.decoding)
 
 
 def scale(options: Sequence[str]) -> dict[str, Any]:
-    """Make all comparisons. See ScaleBenchmark for the options."""
     config = load_config(ScaleBenchmark, "benchmark scale", options)
     texts = config.input.read()
     return {
@@ -88,8 +70,8 @@ def _compare_actors(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[s
     figures: list[dict[str, Any]] = []
     for actors in config.scale.actors:
         resources = config.resources.model_copy(update={"actors": actors, "min_actors": None, "threads": 1})
-        with _input_and_output(texts, config.scale.actors_rows, _FILES) as (folder, output):
-            rate = documents_per_s(summarize(folder, output, RunOptions(config.model, resources)))
+        with _input_and_output(texts, config.scale.actors_rows, FILES) as (folder, output):
+            rate = summarize(folder, output, SummarizeConfig(model=config.model, resources=resources)).documents_per_s
         ratio = rate / figures[0]["documents_per_s"] if figures else 1.0
         figures.append({"actors": actors, "documents_per_s": rate, "ratio_to_first": ratio})
         table.add_row(f"{actors}", f"{rate:,.0f}", f"{ratio:.2f}")
@@ -102,12 +84,11 @@ def _compare_sizes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[st
     figures: list[dict[str, Any]] = []
     for rows in sorted(config.scale.rows):
         with (
-            _input_and_output(texts, rows, _FILES) as (folder, output),
+            _input_and_output(texts, rows, FILES) as (folder, output),
             ProcessPoolExecutor(1, get_context("spawn")) as process,
         ):
             run, peaks = process.submit(_run_with_peaks, config.run_options, folder, output).result()
-        rate = documents_per_s(run)
-        figures.append({"rows": rows, "documents_per_s": rate, "startup_s": run.startup_s, "peak_bytes": peaks})
+        figures.append({"rows": rows, "documents_per_s": run.documents_per_s, "startup_s": run.startup_s, "peak_bytes": peaks})
     if figures:
         roles = sorted({role for row in figures for role in row["peak_bytes"]})
         memory = [f"{role} (MiB)" for role in roles]
@@ -123,7 +104,7 @@ def _compare_shapes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[s
     rows, figures = 10 * config.scale.tiny_files, list[dict[str, Any]]()
     large = config.scale.large_rows
     shapes = {
-        f"{_FILES} files": (rows, _FILES, ROWS_PER_GROUP),
+        f"{FILES} files": (rows, FILES, ROWS_PER_GROUP),
         "files of ten": (rows, config.scale.tiny_files, ROWS_PER_GROUP),
         "one file, one row group": (rows, 1, rows),
         **({f"one file of {large:,}, one row group": (large, 1, large)} if large else {}),
@@ -132,7 +113,7 @@ def _compare_shapes(config: ScaleBenchmark, texts: Sequence[str]) -> list[dict[s
     for name, shape in shapes.items() if rows else ():
         with _input_and_output(texts, *shape) as (folder, output):
             run = summarize(folder, output, config.run_options)
-        rate = documents_per_s(run)
+        rate = run.documents_per_s
         ratio = rate / figures[0]["documents_per_s"] if figures else 1.0
         figures.append({"shape": name, "documents_per_s": rate, "ratio_to_first": ratio, "startup_s": run.startup_s})
         table.add_row(name, f"{rate:,.0f}", f"{ratio:.2f}", f"{run.startup_s:.1f}")
@@ -148,10 +129,10 @@ def _input_and_output(
     """Write documents; yield their folder, and one for the output of a run."""
     console.print(f"a run of {rows:,} documents in {files:,} files")
     with tempfile.TemporaryDirectory() as name:
-        yield write_documents(Path(name) / "in", texts, rows, files, rows_per_group), Path(name) / "out"
+        yield write_rows(Path(name) / "in", {"text": texts}, rows, files, rows_per_group), Path(name) / "out"
 
 
-def _run_with_peaks(options: RunOptions, folder: Path, output: Path) -> tuple[Manifest, dict[str, int]]:
+def _run_with_peaks(options: SummarizeConfig, folder: Path, output: Path) -> tuple[Manifest, dict[str, int]]:
     """Run in this new process, which shares no memory or Ray with other runs; return the peak bytes by role too."""
     with peak_memory() as peaks:
         run = summarize(folder, output, options)

@@ -55,7 +55,6 @@ class TablesBenchmark(JobConfig):
 
 
 def tables(options: Sequence[str]) -> dict[str, Any]:
-    """Measure each kind and size. See TablesBenchmark for the options."""
     config = load_config(TablesBenchmark, "benchmark tables", options)
     rows = [_measure(kind, rows, config.tables.connection) for kind in config.tables.kinds for rows in config.tables.rows]
     table = Table("table", "rows", "job", "seconds", "rows/s", "driver (MiB)", "a task (MiB)", title="Deliveries and fetches")

@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +34,7 @@ from jobs.benchmark.common.hardware import (
     forward_flops,
     gnmt_pairs,
     matmul_rate,
+    timed,
     wait,
 )
 from jobs.benchmark.common.memory import keep_freed_memory
@@ -77,7 +78,6 @@ class TrainBenchmark(TrainConfig):
 
 
 def train(options: Sequence[str]) -> dict[str, Any]:
-    """Time each number of workers. See TrainBenchmark for the options."""
     config = load_config(TrainBenchmark, "benchmark train", options)
     rows = [_measure(config, workers) for workers in config.speed.workers]
     _show(rows)
@@ -134,10 +134,8 @@ def _work(rank: int, workers: int, settings: str, folder: str) -> None:
     for _ in range(config.speed.repeats):  # alternate, so that other work on the machine slows down both
         for name, learner in learners.items():
             dist.barrier()
-            started = time.perf_counter()
-            tokens, flops = _train_steps(learner, batches, config.speed.steps)
-            wait(device)
-            seconds[name].append(time.perf_counter() - started)
+            (tokens, flops), took_s = timed(partial(_train_steps, learner, batches, config.speed.steps), device)
+            seconds[name].append(took_s)
     medians = {name: float(np.median(times)) for name, times in seconds.items()}
     precision = str(learners["together"].dtype).removeprefix("torch.")
     dist.barrier()
@@ -181,10 +179,7 @@ def _time_exchange(model: Seq2Seq, device: torch.device, dtype: torch.dtype) -> 
     times = []
     for _ in range(_EXCHANGES if dist.get_world_size() > 1 else 0):
         wait(device)
-        started = time.perf_counter()
-        dist.all_reduce(gradients)
-        wait(device)
-        times.append(time.perf_counter() - started)
+        times.append(timed(partial(dist.all_reduce, gradients), device)[1])
     return {"gradient_bytes": parameters * gradients.element_size(), "exchange_s": float(np.median(times)) if times else None}
 
 

@@ -1,11 +1,13 @@
-"""Base classes of all configurations, and messages for invalid options."""
+"""Base classes of all configurations, their options, and messages for invalid ones."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
@@ -32,6 +34,21 @@ class JobConfig(BaseSettings):
         """Ignore environment variables: one that happens to be called MODEL must not set an option."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
+
+
+def is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    """Return whether a field of this type is a section of options."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def options_of(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted name of each option, and its field."""
+    for attribute, field in config.model_fields.items():
+        name = prefix + (field.alias or attribute)
+        if is_section(field.annotation):
+            yield from options_of(field.annotation, f"{name}.")
+        else:
+            yield name, field
 
 
 def describe_validation_error(error: ValidationError, prefix: str = "", known: Sequence[str] = ()) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NoReturn, TypeGuard, TypeVar
+from collections.abc import Hashable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from pipeline.config.base import JobConfig, describe_validation_error, suggest_option
+from pipeline.config.base import JobConfig, describe_validation_error, is_section, options_of, suggest_option
 from pipeline.errors import UserError
 from pipeline.io.location import open_location
 
@@ -40,8 +40,8 @@ def load_config(cls: type[C], job: str, argv: Sequence[str]) -> C:
         cli_parse_none_str="null",
         cli_use_class_docs_for_groups=True,
     )
-    known = list(_option_names(cls))
-    sections = [name for name, field in cls.model_fields.items() if _is_section(field.annotation)]
+    known = [name for name, _ in options_of(cls)]
+    sections = [name for name, field in cls.model_fields.items() if is_section(field.annotation)]
     arguments, unknown = parser.parse_known_args(argv)
     # pydantic-settings would also accept a whole section as JSON.
     unknown += [f"--{section}" for section in sections if getattr(arguments, section, None) is not None]
@@ -123,17 +123,3 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold sections such as 'input:', not a {type(values).__name__}")
     return {section: value for section, value in values.items() if value is not None}
-
-
-def _option_names(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every option of a configuration."""
-    for attribute, field in cls.model_fields.items():
-        name = prefix + (field.alias or attribute)
-        if _is_section(field.annotation):
-            yield from _option_names(field.annotation, name + ".")
-        else:
-            yield name
-
-
-def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

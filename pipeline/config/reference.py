@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config.base import JobConfig
+from pipeline.config.base import JobConfig, options_of
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.prepare import PrepareConfig
 from pipeline.config.runs import CompactConfig, StatusConfig, VerifyConfig
@@ -53,29 +51,18 @@ page.
 
 
 def reference() -> str:
-    """Return the page as Markdown."""
     return "\n".join([_INTRODUCTION, *(line for job, config in JOBS.items() for line in _job(job, config))])
 
 
 def _job(job: str, config: type[JobConfig]) -> Iterator[str]:
     yield f"## jobs.{job}\n"
-    yield f"{_sentence(config.__doc__)}\n"
+    yield f"{' '.join((config.__doc__ or '').split())}\n"
     yield "| option | type | default | meaning |"
     yield "| --- | --- | --- | --- |"
-    for name, field in _options(config):
+    for name, field in options_of(config):
         cells = (f"`{name}`", _type(field.annotation), _default(field), field.description or "")
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
-
-
-def _options(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted name of each option, and its field."""
-    for attribute, field in config.model_fields.items():
-        name = prefix + (field.alias or attribute)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _options(field.annotation, f"{name}.")
-        else:
-            yield name, field
 
 
 def _type(annotation: Any) -> str:
@@ -106,10 +93,6 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, str) and value.startswith(str(SAMPLE)):
         return "the shipped sample"
     return f"`{value}`" if value != "" else "empty"
-
-
-def _sentence(docstring: str | None) -> str:
-    return re.sub(r"\s+", " ", docstring or "").strip()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ def _replace_views(data_type: pa.DataType) -> pa.DataType:
 
 
 def is_text(data_type: pa.DataType) -> bool:
-    """Return whether a column of this type holds text."""
     return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
 
 
@@ -91,6 +90,5 @@ def table_to_row(table: pa.Table) -> pa.Table:
 
 
 def row_to_table(row: pa.Table) -> pa.Table:
-    """Unpack the row that ``table_to_row`` returned."""
     fields = [field.type.value_field.with_name(field.name) for field in row.schema]
     return pa.table([column.combine_chunks().flatten() for column in row.columns], pa.schema(fields))

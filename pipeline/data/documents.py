@@ -37,7 +37,6 @@ class DocumentFile:
 
     @property
     def rows(self) -> int:
-        """Number of documents."""
         return sum(self.row_groups)
 
 
@@ -57,12 +56,10 @@ class DocumentSet:
 
     @property
     def rows(self) -> int:
-        """Number of documents in ``files``."""
         return sum(file.rows for file in self.files)
 
     @property
     def bytes(self) -> int:
-        """Size of ``files``."""
         return sum(file.file.size for file in self.files)
 
 

@@ -111,9 +111,6 @@ class PairSet:
 def open_pairs(uri: str, option: str) -> PairSet:
     """Open a Parquet file, or the Parquet files directly in a folder.
 
-    Args:
-        option: Option that sets the URI, for messages.
-
     Raises:
         UserError: There are no files or rows, a file is not Parquet, or a column is missing or is not text.
     """

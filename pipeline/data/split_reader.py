@@ -41,7 +41,6 @@ class ReadFailure:
 
 
 def fail_run(failure: ReadFailure) -> None:
-    """Raise a UserError for an unreadable file."""
     raise UserError(
         f"cannot read {failure.path}: {failure.error}; repair it, or skip its unreadable rows with --input.on_bad_file skip"
     )

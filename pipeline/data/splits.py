@@ -37,8 +37,6 @@ class RowRange:
 
     Attributes:
         file_number: Position of the file in the input.
-        start: First row.
-        rows: Number of rows.
         file_rows: Rows of the whole file.
         is_small: Whether the range is a whole file that fits into memory.
     """
@@ -67,7 +65,6 @@ class Split:
 
     @property
     def rows(self) -> int:
-        """Number of documents."""
         return sum(row_range.rows for row_range in self.row_ranges)
 
     def __str__(self) -> str:

@@ -69,7 +69,6 @@ class Backend(Protocol):
     """The operations of engine.py and of the searches.
 
     Attributes:
-        device: where to compute.
         dtype: type of floats.
         is_stepwise: True to read sources one step at a time with ``cell``, False to use the network's own modules.
         module_dtype: type that those modules compute in.

@@ -50,8 +50,6 @@ class BatchState:
 
     Attributes:
         rows: row of the batch in each slot [N].
-        encoded: the encoded sources.
-        state: the decoder's recurrent state.
         first_positions: [N, S], see CopyInputs; None without copying.
     """
 

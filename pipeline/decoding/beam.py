@@ -31,7 +31,6 @@ class _Hypotheses:
     coverage: Tensor
 
     def gather(self, indices: Tensor) -> _Hypotheses:
-        """Return the hypotheses at indices[N, M] of each slot."""
         return _Hypotheses(self.totals.gather(1, indices), *(_gather(part, indices) for part in (self.written, self.coverage)))
 
 
@@ -40,7 +39,6 @@ class _Beam:
     """The hypotheses to continue, K in each of N slots.
 
     Attributes:
-        batch: the network's inputs and state.
         hypotheses: tokens so far, with their log-probabilities and coverage.
         last: tokens of the last step [N, K].
         is_source: [N, S], False at padding.

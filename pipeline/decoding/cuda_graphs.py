@@ -22,9 +22,6 @@ class GraphCache:
     """Captured graphs by key and static buffers by name. Not thread-safe.
 
     On a device without graphs, the work runs directly, with the same results.
-
-    Attributes:
-        captured: graphs by key.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -113,7 +113,6 @@ class _Window:
         self._row_steps: list[int] = []
 
     def decode(self, rows: Ints) -> None:
-        """Decode a batch."""
         engine = self._engine
         source, source_lengths = self._sources.padded(rows, self._options.max_source_tokens)
         limits = None if self._limits is None else torch.from_numpy(self._limits[rows]).to(engine.device)

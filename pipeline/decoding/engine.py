@@ -287,7 +287,6 @@ class _InputGates:
 
     @property
     def is_table(self) -> bool:
-        """Whether gates are looked up and not computed."""
         return self._table is not None
 
     def __call__(self, below: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,8 +302,6 @@ class _InputGates:
 
 @dataclass(frozen=True)
 class _Direction:
-    """One direction of an encoder layer."""
-
     gates: _InputGates
     recurrence: Product
     is_reverse: bool

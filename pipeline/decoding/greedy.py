@@ -27,8 +27,6 @@ from pipeline.decoding.engine import Engine
 
 @dataclass
 class _Hypotheses:
-    """N hypotheses."""
-
     written: Tensor  # [N, T], tokens
     lengths: Tensor  # [N], without ``</s>``
     log_prob_sums: Tensor  # [N], nats, with ``</s>``
@@ -36,7 +34,6 @@ class _Hypotheses:
 
     @classmethod
     def empty(cls, rows: int, max_tokens: int, device: torch.device) -> _Hypotheses:
-        """Return hypotheses without tokens."""
         return cls(
             written=torch.full((rows, max_tokens), PAD, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
@@ -50,7 +47,6 @@ class _Search:
     """The search in each of N slots.
 
     Attributes:
-        batch: the network's inputs and state.
         hypotheses: tokens so far, aligned to the right of ``written``, with ``<pad>`` before them and after a row's end.
         last: tokens of the last step [N].
         live: [N], True until the row ends.

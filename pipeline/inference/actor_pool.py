@@ -19,14 +19,7 @@ _ACCELERATOR_AMOUNT = 0.001
 
 @dataclass(frozen=True)
 class ActorPool:
-    """A pool that starts with ``min_actors`` and may grow to ``max_actors``.
-
-    Attributes:
-        cpus: CPUs of each actor.
-        gpus: Share of a GPU of each actor.
-        threads: CPU threads that each computes with.
-        custom_resources: Further resources of each, by name.
-    """
+    """A pool that starts with ``min_actors`` and may grow to ``max_actors``. The resources are those of each actor."""
 
     max_actors: int
     min_actors: int
@@ -37,23 +30,17 @@ class ActorPool:
 
     @property
     def ray_options(self) -> dict[str, Any]:
-        """Options of ``ray.remote`` for an actor."""
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.custom_resources)}
         return options if self.gpus else {**options, "runtime_env": {"env_vars": KEEP_FREED_MEMORY}}
 
     @property
     def request(self) -> dict[str, float]:
-        """Resources of each actor, by name."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.custom_resources}
         return {name: amount for name, amount in amounts.items() if amount}
 
 
 def wait_for_actors(resources: Resources) -> ActorPool:
-    """Connect to Ray and wait until the cluster has room for the actors.
-
-    Raises:
-        UserError: There is not enough room.
-    """
+    """Connect to Ray and wait until the cluster has room for the actors. Raises UserError if it never has."""
     cluster.connect()
     pool = plan_pool(resources, cluster.nodes())
     cluster.wait_for_capacity(pool.request, pool.min_actors, LIGHT_CPUS, resources.wait_s)
@@ -61,11 +48,7 @@ def wait_for_actors(resources: Resources) -> ActorPool:
 
 
 def plan_pool(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> ActorPool:
-    """Return the pool for a cluster, given the resources of each node by name.
-
-    Raises:
-        UserError: It does not fit.
-    """
+    """Return the pool for a cluster, given the resources of each node by name. Raises UserError if it does not fit."""
     custom = dict(resources.custom_resources)
     if resources.accelerator_type:
         custom[f"{cluster.ACCELERATOR}{resources.accelerator_type}"] = _ACCELERATOR_AMOUNT

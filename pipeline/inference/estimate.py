@@ -32,12 +32,10 @@ class RunEstimate:
     """Size and duration of a run, estimated from a sample of its documents.
 
     Attributes:
-        sample: Documents in the sample.
         documents: Documents of the input that are new or have changed; 0 if none of the sample is.
         source_tokens: Tokens of them that the model will read.
         documents_per_s: Speed of the actors that the run starts with.
         seconds: Duration after the start-up.
-        actor_hours: Duration times actors.
     """
 
     sample: int

@@ -67,7 +67,6 @@ class AttemptCounter:
         return not _internal_kv_put(self._key(item, "asked"), b"", overwrite=False)
 
     def forget(self) -> None:
-        """Forget all attempts of the run."""
         _internal_kv_del(f"nightshift/{self.run}/".encode(), del_by_prefix=True)
 
     def _key(self, item: str, part: str) -> bytes:
@@ -80,7 +79,6 @@ class FailureBisection:
 
     Attributes:
         attempts: Attempts of the run; None to handle exceptions only.
-        window: Name of the window.
     """
 
     attempts: AttemptCounter | None

@@ -63,7 +63,6 @@ def actor_settings(plan: Plan, pool: ActorPool) -> ActorSettings:
 
 
 def write_stage(plan: Plan) -> WriteWindow:
-    """Return the stage that writes the plan's output."""
     return WriteWindow(
         tokenizer_file=plan.bundle_files[TOKENIZER],
         input=plan.config.input,

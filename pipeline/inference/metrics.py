@@ -36,7 +36,6 @@ class RunMetrics(GaugeRefresher):
         self.set(metrics.RUN_ACTORS, 0)
 
     def resume_from(self, progress: RunProgress) -> None:
-        """Report the progress of earlier commands of the run."""
         self.set(metrics.RUN_SEEN, progress.processed)
 
     def add(self, window: WindowRecord, progress: RunProgress) -> None:
@@ -72,5 +71,4 @@ class RunMetrics(GaugeRefresher):
         self.set(metrics.ACTOR_PEAK, timings.actor_bytes, actor=actor)
 
     def end(self) -> None:
-        """Report that all windows are written."""
         self.set(metrics.RUN_ACTIVE, 0)

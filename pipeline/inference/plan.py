@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -57,12 +56,10 @@ class Plan:
 
     @property
     def folder(self) -> Location:
-        """``runs/<run_id>``."""
         return run_folder(self.output, self.run_id)
 
     @property
     def model_fingerprint(self) -> str:
-        """Fingerprint of the bundle."""
         return self.spec.model_fingerprint
 
     @property
@@ -78,22 +75,15 @@ class Plan:
 
     @property
     def input_files(self) -> list[InputFile]:
-        """The input files for the manifest."""
         return [
             InputFile(path=file.file.path, rows=file.rows, bytes=file.file.size, modified=file.file.modified)
             for file in self.input.files
         ]
 
-    @property
-    def previous_runs(self) -> list[FinishedRun]:
-        """The finished runs whose documents this run skips if they are unchanged."""
-        return [run for run in self.finished if run.sequence <= self.spec.ledger]
-
     def refreshed(self) -> Plan:
-        """Return the plan with the runs that are finished now; the caller holds the lease, so their list is final.
+        """Return the plan with the runs that are finished now. Raises UserError if this run is one of them.
 
-        Raises:
-            UserError: This run is one of them.
+        The caller holds the lease, so their list is final.
         """
         finished = finished_runs(self.output)
         if any(run.run_id == self.run_id for run in finished):
@@ -105,11 +95,7 @@ class Plan:
         return replace(self, finished=finished, spec=spec)
 
     def is_finished(self) -> bool:
-        """Return whether this run is finished.
-
-        Raises:
-            UserError: It is, but for another input or with other options, or its manifest cannot be read.
-        """
+        """Return whether this run is finished. Raises UserError if it is, but for another input or with other options."""
         if not self.folder.child(SUCCESS).exists():
             return False
         file = self.folder.child(MANIFEST)
@@ -131,7 +117,6 @@ class Plan:
         return True
 
     def write(self) -> None:
-        """Write plan.parquet. Raises UserError if it cannot be written."""
         write_plan(self.folder.child(PLAN), self.input.files, self.spec)
 
 
@@ -241,9 +226,3 @@ def _check_columns(config: SummarizeConfig) -> None:
     for option, column in [("id_column", config.input.id_column), *(("keep_columns", c) for c in config.input.keep_columns)]:
         if column in added or column.startswith(PRIVATE_PREFIX):
             raise UserError(f"--input.{option} {column!r} is the name of a column that the output adds; rename it in the input")
-
-
-def run_config_as_json(config: SummarizeConfig) -> dict[str, Any]:
-    """Return a configuration as JSON values."""
-    values: dict[str, Any] = json.loads(config.model_dump_json(by_alias=True))
-    return values

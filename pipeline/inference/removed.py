@@ -33,7 +33,6 @@ def find_removed(
     """Name up to 100,000 removed documents by the files of earlier runs, and write them to ``gone.parquet``.
 
     Args:
-        folder: Folder of the run.
         runs: Earlier runs, oldest first.
         missing: By partition, keys of the ids that the ledger has and the input has not.
 
@@ -70,7 +69,6 @@ def _names_of_previous_run(output: Location, run_ids: Sequence[str], keys: Keys)
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _count_keys(keys: Keys) -> tuple[int, Keys]:
-    """Return the number of keys, and the first ones."""
     return len(keys), keys[:_MAX_LISTED]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.data.documents import list_files
@@ -10,9 +10,19 @@ from pipeline.data.splits import Split
 from pipeline.errors import Stopped
 from pipeline.inference.plan import Plan
 from pipeline.inference.totals import RunTotals
-from pipeline.io.location import PARTIAL_SUFFIX, Location, StoredFile
+from pipeline.io.location import PARTIAL_SUFFIX, Location
 from pipeline.runs import ledger
-from pipeline.runs.layout import DATA_FOLDERS, LEDGER, MANIFEST, REMOVED, REPORT, SORTED_COPY, UNREADABLE, parts_path
+from pipeline.runs.layout import (
+    DATA_FOLDERS,
+    LEDGER,
+    MANIFEST,
+    REMOVED,
+    REPORT,
+    SORTED_COPY,
+    UNREADABLE,
+    data_files,
+    parts_path,
+)
 from pipeline.runs.manifest import OutputFile
 
 RESUME_HINT = "run the same command again to resume"
@@ -31,7 +41,7 @@ def start_over(plan: Plan) -> None:
 
 def resume_windows(plan: Plan, splits: Sequence[Split], totals: RunTotals) -> Sequence[Split]:
     """Add the windows that are already written to the totals, and return the splits that have others."""
-    sizes = {path: file.size for path, file in _written_files(plan).items()}
+    sizes = {path: file.size for path, file in data_files(plan.output, plan.run_id).items()}
     done: dict[int, set[int]] = {}
     last: dict[int, int] = {}
     for window in ledger.window_records(plan.output, plan.run_id):
@@ -64,12 +74,8 @@ def check_input(plan: Plan, totals: RunTotals) -> None:
 
 
 def reconcile(plan: Plan, recorded: Sequence[OutputFile]) -> None:
-    """Remove files of the run that are in no record, which a crash has left.
-
-    Raises:
-        Stopped: A recorded file is missing or has another size.
-    """
-    written = _written_files(plan)
+    """Remove files that a crash has left and no record names. Raises Stopped if a recorded one is missing or has changed."""
+    written = data_files(plan.output, plan.run_id)
     if missing := [file.path for file in recorded if file.path not in written or written[file.path].size != file.bytes]:
         raise Stopped(
             f"{len(missing)} files that the run wrote to {plan.output.uri} are missing or have changed, {min(missing)} among "
@@ -86,14 +92,3 @@ def remove_partial_files(folder: Location) -> None:
     for name in folder.names():
         if name.endswith(PARTIAL_SUFFIX):
             folder.child(name).remove()
-
-
-def _written_files(plan: Plan) -> Mapping[str, StoredFile]:
-    """Return the files in the run's data folders, by path relative to the output."""
-    files: dict[str, StoredFile] = {}
-    for data_folder in DATA_FOLDERS:
-        path = parts_path(data_folder, plan.run_id)
-        folder = plan.output.child(path)
-        if folder.exists():
-            files |= {f"{path}/{file.path.rpartition('/')[2]}": file for file in folder.files()}
-    return files

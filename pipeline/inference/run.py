@@ -13,28 +13,20 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import yaml
 
 from pipeline import cluster
 from pipeline.data.splits import Split, cut_splits
+from pipeline.inference import resume
 from pipeline.inference.actor_pool import ActorPool, wait_for_actors
 from pipeline.inference.dedup import check_ids
 from pipeline.inference.failure_isolation import AttemptCounter
 from pipeline.inference.graph import process_windows, read_stage
 from pipeline.inference.metrics import RunMetrics
-from pipeline.inference.plan import Plan, run_config_as_json
+from pipeline.inference.plan import Plan
 from pipeline.inference.removed import find_removed
 from pipeline.inference.report.report import write_report
-from pipeline.inference.resume import (
-    RESUME_HINT,
-    check_input,
-    reconcile,
-    remove_partial_files,
-    resume_windows,
-    start_over,
-)
 from pipeline.inference.stages.read import ReadWindows
 from pipeline.inference.totals import RunTotals
 from pipeline.runs import lease, ledger
@@ -61,12 +53,10 @@ class RunResult:
     published: bool
 
 
-def _ignore(_: Any) -> None:
-    pass
-
-
 def execute(
-    plan: Plan, on_progress: Callable[[RunProgress], None] = _ignore, on_phase: Callable[[str], None] = _ignore
+    plan: Plan,
+    on_progress: Callable[[RunProgress], None] = lambda _: None,
+    on_phase: Callable[[str], None] = lambda _: None,
 ) -> RunResult:
     """Execute a plan, or resume it where an earlier command was interrupted.
 
@@ -81,7 +71,7 @@ def execute(
     """
     with lease.hold(plan.output, plan.run_id) as held:
         plan = plan.refreshed()
-        remove_partial_files(plan.folder)
+        resume.remove_partial_files(plan.folder)
         with ProgressWriter(plan.folder.child(PROGRESS), plan.run_id, plan.input.rows) as progress, RunMetrics() as metrics:
             return _Run(plan, held, progress, metrics, on_progress, on_phase).execute()
 
@@ -100,15 +90,16 @@ class _Run:
     started_s: float = field(default_factory=time.monotonic)
 
     def execute(self) -> RunResult:
-        """Take all steps of the run, from its plan to _SUCCESS."""
         self._start_or_resume()
         self.on_phase("starting Ray")
         pool = wait_for_actors(self.plan.config.resources)
         self.metrics.begin(self.plan)
-        removed = cluster.translate_errors(lambda: self._process_documents(pool), f"see the log files of Ray; {RESUME_HINT}")
-        check_input(self.plan, self.totals)
+        removed = cluster.translate_errors(
+            lambda: self._process_documents(pool), f"see the log files of Ray; {resume.RESUME_HINT}"
+        )
+        resume.check_input(self.plan, self.totals)
         self.held.verify()
-        reconcile(self.plan, self.totals.files)
+        resume.reconcile(self.plan, self.totals.files)
         return self._finish(removed)
 
     def _start_or_resume(self) -> None:
@@ -116,8 +107,9 @@ class _Run:
         self.totals.unread = {path: UnreadRows(rows=None, error=error) for path, error in plan.spec.unread.items()}
         if not plan.resumes:
             self.held.verify()  # before files are removed
-            start_over(plan)
-        plan.folder.child(RUN_CONFIG).write(yaml.safe_dump(run_config_as_json(plan.config), sort_keys=False).encode())
+            resume.start_over(plan)
+        options = plan.config.model_dump(mode="json", by_alias=True)
+        plan.folder.child(RUN_CONFIG).write(yaml.safe_dump(options, sort_keys=False).encode())
 
     def _process_documents(self, pool: ActorPool) -> RemovedDocuments:
         """Write all windows that are not written yet; return the documents that the input has lost."""
@@ -136,7 +128,7 @@ class _Run:
         )
         if has_windows:
             self.on_phase("reading which windows are written")
-        remaining = resume_windows(plan, splits, self.totals)
+        remaining = resume.resume_windows(plan, splits, self.totals)
         self.metrics.resume_from(self.progress.resume_from(self.totals.counts, self.totals.resumed))
         attempts = AttemptCounter(uuid.uuid4().hex)
         read = replace(read_stage(plan, done), duplicates=ids.duplicates, unreadable=unreadable, attempts=attempts)
@@ -145,7 +137,8 @@ class _Run:
         if self.totals.unread:  # an unreadable file may contain any id
             return RemovedDocuments()
         self.on_phase("looking for removed documents")
-        return find_removed(plan.output, plan.folder, plan.previous_runs, ids.missing)
+        previous = [run for run in plan.finished if run.sequence <= plan.spec.ledger]
+        return find_removed(plan.output, plan.folder, previous, ids.missing)
 
     def _process(self, splits: Sequence[Split], pool: ActorPool, read: ReadWindows) -> None:
         self.on_phase("loading the model and reading documents")

@@ -63,7 +63,6 @@ class RunSpec(BaseModel):
 
     @property
     def unread_bytes(self) -> int:
-        """Size of the skipped files."""
         return sum(size for size, _ in self.unread_files.values())
 
     def differences(self, other: RunSpec) -> list[str]:

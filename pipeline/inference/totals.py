@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pipeline.inference.plan import Plan, run_config_as_json
+from pipeline.inference.plan import Plan
 from pipeline.runs.manifest import Counts, Manifest, OutputFile, RemovedDocuments, StatsSummary, UnreadRows, WindowRecord
 from pipeline.runs.stats import RunStats
 from pipeline.runs.timings import StageTimings
@@ -75,7 +75,7 @@ class RunTotals:
             startup_s=first_window_s - started_s,
             seconds=ended_s - first_window_s,
             model_fingerprint=plan.model_fingerprint,
-            config=run_config_as_json(plan.config),
+            config=plan.config.model_dump(mode="json", by_alias=True),
             decoding=plan.decoding.model_dump(),
             versions=versions(),
             actors=len(self.actors_s),

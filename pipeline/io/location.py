@@ -31,13 +31,7 @@ _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file found by ``Location.files``.
-
-    Attributes:
-        path: path in its filesystem.
-        size: size in bytes.
-        modified: time of the last change in UTC, if known.
-    """
+    """A file that ``Location.files`` found. ``size`` is in bytes, ``modified`` in UTC and None if it is unknown."""
 
     path: str
     size: int
@@ -50,7 +44,6 @@ class Location:
 
     Attributes:
         uri: the URI or path as the user wrote it, for messages.
-        filesystem: the filesystem that holds it.
         path: path in the filesystem.
         option: command-line option that sets the URI, for messages.
     """
@@ -71,7 +64,6 @@ class Location:
         return self.filesystem.type_name not in ("s3", "gcs", "abfs")
 
     def child(self, name: str) -> Location:
-        """Return the location of ``name`` in this folder."""
         return self.with_suffix(f"/{name}")
 
     def with_suffix(self, suffix: str) -> Location:
@@ -86,14 +78,12 @@ class Location:
         return same_filesystem and f"{other.path.rstrip('/')}/".startswith(f"{self.path.rstrip('/')}/")
 
     def exists(self) -> bool:
-        """Return whether the file or folder exists."""
         try:
             return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
         except OSError as error:
             raise self._error("access", error) from None
 
     def read(self) -> bytes:
-        """Return the content of a file."""
         try:
             with self.filesystem.open_input_file(self.path) as file:
                 content: bytes = file.read()

@@ -22,11 +22,7 @@ _STATUS = Path("/proc/self/status")
 
 @contextmanager
 def memory_limit(name: str) -> Iterator[None]:
-    """Let this process allocate at most ``LIMIT_BYTES`` more while the block reads the file ``name``.
-
-    Raises:
-        UserError: the block ran out of memory.
-    """
+    """Let this process allocate at most ``LIMIT_BYTES`` more while the block reads the file ``name``; UserError beyond that."""
     if _STATUS.exists():
         limits = [limit for limit in (_data_bytes() + LIMIT_BYTES, *_INITIAL_LIMIT) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_DATA, (min(limits), _INITIAL_LIMIT[1]))

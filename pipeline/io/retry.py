@@ -14,10 +14,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def _is_os_error(error: Exception) -> bool:
-    return isinstance(error, OSError)
-
-
 @dataclass(frozen=True)
 class Backoff:
     """A number of attempts with a pause between them that doubles each time.
@@ -40,7 +36,9 @@ class Backoff:
                 time.sleep(random.uniform(0, pause_s) if self.jitter else pause_s)
             yield attempt == self.attempts - 1
 
-    def run(self, action: Callable[[], T], is_transient: Callable[[Exception], bool] = _is_os_error) -> T:
+    def run(
+        self, action: Callable[[], T], is_transient: Callable[[Exception], bool] = lambda error: isinstance(error, OSError)
+    ) -> T:
         """Return the result of ``action()``; retry it after a transient error until no attempts are left."""
         for is_last in self:
             try:

@@ -8,22 +8,17 @@ from pipeline.errors import UserError
 
 
 def refuse_secrets(uri: str, option: str) -> None:
-    """Raise UserError if a URI holds credentials, since URIs are written to manifests, logs and pages."""
-    if holds_secrets(uri):
-        raise UserError(
-            f"{option} holds credentials; remove them from the URI. Credentials for S3 come from the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile (AWS_PROFILE) or the machine's role"
-        )
-
-
-def holds_secrets(uri: str) -> bool:
-    """Return whether a URI holds a password or what looks like one."""
+    """Raise UserError if a URI holds what looks like credentials, since URIs are written to manifests, logs and pages."""
     scheme, _, rest = uri.partition("://")
     address, _, query = rest.partition("?")
     server, parameters = address.partition("/")[0], [parameter.partition("=")[0] for parameter in query.split("&")]
     # A secret may contain a slash, so for S3 neither "@" nor ":" may stand in what looks like the bucket.
     in_server = bool({"@", ":"} & set(server)) if scheme == "s3" else ":" in server.rpartition("@")[0]
-    return in_server or any(names_secret(parameter) for parameter in parameters)
+    if in_server or any(names_secret(parameter) for parameter in parameters):
+        raise UserError(
+            f"{option} holds credentials; remove them from the URI. Credentials for S3 come from the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile (AWS_PROFILE) or the machine's role"
+        )
 
 
 def names_secret(name: str) -> bool:

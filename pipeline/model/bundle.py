@@ -47,7 +47,6 @@ class Bundle:
     Attributes:
         model: in evaluation mode.
         tokenizer_file: contents of ``tokenizer.model``.
-        decoding: default options of the search.
         fingerprint: SHA-256 over ``FILES``, in hex.
     """
 

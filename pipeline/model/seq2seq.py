@@ -67,8 +67,6 @@ class LossConfig:
 
 
 class Encoder(nn.Module):
-    """Reads a source."""
-
     def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
         super().__init__()
         self.embedding = embedding

@@ -39,7 +39,6 @@ class JobOutcome:
     A metric that is not pushed keeps its value in the gateway, such as the time of the last success when a job fails.
 
     Attributes:
-        status: exit status of the job.
         succeeded: True if the job reached its goal.
         documents: number of documents by outcome.
     """

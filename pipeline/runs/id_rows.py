@@ -39,7 +39,6 @@ def read_ids(
 
 @ray.remote(num_cpus=LIGHT_CPUS)
 def _read_ids(splits: Sequence[Split], filesystem: Any, id_column: str, partitions: int, unreadable: UnreadableFiles) -> Any:
-    """Return one array of ``ID_ROW`` per partition."""
     pieces: list[list[KeyedRows]] = [[np.empty(0, ID_ROW)] for _ in range(partitions)]
     for split in splits:
         skipped = unreadable.of(split)

@@ -10,7 +10,7 @@ lease/                                         claim of the driver that may writ
 
 from __future__ import annotations
 
-from pipeline.io.location import Location
+from pipeline.io.location import Location, StoredFile
 
 SUMMARIES, REJECTS, LEDGER, LEASE, RUNS = "summaries", "rejects", "ledger", "lease", "runs"
 DATA_FOLDERS = (SUMMARIES, REJECTS)
@@ -34,7 +34,6 @@ REJECT_COLUMNS = ("reason", "detail")
 
 
 def run_folder(output: Location, run_id: str) -> Location:
-    """Return ``runs/<run_id>``."""
     return output.child(run_path(run_id))
 
 
@@ -46,6 +45,16 @@ def run_path(run_id: str, name: str = "") -> str:
 def run_ids(output: Location) -> list[str]:
     """List the ids of all runs that have started."""
     return output.child(RUNS).names()
+
+
+def data_files(output: Location, run_id: str) -> dict[str, StoredFile]:
+    """Return the files of a run's summaries and rejects, by path relative to the output folder."""
+    files: dict[str, StoredFile] = {}
+    for path in (parts_path(name, run_id) for name in DATA_FOLDERS):
+        folder = output.child(path)
+        stored = folder.files() if folder.exists() else []
+        files |= {f"{path}/{file.path[len(folder.path) :].strip('/')}": file for file in stored}
+    return files
 
 
 def parts_path(folder: str, run_id: str) -> str:

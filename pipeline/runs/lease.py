@@ -139,11 +139,7 @@ class Lease:
 
 @contextmanager
 def hold(output: Location, run_id: str) -> Iterator[Lease]:
-    """Hold the lease on an output folder while the block runs.
-
-    Raises:
-        UserError: Another driver holds it, or the folder cannot be written.
-    """
+    """Hold the lease on an output folder while the block runs. Raises UserError if another driver holds it."""
     folder, holder, name = output.child(LEASE), this_process(run_id), f"{uuid.uuid4().hex}.json"
     claim = folder.child(name)
     for _ in _CLAIM_CONFLICT:
@@ -207,7 +203,6 @@ def _remove_claim(folder: Location, claim: str) -> None:
 
 
 def write_claim(claim: Location, holder: Holder, renewals: int) -> None:
-    """Write or renew a claim."""
     claim.write(json.dumps(asdict(replace(holder, renewals=renewals))).encode())
 
 

@@ -52,7 +52,6 @@ _TASK_BYTES = 2**28
 
 
 def encode_segment(entries: Entries, record: WindowRecord) -> pa.Buffer:
-    """Return the content of a segment file."""
     return to_parquet(_table(entries), {_RECORD.decode(): record.model_dump_json()}, store_schema=False)
 
 
@@ -61,11 +60,7 @@ def _table(entries: Entries) -> pa.Table:
 
 
 def window_records(output: Location, run_id: str) -> Iterator[WindowRecord]:
-    """Yield the records of the windows that a run, finished or not, has written.
-
-    Raises:
-        UserError: A segment cannot be read.
-    """
+    """Yield the records of the windows that a run, finished or not, has written. Raises UserError if one cannot be read."""
     files = _entry_files(output.child(parts_path(LEDGER, run_id)))
     yield from map_ahead(lambda file: _read_record(output, file), files)
 
@@ -91,42 +86,28 @@ class Ledger:
 
     Attributes:
         parts: One array per partition of the ids (data/partition.py), sorted by id.
-        entries: Number of entries.
     """
 
     parts: Sequence[ray.ObjectRef[Entries]]
     entries: int
 
-    def lookup(self) -> LedgerLookup:
-        """Map the parts into the memory of this process."""
-        return LedgerLookup(ray.get(list(self.parts)))
 
-
-@dataclass(frozen=True)
-class LedgerLookup:
-    """A ledger in the memory of this process."""
-
-    parts: Sequence[Entries]
-
-    def find(self, ids: Keys) -> tuple[npt.NDArray[np.bool_], Keys]:
-        """Look up N id keys [N]; return which of them have an entry [N], and its content key [N]."""
-        has_entry, contents = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.uint64)
-        part_numbers = partition_of(ids, len(self.parts))
-        for number, part in enumerate(self.parts):
-            [rows] = np.nonzero(part_numbers == number)
-            if not len(part) or not len(rows):
-                continue
-            indices = np.minimum(np.searchsorted(part["id"], ids[rows]), len(part) - 1)
-            has_entry[rows] = part["id"][indices] == ids[rows]
-            contents[rows] = part["content"][indices]
-        return has_entry, contents
+def find_entries(parts: Sequence[Entries], ids: Keys) -> tuple[npt.NDArray[np.bool_], Keys]:
+    """Look up N id keys [N] in the parts of a ledger; return which have an entry [N], and its content key [N]."""
+    has_entry, contents = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.uint64)
+    part_numbers = partition_of(ids, len(parts))
+    for number, part in enumerate(parts):
+        [rows] = np.nonzero(part_numbers == number)
+        if not len(part) or not len(rows):
+            continue
+        indices = np.minimum(np.searchsorted(part["id"], ids[rows]), len(part) - 1)
+        has_entry[rows] = part["id"][indices] == ids[rows]
+        contents[rows] = part["content"][indices]
+    return has_entry, contents
 
 
 def load(output: Location, runs: Sequence[FinishedRun], until: int) -> Ledger:
-    """Load the entries of the runs up to a sequence number; none for 0.
-
-    Args:
-        runs: The finished runs of the output.
+    """Load the entries of the finished runs up to a sequence number; none for 0.
 
     Raises:
         UserError: The ledger cannot be read, or was compacted to a later run.
@@ -194,7 +175,7 @@ def _keep_latest(*pieces: Any) -> tuple[Any, int]:
 
 
 def compact_ledger(output: Location) -> tuple[int, int]:
-    """Rewrite the ledger as few files and remove the old ones; the caller holds the lease.
+    """Rewrite the ledger of finished runs as few files and remove the old ones; the caller holds the lease.
 
     The entries stay the same even if it is killed at any moment.
 
@@ -202,11 +183,9 @@ def compact_ledger(output: Location) -> tuple[int, int]:
         The number of entries, and the number of files that were replaced.
 
     Raises:
-        UserError: No run is finished, or the ledger cannot be read or written.
+        UserError: The ledger cannot be read or written.
     """
     runs = finished_runs(output)
-    if not runs:
-        raise UserError(f"no run is finished in {output.uri}; set --output.path to a folder that jobs.summarize wrote")
     until = runs[-1].sequence
     target = output.child(f"{COMPACTED}/{until:06}")
     if compacted_sequence(output) < until:

@@ -89,7 +89,6 @@ class Counts(Stored):
     summary_tokens: int = 0
 
     def with_window(self, window: WindowRecord) -> Counts:
-        """Return the counts with those of one more window."""
         return Counts(
             read=self.read + window.documents + sum(window.skipped.values()),
             unread=self.unread + sum(unread.rows or 0 for unread in window.unread.values()),
@@ -104,7 +103,6 @@ class Counts(Stored):
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """Number of documents by outcome."""
         return {
             "summarized": self.summarized,
             "rejected": sum(self.rejected.values()),
@@ -151,7 +149,6 @@ class StatsSummary(Stored):
 
     @classmethod
     def of(cls, counts: Counts, stats: RunStats) -> StatsSummary:
-        """Summarize the counts and stats of a run."""
         documents = counts.summarized
         if not documents:
             return cls()
@@ -233,6 +230,5 @@ class Manifest(Stored):
 
 
 def manifest_schema() -> str:
-    """Return the content of manifest.schema.json."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Manifest.model_json_schema()
     return json.dumps(schema, indent=2) + "\n"

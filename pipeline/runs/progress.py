@@ -79,11 +79,7 @@ class RunProgress(Stored):
 
 
 def read_progress(output: Location, run_id: str) -> RunProgress | None:
-    """Read the progress of a run; None if there is none, or another version wrote it.
-
-    Raises:
-        UserError: The file exists but cannot be read.
-    """
+    """Read the progress of a run; None if there is none, or another version wrote it. Raises UserError if reading fails."""
     file = run_folder(output, run_id).child(PROGRESS)
     try:
         return RunProgress.model_validate_json(file.read()) if file.exists() else None
@@ -92,12 +88,7 @@ def read_progress(output: Location, run_id: str) -> RunProgress | None:
 
 
 class ProgressWriter:
-    """Keeps progress.json up to date while its block runs. A failed write never stops the run.
-
-    Args:
-        file: Location of progress.json.
-        documents: Documents in the input.
-    """
+    """Keeps progress.json up to date while its block runs. A failed write never stops the run."""
 
     def __init__(self, file: Location, run_id: str, documents: int) -> None:
         self._file = file

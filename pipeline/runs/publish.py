@@ -42,11 +42,7 @@ class _Success(BaseModel):
 
 
 def finished_runs(output: Location) -> list[FinishedRun]:
-    """List the finished runs, the earliest first.
-
-    Raises:
-        UserError: A _SUCCESS was written by another version.
-    """
+    """List the finished runs, the earliest first. Raises UserError if another version wrote a _SUCCESS."""
     runs = [run for run in map_ahead(lambda run_id: read_success(output, run_id), run_ids(output)) if run is not None]
     return sorted(runs, key=lambda run: run.sequence)
 

@@ -52,7 +52,6 @@ class DuplicateSketch(BaseModel):
     Attributes:
         below: All hashes smaller than this are in ``counts``.
         counts: Summaries by hash.
-        summaries: Number of all summaries.
     """
 
     below: int = 1 << _HASH_BITS
@@ -164,7 +163,6 @@ class RejectExamples(BaseModel):
 
     @classmethod
     def of(cls, keys: Ints, ids: Sequence[str | None], reasons: Sequence[str], details: Sequence[str | None]) -> RejectExamples:
-        """Choose examples among N rejects."""
         examples = dict[str, list[ExampleReject]]()
         for key, name, reason, detail in zip(keys.tolist(), ids, reasons, details, strict=True):
             name, detail = None if name is None else _shorten(name, _ID_CHARS), _shorten(detail or "", _DETAIL_CHARS)
@@ -191,7 +189,6 @@ def _shorten(text: str, max_chars: int) -> str:
 
 
 def add_counts(counts: Mapping[int, int], others: Mapping[int, int]) -> dict[int, int]:
-    """Add two counters."""
     sums = dict(counts)
     for value, number in others.items():
         sums[value] = sums.get(value, 0) + number

@@ -47,7 +47,6 @@ class Histogram(BaseModel):
 
     @property
     def documents(self) -> int:
-        """Number of lengths."""
         return sum(self.counts.values())
 
     def quantile(self, share: float) -> int:

@@ -37,7 +37,6 @@ class UnreadableFiles:
     sealed: bool = False
 
     def seal(self) -> UnreadableFiles:
-        """Return the same files, sealed."""
         return replace(self, sealed=True)
 
     def of(self, split: Split) -> SplitUnreadable:
@@ -78,11 +77,7 @@ class SplitUnreadable:
         return replace(row_range, rows=max(0, row_range.rows - (unread.rows or 0)), is_small=False)
 
     def note(self, failure: ReadFailure) -> None:
-        """Skip the rest of a file.
-
-        Raises:
-            UserError: The policy is to fail, or a task of this run could read the file before.
-        """
+        """Skip the rest of a file. Raises UserError if the policy is to fail, or a task of this run could read it before."""
         if self.policy == "fail":
             fail_run(failure)
         if self.sealed:

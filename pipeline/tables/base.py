@@ -65,7 +65,6 @@ class Watermark(BaseModel):
 
     @classmethod
     def of(cls, run: FinishedRun) -> Watermark:
-        """Return the watermark of a delivery up to this run."""
         return cls(run_id=run.run_id, sequence=run.sequence, manifest_sha256=run.manifest_sha256)
 
 
@@ -120,12 +119,10 @@ class Summaries:
 
     @property
     def id_column(self) -> str:
-        """Name of the id column."""
         return str(self.schema.names[0])
 
     @property
     def is_empty(self) -> bool:
-        """True if no run has a summary."""
         return len(self._read().schema) < 2
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -46,10 +46,8 @@ def source(options: FetchInput) -> Iterator[RaySource]:
     )
 
 
-@contextmanager
-def sink(options: DeliverOutput) -> Iterator[DeltaSink]:
-    """Open a table that summaries are delivered to."""
-    yield DeltaSink(options)
+def sink(options: DeliverOutput) -> AbstractContextManager[DeltaSink]:
+    return nullcontext(DeltaSink(options))
 
 
 class DeltaSink(Sink):
@@ -66,15 +64,12 @@ class DeltaSink(Sink):
 
     @property
     def sequence(self) -> int:
-        """Sequence number of the last delivered run; 0 if there is none."""
         return (self._table.transaction_version(self._application) or 0) if self._table else 0
 
     def is_at(self, watermark: Watermark) -> bool:
-        """Return whether this is the watermark of the last delivery."""
         return bool(self._table and self._table.transaction_version(self._hashed(watermark)) == watermark.sequence)
 
     def deliver(self, summaries: Summaries, watermark: Watermark) -> bool:
-        """Merge the rows and commit the watermark; False if another writer was faster."""
         name = self._options.table
         try:
             table = self._table or DeltaTable.create(_table_uri(self._options), summaries.schema, mode="error")

@@ -55,9 +55,11 @@ def fetch(config: FetchConfig) -> Fetched:
         if previous.get("request") == request:
             return Fetched(source.snapshot, previous["rows"], is_new=False)
         held.verify()
-        _remove_old_snapshots(folder.child(SNAPSHOTS), keep=previous.get("folder"))
-        name = uuid.uuid4().hex[:16]
-        snapshot = folder.child(SNAPSHOTS).child(name)
+        snapshots, name = folder.child(SNAPSHOTS), uuid.uuid4().hex[:16]
+        for old in snapshots.names():
+            if old != previous.get("folder"):
+                snapshots.child(old).remove_folder()
+        snapshot = snapshots.child(name)
         try:
             expected = source.write(snapshot)
             rows = complete_snapshot(snapshot, source.schema)
@@ -72,7 +74,6 @@ def fetch(config: FetchConfig) -> Fetched:
 
 
 def write_pointer(folder: Location, pointer: Mapping[str, Any]) -> None:
-    """Make a snapshot the one that readers find."""
     folder.child(POINTER).write(json.dumps(pointer, indent=2).encode() + b"\n")
 
 
@@ -86,9 +87,3 @@ def complete_snapshot(snapshot: Location, schema: pa.Schema) -> int:
     if not files:
         snapshot.child("part-none.parquet").write(to_parquet(schema.empty_table()))
     return rows
-
-
-def _remove_old_snapshots(snapshots: Location, keep: str | None) -> None:
-    for name in snapshots.names():
-        if name != keep:
-            snapshots.child(name).remove_folder()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyarrow as pa
 import ray.data
-import ray.exceptions
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import CommitFailedException, NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
@@ -58,15 +57,11 @@ def source(options: FetchInput) -> Iterator[RaySource]:
     )
 
 
-@contextmanager
-def sink(options: DeliverOutput) -> Iterator[IcebergSink]:
-    """Open a table that summaries are delivered to."""
-    yield IcebergSink(options)
+def sink(options: DeliverOutput) -> AbstractContextManager[IcebergSink]:
+    return nullcontext(IcebergSink(options))
 
 
 class IcebergSink(Sink):
-    """An Iceberg table (see base.Sink)."""
-
     def __init__(self, options: DeliverOutput) -> None:
         self._options = options
         self._property, self._branch_prefix = f"nightshift.{options.name}", f"nightshift-{options.name}-"
@@ -100,22 +95,18 @@ class IcebergSink(Sink):
 
     def _upsert(self, summaries: Summaries, schema: pa.Schema, branch: str, properties: dict[str, str]) -> None:
         cluster.connect()
-        try:
-            # One task reads all runs in order, to find the latest summary of each id. Many tasks write.
-            rows = ray.data.range(1, override_num_blocks=1).map_batches(
-                lambda _: (pa.Table.from_batches([batch]) for batch in summaries.batches(schema))
-            )
-            rows.write_datasink(
-                _BranchDatasink(
-                    self._options.table,
-                    catalog_kwargs=_catalog_options(self._options),
-                    snapshot_properties=properties,
-                    mode=SaveMode.UPSERT,
-                    upsert_kwargs={"join_cols": [summaries.id_column], "branch": branch},
-                )
-            )
-        except ray.exceptions.RayError as error:
-            raise cluster.to_user_error(error) from None
+        # One task reads all runs in order, to find the latest summary of each id. Many tasks write.
+        rows = ray.data.range(1, override_num_blocks=1).map_batches(
+            lambda _: (pa.Table.from_batches([batch]) for batch in summaries.batches(schema))
+        )
+        datasink = _BranchDatasink(
+            self._options.table,
+            catalog_kwargs=_catalog_options(self._options),
+            snapshot_properties=properties,
+            mode=SaveMode.UPSERT,
+            upsert_kwargs={"join_cols": [summaries.id_column], "branch": branch},
+        )
+        cluster.translate_errors(lambda: rows.write_datasink(datasink))
 
     def _commit_branch(self, table: Table, head: int, watermark: Watermark) -> None:
         """Make a branch's head the current snapshot, and remove the branches that killed deliveries have left."""

@@ -71,7 +71,6 @@ class PostgresSource:
         self.snapshot = hashlib.sha256(json.dumps([*server, moment]).encode()).hexdigest()[:16]
 
     def write(self, folder: Location) -> int:
-        """Write the documents as Parquet files and return their number."""
         folder.make_folder()
         rows = number = 0
         with _as_user_error("read", self._options.table), self._connection.cursor("nightshift_fetch") as cursor:
@@ -137,7 +136,6 @@ class PostgresSink(Sink):
                 self.watermark = Watermark(run_id=row[0], sequence=row[1], manifest_sha256=row[2]) if row else None
 
     def deliver(self, summaries: Summaries, watermark: Watermark) -> bool:
-        """Merge the rows and record the watermark, in one transaction."""
         with _as_user_error("write", self._options.table):
             if self._types:
                 self._check_columns(summaries.schema)

@@ -34,7 +34,6 @@ class RaySource:
     open_dataset: Callable[[], ray.data.Dataset]
 
     def write(self, folder: Location) -> int | None:
-        """Write the documents as Parquet files and return their number, if it is known beforehand."""
         cluster.connect()
         try:
             dataset = self.open_dataset()

@@ -56,24 +56,20 @@ class FileTotals:
         return self
 
 
-@dataclass(frozen=True)
-class ExpectedFiles:
-    """Properties that all files of a run share: the name of the id column, and entries of the Parquet metadata."""
-
-    id_column: str
-    metadata: dict[str, str]
-
-
 @ray.remote(num_cpus=LIGHT_CPUS)
 def read_outputs(
-    output: Location, files: Sequence[tuple[int, OutputFile]], expected: ExpectedFiles, partitions: int
+    output: Location, files: Sequence[tuple[int, OutputFile]], id_column: str, metadata: dict[str, str], partitions: int
 ) -> tuple[Any, ...]:
-    """Check numbered files; return their FileTotals, then the rows with an id (ID_ROW) of each partition."""
+    """Check numbered files, which all have these entries of metadata.
+
+    Returns:
+        Their FileTotals, then the rows with an id (ID_ROW) of each partition.
+    """
     totals = FileTotals()
     partitioned: list[list[IdRows]] = [[np.empty(0, ID_ROW)] for _ in range(partitions)]
     for number, file in files:
         with memory_limit(file.path):
-            rows = np.concatenate([np.empty(0, ID_ROW), *_FileCheck(number, file, expected, totals).run(output)])
+            rows = np.concatenate([np.empty(0, ID_ROW), *_FileCheck(number, file, id_column, metadata, totals).run(output)])
         for pieces, piece in zip(partitioned, partition_rows(rows, partitions), strict=True):
             pieces.append(piece)
     return totals, *(np.concatenate(pieces) for pieces in partitioned)
@@ -85,7 +81,8 @@ class _FileCheck:
 
     number: int
     file: OutputFile
-    expected: ExpectedFiles
+    id_column: str
+    metadata: dict[str, str]
     totals: FileTotals
     problems: list[str] = field(default_factory=list)
 
@@ -119,17 +116,17 @@ class _FileCheck:
         if rows != self.file.rows:
             self.problems.append(f"has {rows:,} rows, but the manifest says {self.file.rows:,}")
         metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-        if any(metadata.get(key) != value for key, value in self.expected.metadata.items()):
+        if any(metadata.get(key) != value for key, value in self.metadata.items()):
             self.problems.append("its metadata names another run or model")
         is_rejects = self.file.path.startswith(f"{REJECTS}/")
-        columns = [self.expected.id_column, *(["reason"] if is_rejects else [])]
+        columns = [self.id_column, *(["reason"] if is_rejects else [])]
         if missing := [name for name in columns if name not in schema.names]:
             self.problems.append(f"has no column {missing[0]!r}")
             return
         row = without_id = 0
         for batch in parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
             table = pa.Table.from_batches([batch])
-            ids = table[self.expected.id_column]
+            ids = table[self.id_column]
             has_id = ids.is_valid().to_numpy()
             addresses = row_addresses(self.number, row, len(table))
             row += len(table)

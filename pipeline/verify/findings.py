@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finding:
-    """A defect of an output.
-
-    Attributes:
-        path: File or folder, relative to the output folder.
-        problem: The error, in words.
-    """
+    """A defect of an output, in words. The path is relative to the output folder."""
 
     path: str
     problem: str
@@ -38,5 +33,4 @@ class VerificationReport:
     notes: list[str] = field(default_factory=list)
 
     def add(self, path: str, problem: str) -> None:
-        """Add a finding."""
         self.findings.append(Finding(path, problem))

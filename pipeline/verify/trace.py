@@ -37,8 +37,6 @@ class Input:
     """The input of a run, as far as it is still the same.
 
     Attributes:
-        root: Where the files are.
-        id_column: Name of the id column.
         files: Files that have not changed since the run.
         changed_rows: Rows of the files that have.
         unread_files: Indexes into ``files`` of those that the run could not read to the end.
@@ -52,7 +50,6 @@ class Input:
 
     @property
     def rows(self) -> int:
-        """Rows of the unchanged files."""
         return sum(file.rows for file in self.files)
 
     @property

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import ray
-import ray.exceptions
 from pydantic import ValidationError
 
 from pipeline import cluster
@@ -31,6 +30,7 @@ from pipeline.runs.layout import (
     REJECTS,
     SUCCESS,
     SUMMARIES,
+    data_files,
     parts_path,
     run_folder,
     run_ids,
@@ -38,7 +38,7 @@ from pipeline.runs.layout import (
 )
 from pipeline.runs.manifest import Manifest
 from pipeline.runs.publish import FinishedRun, read_success
-from pipeline.verify.files import ExpectedFiles, FileTotals, read_outputs
+from pipeline.verify.files import FileTotals, read_outputs
 from pipeline.verify.findings import VerificationReport
 from pipeline.verify.match import match_ids
 from pipeline.verify.trace import check_rows, check_totals, open_input, open_ledger
@@ -51,10 +51,7 @@ def verify(output: Location, run_id: str | None) -> VerificationReport:
         UserError: There is no such run, or the folder cannot be read.
         Stopped: A task failed.
     """
-    try:
-        return _verify(output, run_id)
-    except ray.exceptions.RayError as error:
-        raise cluster.to_user_error(error) from None
+    return cluster.translate_errors(lambda: _verify(output, run_id))
 
 
 def _verify(output: Location, run_id: str | None) -> VerificationReport:
@@ -146,11 +143,10 @@ def _check_run(output: Location, manifest: Manifest, report: VerificationReport)
     partitions = max(len(entries), partition_count(rows))
 
     metadata = {"nightshift.run_id": manifest.run_id, "nightshift.model_fingerprint": manifest.model_fingerprint}
-    expected = ExpectedFiles(input.id_column, metadata)
     files = [(number, file) for number, file in enumerate(manifest.output_files) if file.path in present]
     read = read_outputs.options(num_returns=partitions + 1)
     chunks = cluster.chunk_by_weight(files, lambda numbered: numbered[1].rows, TASK_ROWS)
-    tasks = [cluster.as_refs(read.remote(output, chunk, expected, partitions)) for chunk in chunks]
+    tasks = [cluster.as_refs(read.remote(output, chunk, input.id_column, metadata, partitions)) for chunk in chunks]
     outputs = [id_rows for _, *id_rows in tasks]
     matched = match_ids(input.ids(partitions), outputs, entries, partitions, input.unread_files)
     totals = FileTotals()
@@ -172,12 +168,7 @@ def _check_run(output: Location, manifest: Manifest, report: VerificationReport)
 
 def _check_names(output: Location, manifest: Manifest, report: VerificationReport) -> set[str]:
     """Return the manifest's files that exist. Report any others, since readers take every file of a folder."""
-    present = set[str]()
-    for name in DATA_FOLDERS:
-        path = parts_path(name, manifest.run_id)
-        folder = output.child(path)
-        files = folder.files() if folder.exists() else []
-        present |= {f"{path}/{file.path[len(folder.path) :].strip('/')}" for file in files}
+    present = data_files(output, manifest.run_id).keys()
     listed = Counter(file.path for file in manifest.output_files)
     for path, times in listed.items():
         if times > 1:

@@ -5,6 +5,7 @@ Both apply a softmax over the vocabulary, and check on the CPU at every step whi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,27 +65,24 @@ class DecodingResult:
 
 def textbook_loop(task: Task) -> DecodingResult:
     """Decode sources in their order, 32 at a time, each batch to the maximum length."""
-    tokens: list[list[int]] = []
-    padded = 0
-    lengths = task.source_lengths
-    for start in range(0, len(task.sources), _TEXTBOOK_BATCH):
-        rows = np.arange(start, min(start + _TEXTBOOK_BATCH, len(task.sources)))
-        batch, steps = _decode_batch(task, rows, compacts=False)
-        tokens += batch
-        padded += len(rows) * int(lengths[rows].max()) + steps
-    return DecodingResult(tokens, padded)
+    rows = np.arange(len(task.sources))
+    return _decode(task, np.split(rows, range(_TEXTBOOK_BATCH, len(rows), _TEXTBOOK_BATCH)), compacts=False)
 
 
 def sorted_loop(task: Task, token_budget: int) -> DecodingResult:
     """Decode sources by length, in batches within a budget of padded tokens; finished rows are removed from the batch."""
+    lengths = task.source_lengths
+    return _decode(task, budget_batches((lengths,), longest_first(lengths), token_budget), compacts=True)
+
+
+def _decode(task: Task, batches: Iterable[Ints], *, compacts: bool) -> DecodingResult:
     tokens: list[list[int]] = [[] for _ in range(len(task.sources))]
     padded = 0
-    lengths = task.source_lengths
-    for rows in budget_batches((lengths,), longest_first(lengths), token_budget):
-        batch, steps = _decode_batch(task, rows, compacts=True)
+    for rows in batches:
+        batch, steps = _decode_batch(task, rows, compacts=compacts)
         for row, hypothesis in zip(rows, batch, strict=True):
             tokens[row] = hypothesis
-        padded += len(rows) * int(lengths[rows].max()) + steps
+        padded += len(rows) * int(task.source_lengths[rows].max()) + steps
     return DecodingResult(tokens, padded)
 
 

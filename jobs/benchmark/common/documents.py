@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from pipeline.errors import UserError, describe_error
 from pipeline.io.location import relative_to_cwd
 
 ROWS_PER_GROUP = 10_000
-_SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
 
 
 class BenchmarkTexts(Section):
@@ -42,6 +41,12 @@ class BenchmarkTexts(Section):
         return [text or "-" for text in column.to_pylist()]
 
 
+class RepeatedTexts(BenchmarkTexts):
+    """Documents to summarize. A run repeats the documents, each time with a new id."""
+
+    rows: Positive = Field(2000, description="number of different documents")
+
+
 def config_as_json(config: JobConfig) -> dict[str, Any]:
     """Return the options of a benchmark, with paths relative to the working directory."""
     options = config.model_dump(mode="json")
@@ -50,16 +55,19 @@ def config_as_json(config: JobConfig) -> dict[str, Any]:
     return options
 
 
-def write_documents(folder: Path, texts: Sequence[str], rows: int, files: int, rows_per_group: int = ROWS_PER_GROUP) -> Path:
-    """Write files of equal size whose rows have unique ids and repeat the texts; one row group at a time is in memory."""
+def write_rows(
+    folder: Path, columns: Mapping[str, Sequence[str]], rows: int, files: int, rows_per_group: int = ROWS_PER_GROUP
+) -> Path:
+    """Write files of equal size whose rows have unique ids and repeat the columns; one row group at a time is in memory."""
     folder.mkdir(parents=True)
-    repeated = itertools.cycle(texts)
+    schema = pa.schema([("id", pa.int64()), *((name, pa.string()) for name in columns)])
+    repeated = [itertools.cycle(texts) for texts in columns.values()]
     for number, (start, end) in enumerate(even_ranges(rows, files)):
-        with pq.ParquetWriter(folder / f"{number:05}.parquet", _SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(folder / f"{number:05}.parquet", schema, compression="zstd") as writer:
             for group_start, group_end in even_ranges(end - start, max(1, math.ceil((end - start) / rows_per_group))):
                 ids = range(start + group_start, start + group_end)
-                table = pa.table([pa.array(ids, pa.int64()), [next(repeated) for _ in ids]], schema=_SCHEMA)
-                writer.write_table(table, row_group_size=rows_per_group)
+                texts = (list(itertools.islice(column, len(ids))) for column in repeated)
+                writer.write_table(pa.table([pa.array(ids), *texts], schema=schema), row_group_size=rows_per_group)
     return folder
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +16,7 @@ from pipeline.data.special_tokens import EOS
 from pipeline.decoding.backends import backend_for
 from pipeline.model.batching import Rows
 
+T = TypeVar("T")
 Ints = npt.NDArray[np.integer]
 
 GNMT = ModelConfig.model_validate(
@@ -23,7 +27,7 @@ GNMT = ModelConfig.model_validate(
 GNMT_VOCABULARY = 32_000
 
 
-def forward_flops(config: ModelConfig, vocabulary_size: int, sources: Ints, targets: Ints, *, tables: bool = False) -> float:
+def forward_flops(c: ModelConfig, vocabulary_size: int, sources: Ints, targets: Ints, *, tables: bool = False) -> float:
     """Return the FLOPs of the matrix products for N pairs: two per weight and vector.
 
     Args:
@@ -31,7 +35,6 @@ def forward_flops(config: ModelConfig, vocabulary_size: int, sources: Ints, targ
         targets: Decoder steps of each target [N].
         tables: Leave out the products that the decoding engine replaces by lookup tables.
     """
-    c = config
     e, h, ways = c.embedding_size, c.hidden_size, 2 if c.bidirectional else 1
     gates = (4 if c.cell == "lstm" else 3) * h
     per_source = ways * gates * h + (0 if tables else ways * gates * e)
@@ -63,10 +66,7 @@ def matmul_rate(precision: str, device: torch.device) -> float:
             weight = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
             multiply, factor = weight.mm, weight
         for _ in range(12):
-            started = time.perf_counter()
-            multiply(factor)
-            wait(device)
-            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+            best = max(best, 2 * size**3 / timed(partial(multiply, factor), device)[1])
     return best
 
 
@@ -74,6 +74,14 @@ def wait(device: torch.device) -> None:
     """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Return the result of some work on a device, and the seconds that it takes."""
+    started = time.perf_counter()
+    result = work()
+    wait(device)
+    return result, time.perf_counter() - started
 
 
 def device_name(device: torch.device, threads: int) -> str:

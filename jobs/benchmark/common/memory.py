@@ -72,8 +72,5 @@ def _private_bytes(driver: psutil.Process) -> Iterator[tuple[str, int]]:
             memory, title = process.memory_info(), " ".join(process.cmdline())
         except psutil.Error:
             continue
-        yield "driver" if process == driver else _role(title), memory.rss - getattr(memory, "shared", 0)
-
-
-def _role(title: str) -> str:
-    return next((role for word, role in _ROLES.items() if word in title), "of Ray's own")
+        role = next((role for word, role in _ROLES.items() if word in title), "of Ray's own")
+        yield "driver" if process == driver else role, memory.rss - getattr(memory, "shared", 0)

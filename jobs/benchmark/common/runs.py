@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from jobs.benchmark.common.documents import RepeatedTexts
+from pipeline.config.base import JobConfig
 from pipeline.config.model import DecodingOverrides, ModelPath
-from pipeline.config.summarize import Resources, SummarizeConfig
+from pipeline.config.summarize import DocumentsInput, Resources, SummarizeConfig, SummarizeOutput
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
 from pipeline.runs.manifest import Manifest
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of a run."""
-
-    model: ModelPath
-    resources: Resources
-    decoding: DecodingOverrides = field(default_factory=DecodingOverrides)
-    run_id: str = "benchmark"
+FILES = 8
+"""Files of a run's documents."""
 
 
-def summarize(documents: Path, output: Path, options: RunOptions) -> Manifest:
-    """Summarize a folder of documents and return the manifest of the run."""
-    values: dict[str, Any] = {
-        "input": {"path": str(documents)},
-        "output": {"path": str(output), "run_id": options.run_id},
-        "model": options.model.model_dump(),
-        "decoding": options.decoding.model_dump(),
-        "resources": {**options.resources.model_dump(), "use_gpu": False},
+class RunsBenchmark(JobConfig):
+    """A benchmark of whole runs."""
+
+    input: RepeatedTexts = RepeatedTexts()
+    model: ModelPath = ModelPath()
+    decoding: DecodingOverrides = DecodingOverrides()
+    resources: Resources = Resources()
+
+    @property
+    def run_options(self) -> SummarizeConfig:
+        return SummarizeConfig(model=self.model, decoding=self.decoding, resources=self.resources)
+
+
+def summarize(documents: Path, output: Path, options: SummarizeConfig, run_id: str = "benchmark") -> Manifest:
+    """Summarize a folder of documents, whatever input and output the options have, and return the manifest of the run."""
+    sections = {
+        "input": DocumentsInput(path=str(documents)),
+        "output": SummarizeOutput(path=str(output), run_id=run_id),
+        "resources": options.resources.model_copy(update={"use_gpu": False}),
     }
-    return execute(plan_run(SummarizeConfig.model_validate(values)), lambda _: None).manifest
-
-
-def documents_per_s(run: Manifest) -> float:
-    """Return the rate of a run, without its start-up."""
-    return run.counts.read / run.seconds
+    return execute(plan_run(options.model_copy(update=sections))).manifest

@@ -34,9 +34,6 @@ def write_report(output: Location, manifest: Manifest, stats: RunStats, finished
     page cannot be written.
 
     Args:
-        output: The output folder.
-        manifest: Manifest of the run.
-        stats: Stats of the run.
         finished: Earlier finished runs of the output, oldest first.
     """
     previous = previous_run(output, finished)

@@ -40,8 +40,6 @@ class RunWarning:
 
     Attributes:
         level: "bad" needs action, "warn" needs a look, "note" is for information.
-        message: The event.
-        advice: The next step, or the place to look.
     """
 
     level: Level
@@ -100,7 +98,6 @@ def run_warnings(manifest: Manifest, unscored: int, previous: PreviousRun | None
     """List the warnings of a run, worst first.
 
     Args:
-        manifest: Manifest of the run.
         unscored: Summaries whose score is not finite.
         previous: Finished run to compare with.
     """

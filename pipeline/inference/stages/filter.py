@@ -16,7 +16,7 @@ from pipeline.data.partition import KeyedRows
 from pipeline.data.rejects import Rejection, RejectReason, check_document
 from pipeline.data.row_address import ROW_ADDRESS, unpack_address
 from pipeline.inference.stages.window import CONTENT_KEY, DETAIL, ID_KEY, REASON
-from pipeline.runs.ledger import REJECTED, Ledger
+from pipeline.runs.ledger import REJECTED, Ledger, find_entries
 
 
 class RowFilter:
@@ -35,7 +35,7 @@ class RowFilter:
         self, input: DocumentsInput, salt: bytes, ledger: Ledger | None, duplicates: ray.ObjectRef[KeyedRows] | None
     ) -> None:
         self._input, self._salt = input, salt
-        self._ledger = None if ledger is None else ledger.lookup()
+        self._ledger = None if ledger is None else ray.get(list(ledger.parts))
         self._duplicates = None if duplicates is None else ray.get(duplicates)
         self.skipped: Counter[str] = Counter()
 
@@ -55,7 +55,7 @@ class RowFilter:
         is_duplicate = self._reject_duplicates(rows, rejections)
         is_done = np.zeros(len(rows), np.bool_)
         if self._ledger is not None:
-            is_known, known_contents = self._ledger.find(keys)
+            is_known, known_contents = find_entries(self._ledger, keys)
             is_unchanged = is_known & (known_contents | REJECTED == contents | REJECTED)
             is_done = is_unchanged & ids.is_valid().to_numpy() & ~is_duplicate
             rejected = int((known_contents[is_done] & REJECTED).sum())

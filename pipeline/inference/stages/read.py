@@ -57,7 +57,6 @@ class ReadWindows:
         tokenizer_file: Content of a SentencePiece model.
         max_source_tokens: Tokens that the model reads of a document, the style token included.
         salt: Salt of content keys (see RowFilter).
-        unreadable: Unreadable files of the run.
         ledger: Documents that earlier runs processed, if any.
         duplicates: Rows that repeat an id (``IdCheck.duplicates``), if they are known.
         sample: Maximum openings that a window keeps for examples.
@@ -81,7 +80,6 @@ class ReadWindows:
 
     @property
     def columns(self) -> list[str]:
-        """Columns to read."""
         return list(dict.fromkeys([self.input.id_column, self.input.text_column, *self.input.keep_columns]))
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:

@@ -45,7 +45,6 @@ class ActorSettings:
         gpus: Share of a GPU that the actor has; 0 to compute on CPUs.
         cpus: CPUs that the actor has, which set its share of the machine's memory.
         threads: CPU threads; not more than the machine has CPUs are used.
-        precision: Data type of matrix products.
         token_budget: Padded source tokens of a batch; None for as many as memory holds.
     """
 

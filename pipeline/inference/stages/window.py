@@ -38,16 +38,7 @@ METADATA, DECODED_AT = PRIVATE_PREFIX + "metadata", PRIVATE_PREFIX + "decoded_at
 
 @dataclass(frozen=True)
 class WindowMetadata:
-    """Facts about a window that the stages collect for its WindowRecord.
-
-    Attributes:
-        split: Number of the split.
-        number: Number of the window in its split.
-        last: Whether it is the last window of its split.
-        skipped: Unchanged documents of the split by outcome; empty except in the last window.
-        unread: Rows of the split that could not be read, by path; empty except in the last window.
-        actor: Ray id of the actor that decoded it.
-    """
+    """Facts about a window that the stages collect for the fields of the same names of its WindowRecord."""
 
     split: int
     number: int
@@ -59,7 +50,6 @@ class WindowMetadata:
 
     @property
     def name(self) -> str:
-        """Name of the window's files."""
         return f"{self.split:06}-{self.number:04}"
 
 
@@ -67,7 +57,6 @@ _METADATA_TYPE: TypeAdapter[WindowMetadata] = TypeAdapter(WindowMetadata)
 
 
 def window_to_row(window: pa.Table, metadata: WindowMetadata) -> pa.Table:
-    """Pack a window and its metadata into one row."""
     row = table_to_row(window)
     for column, value in ((METADATA, _METADATA_TYPE.dump_json(metadata).decode()), (DECODED_AT, time.time())):
         row = row.append_column(column, pa.array([value]))

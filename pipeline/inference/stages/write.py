@@ -52,7 +52,6 @@ class WriteWindow:
 
     Attributes:
         tokenizer_file: Content of a SentencePiece model.
-        output: The output folder.
         metadata: Metadata of each Parquet file.
         sketch: Size limits of the window's samples.
     """
@@ -66,7 +65,6 @@ class WriteWindow:
     sketch: SketchSize = RUN_SKETCH
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """Write a window and return its record."""
         started, unwritten_s = time.monotonic(), max(0.0, time.time() - row[DECODED_AT][0].as_py())
         window, metadata = row_to_window(row)
         is_summarized = pc.is_null(window[REASON])
