@@ -1,4 +1,4 @@
-"""Train a model on your own pairs and score it: python docs/examples/own_pairs.py FOLDER."""
+"""Fine-tune the shipped model on your own pairs and compare the two: python docs/examples/own_pairs.py FOLDER."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from pipeline.config.types import SAMPLE
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 
-# Stands for your pairs: abstracts, and their first words as the "summary" to learn. Use some thousand real ones.
+# Stands for your pairs: abstracts, and their first words as the "summary" to learn. Use some hundred real ones.
 texts = pq.read_table(SAMPLE / "documents/part-0.parquet")["text"].to_pylist()
 with open(folder / "pairs.jsonl", "w") as file:
     for text in texts:
@@ -24,10 +24,9 @@ def run(job: str, *options: str) -> None:
     subprocess.run([sys.executable, "-m", f"jobs.{job}", *options], check=True)
 
 
-run("prepare", "--input.train", f"{folder}/pairs.jsonl", "--input.test_share", "0.1", "--tokenizer.vocabulary_size", "1000",
+run("prepare", "--input.train", f"{folder}/pairs.jsonl", "--input.test_share", "0.1", "--tokenizer.path", "sample",
     "--output.path", f"{folder}/prepared")  # fmt: skip
-run("train", "--data.train", f"{folder}/prepared/train", "--data.dev", f"{folder}/prepared/dev",
-    "--data.tokenizer", f"{folder}/prepared/tokenizer.model", "--model.hidden_size", "64", "--model.embedding_size", "64",
+run("train", "--model.init_from", "sample", "--data.train", f"{folder}/prepared/train", "--data.dev", f"{folder}/prepared/dev",
     "--training.max_steps", "20", "--output.path", f"{folder}/trained")  # fmt: skip
-run("evaluate", "--model.path", f"{folder}/trained/bundle", "--input.path", f"{folder}/prepared/test",
-    "--output.path", f"{folder}/evaluation.json")  # fmt: skip
+run("evaluate", "--model.path", f"{folder}/trained/bundle", "--compare.path", "sample",
+    "--input.path", f"{folder}/prepared/test", "--output.path", f"{folder}/evaluation.json")  # fmt: skip

@@ -15,7 +15,8 @@ class PairsInput(Section):
 
     train: str = Field(
         ...,
-        description="training pairs: path, glob, URL, ARCHIVE://FILE::PATH, or Hugging Face data set NAME[:CONFIG][@SPLIT]",
+        description="training pairs: path, glob, URL, ARCHIVE://FILE::PATH, Hugging Face data set NAME[:CONFIG][@SPLIT], or "
+        "an output folder of jobs.summarize, whose documents and summaries become pairs",
     )
     dev: str | None = Field(None, description="development pairs, in the same forms; unset: a share of train")
     test: str | None = Field(None, description="test pairs, in the same forms; unset: a share of train")
@@ -66,6 +67,10 @@ class PairsFilter(Section):
     min_source_chars: Annotated[int, Field(ge=0)] = Field(1, description="drop pairs with a shorter source")
     min_target_chars: Annotated[int, Field(ge=0)] = Field(1, description="drop pairs with a shorter target")
     max_chars: Positive = Field(1_000_000, description="drop pairs with a longer source or target")
+    min_score: float | None = Field(
+        None, description="drop summaries of a model with a lower score, its mean log-probability of a token; unset: none"
+    )
+    keep_unfinished: bool = Field(False, description="keep summaries of a model that the length limit cut")
     drop_held_out: bool = Field(
         True, description="drop training pairs whose source is also in the dev or test input; false: only count them"
     )

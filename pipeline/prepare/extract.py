@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.config.prepare import PairsInput, PrepareConfig
+from pipeline.config.prepare import PairsFilter, PairsInput, PrepareConfig
 from pipeline.config.types import STYLE_NAME
 from pipeline.data.tokenizer import without_surrogates
 from pipeline.prepare.files import Role
 from pipeline.prepare.readers import read_rows
-from pipeline.prepare.rows import Row, RowError, get_value
+from pipeline.prepare.rows import Row, RowError, RowStream, get_value
+from pipeline.prepare.run_pairs import RUN_PAIR_COLUMNS, is_run_output, read_run_pairs
 
 _MAX_EXAMPLES, _MAX_EXAMPLE_CHARS = 3, 200
 _PROGRESS_EVERY_ROWS = 1000
@@ -89,7 +91,12 @@ def read_pairs(
         UserError: see ``read_rows``.
     """
     options, limits = config.input, config.filter
-    for number, (origin, row) in enumerate(read_rows(path, role, options)):
+    if is_run_output(path, f"--input.{role}"):
+        options = options.model_copy(update=RUN_PAIR_COLUMNS)
+        rows: RowStream = itertools.islice(read_run_pairs(path, f"--input.{role}"), options.max_rows)
+    else:
+        rows = read_rows(path, role, options)
+    for number, (origin, row) in enumerate(rows):
         if report.rows and report.rows % _PROGRESS_EVERY_ROWS == 0:
             on_rows()
         report.rows += 1
@@ -100,6 +107,9 @@ def read_pairs(
         style = (get_value(row, options.style_column) if options.style_column else options.style) or ""
         if style and not (isinstance(style, str) and STYLE_NAME.fullmatch(style)):
             report.drop(RowError("bad_style", str(style)), origin)
+            continue
+        if error := _check_summary(row, limits):
+            report.drop(error, origin)
             continue
         source = _check_text(
             _join_texts(get_value(row, options.source_column)), "source", limits.min_source_chars, limits.max_chars
@@ -133,6 +143,16 @@ def _join_texts(value: Any) -> Any:
     """Join a list of strings to one string; return any other value unchanged."""
     is_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
     return " ".join(part.strip() for part in value) if is_texts else value
+
+
+def _check_summary(row: Row, limits: PairsFilter) -> RowError | None:
+    """Return why a model's summary is not good enough to learn from, by the columns that jobs.summarize writes."""
+    reason, score = row.get("finish_reason"), row.get("score")
+    if reason == "length" and not limits.keep_unfinished:
+        return RowError("unfinished")
+    if limits.min_score is not None and isinstance(score, float) and score < limits.min_score:
+        return RowError("low_score", f"{score:.3f}")
+    return None
 
 
 def _check_text(value: Any, column: str, min_chars: int, max_chars: int) -> str | RowError:

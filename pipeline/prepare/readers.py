@@ -91,8 +91,9 @@ def _parquet_rows(path: str, role: Role, options: PairsInput) -> RowStream:
             top_level = {column: column if column in names else column.partition(".")[0] for column in columns.values()}
             missing = {option: column for option, column in columns.items() if top_level[column] not in names}
             refuse_missing(name, missing, names)
+            wanted = {*top_level.values(), *(name for name in ("score", "finish_reason") if name in names)}
             numbers = itertools.count()
-            for batch in parquet.iter_batches(256, columns=sorted(set(top_level.values()))):
+            for batch in parquet.iter_batches(256, columns=sorted(wanted)):
                 for values in zip(*map(to_values, batch.columns), strict=True):
                     yield f"{name} row {next(numbers)}", dict(zip(batch.schema.names, values, strict=True))
 
