@@ -17,6 +17,9 @@ class ModelConfig(Section):
     cell: Literal["lstm", "gru"] = Field("lstm", description="recurrent cell of the encoder and the decoder")
     embedding_size: Width = Field(256, description="size of a token embedding")
     hidden_size: Width = Field(256, description="units per layer of the decoder, and per direction of the encoder")
+    encoder_hidden_size: Width | None = Field(
+        None, description="units per direction of a bidirectional encoder; unset: hidden_size"
+    )
     layers: Depth = Field(1, description="stacked recurrent layers, in the encoder and in the decoder")
     bidirectional: bool = Field(
         True, description="the encoder reads in both directions, and a learned bridge combines its final states"
@@ -39,13 +42,20 @@ class ModelConfig(Section):
     styles: StyleNames = Field([], description="names of the styles of summary, at most 8; unset: those of the training pairs")
 
     @model_serializer(mode="wrap")
-    def _omit_no_styles(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an empty list, so that bundles without styles stay what they were."""
+    def _omit_later_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that bundles of earlier versions do not have, unless they are set."""
         values: dict[str, Any] = handler(self)
-        return values if self.styles else {name: value for name, value in values.items() if name != "styles"}
+        return {name: value for name, value in values.items() if name not in ("encoder_hidden_size", "styles") or value}
+
+    @property
+    def encoder_units(self) -> int:
+        """Units per direction of the encoder."""
+        return self.encoder_hidden_size or self.hidden_size
 
     @model_validator(mode="after")
-    def _check_copy(self) -> ModelConfig:
+    def _check_shape(self) -> ModelConfig:
+        if self.encoder_units != self.hidden_size and not self.bidirectional:
+            raise ValueError("encoder_hidden_size needs bidirectional: true, whose bridge joins the two sizes; unset it")
         if self.copy_source and self.attention == "none":
             raise ValueError("copy: true needs attention; set attention to dot, general or additive, or copy to false")
         return self

@@ -102,12 +102,12 @@ class Engine:
         """Return an upper estimate of the bytes that a batch takes per padded source position, and per row besides."""
         config, itemsize, float32 = self.config, self.backend.dtype.itemsize, torch.float32.itemsize
         is_stepwise = self.backend.is_stepwise
-        outputs = (2 if config.bidirectional else 1) * config.hidden_size
+        outputs = (2 if config.bidirectional else 1) * config.encoder_units
         position = 10 * torch.long.itemsize  # ids, sorted and not
         if config.layers > 1 or config.attention != "none":
             position += 2 * outputs * float32  # a layer's outputs, by direction and joined
         if config.layers > 1 or not is_stepwise or not self._source_layers[0][0].gates.is_table:
-            position += (outputs + self._gates) * float32  # a layer's inputs and their gates
+            position += (outputs + max(self._gates, 4 * config.encoder_units)) * float32  # a layer's inputs and their gates
         if config.attention != "none":  # states, twice while they are computed and in static buffers; weights
             position += 2 * config.hidden_size * float32 + options.beam_size * 4 * float32
         if config.attention == "additive":
@@ -235,10 +235,10 @@ class Engine:
         """Run one direction of an encoder layer over ids[N] or the outputs below [N, K].
 
         Returns:
-            h of all positions [N, H], or [0, H] if not needed; each row's last h and cell [B, H].
+            h of all positions [N, H'], or [0, H'] if not needed; each row's last h and cell [B, H'], of the encoder's units.
         """
         gates, index = direction.gates(below)
-        backend, hidden, batch = self.backend, self.config.hidden_size, rows_per_step[0]
+        backend, hidden, batch = self.backend, self.config.encoder_units, rows_per_step[0]
         outputs = backend.empty(len(index) if needs_outputs else 0, hidden)
         h, cell = backend.zeros(batch, hidden), torch.zeros(batch, hidden, device=self.device)
         steps = list(zip(itertools.accumulate(rows_per_step, initial=0), rows_per_step, strict=False))

@@ -1,7 +1,8 @@
 """The network: an LSTM or GRU encoder-decoder, with optional attention and copying.
 
 Token ids go in, probabilities or a loss come out. Searching for a sequence is in decoding/, updating the weights in training/.
-Shapes: B batch, S source steps, T target steps, E embedding, H hidden, V vocabulary, N target positions that are not padding.
+Shapes: B batch, S source steps, T target steps, E embedding, H hidden (H' per direction of the encoder), V vocabulary, N target
+positions that are not padding.
 
 Padding never changes a result. RNNs run over whole padded rectangles, which is much faster on CPUs than packed sequences. Every
 encoder layer has one more input column, which is 0 at a token and 1 at padding. Its weights freeze the state at padding: they
@@ -74,18 +75,19 @@ class Encoder(nn.Module):
         self.recurrent_dropout = config.recurrent_dropout
         directions = 2 if config.bidirectional else 1
         recurrence = nn.LSTM if config.cell == "lstm" else nn.GRU
-        widths = [config.embedding_size] + [directions * config.hidden_size] * (config.layers - 1)
+        units = config.encoder_units
+        widths = [config.embedding_size] + [directions * units] * (config.layers - 1)
         self.layers = nn.ModuleList(
-            recurrence(width + 1, config.hidden_size, batch_first=True, bidirectional=config.bidirectional) for width in widths
+            recurrence(width + 1, units, batch_first=True, bidirectional=config.bidirectional) for width in widths
         )
-        self.hidden_size = config.hidden_size
+        self.units = units
         self.bridges: nn.ModuleList | None = None
         self.memory_bridge: nn.Linear | None = None
         if config.bidirectional:
             parts = 2 if config.cell == "lstm" else 1
-            self.bridges = nn.ModuleList(nn.Linear(2 * config.hidden_size, config.hidden_size) for _ in range(parts))
+            self.bridges = nn.ModuleList(nn.Linear(2 * units, config.hidden_size) for _ in range(parts))
             if config.attention != "none":
-                self.memory_bridge = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+                self.memory_bridge = nn.Linear(2 * units, config.hidden_size, bias=False)
         for layer in self.layers:
             initialize(cast(nn.RNNBase, layer))
             hold_state_at_padding(cast(nn.RNNBase, layer))
@@ -94,7 +96,7 @@ class Encoder(nn.Module):
         """Encode source[B, S] with lengths[B] ≥ 1 and padding[B, S], True beyond a row's end.
 
         Returns:
-            the last layer's outputs[B, S, H], or 2H if bidirectional without attention; the decoder's first state,
+            the last layer's outputs[B, S, H], or 2H' if bidirectional without attention; the decoder's first state,
             (h[layers, B, H], c[layers, B, H]) or (h,).
         """
         outputs = self.embedding(source)
@@ -112,10 +114,10 @@ class Encoder(nn.Module):
         return outputs, state
 
     def _final_state(self, outputs: Tensor, last: State, lengths: Tensor) -> list[Tensor]:
-        """Return a layer's state after each row's last token: h and, for an LSTM, c; [B, H], or 2H if bidirectional."""
+        """Return a layer's state after each row's last token: h and, for an LSTM, c; [B, H], or 2H' if bidirectional."""
         # Read h where the row ends: padding does not freeze an LSTM's output gate, and changes the last bit of a GRU's h.
         rows = torch.arange(len(lengths), device=lengths.device)
-        h = torch.cat((outputs[rows, lengths - 1, : self.hidden_size], outputs[:, 0, self.hidden_size :]), -1)
+        h = torch.cat((outputs[rows, lengths - 1, : self.units], outputs[:, 0, self.units :]), -1)
         return [h, *(torch.cat(c.unbind(0), -1) for c in last[1:])]
 
 

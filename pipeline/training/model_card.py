@@ -83,8 +83,9 @@ def _format_scores(record: dict[str, Any]) -> str:
 
 def describe_network(model: ModelConfig) -> str:
     """Describe the network's shape in one sentence, without the period."""
+    encoder = f", {model.encoder_units} per direction of the encoder" if model.encoder_hidden_size else ""
     parts = [
-        f"{model.layers} × {model.hidden_size} units",
+        f"{model.layers} × {model.hidden_size} units{encoder}",
         "bidirectional encoder" if model.bidirectional else "one-directional encoder",
         "no attention" if model.attention == "none" else f"{model.attention} attention",
     ]

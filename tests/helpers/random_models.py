@@ -34,14 +34,25 @@ SHAPES += [
         {"cell": "lstm", "attention": "additive", "bidirectional": True, "copy": True},
     )
 ]
-"""Every combination of cell, attention, direction and copying; some with more layers and separate embeddings."""
+SHAPES += [
+    {"cell": cell, "attention": attention, "bidirectional": True, "copy": copy, "layers": 2, "encoder_hidden_size": units}
+    for cell, attention, copy, units in (
+        ("lstm", "general", True, 7),
+        ("gru", "additive", False, 16),
+        ("lstm", "none", False, 16),
+    )
+]
+"""Every combination of cell, attention, direction and copying; some with more layers, separate embeddings, or another encoder
+size."""
+
+_OPTIONS = ("layers", "tied_embeddings", "encoder_hidden_size")
 
 
 def shape_id(shape: dict[str, Any]) -> str:
     """Return a test id for a shape, such as lstm-general-both-copy."""
     words = [shape["cell"], shape["attention"], "both" if shape["bidirectional"] else "forward"]
     words += ["copy"] if shape["copy"] else []
-    return "-".join(words + [f"{key}={shape[key]}" for key in ("layers", "tied_embeddings") if key in shape])
+    return "-".join(words + [f"{key}={shape[key]}" for key in _OPTIONS if key in shape])
 
 
 def random_model(shape: dict[str, Any], vocabulary_size: int, seed: int = 1) -> Seq2Seq:

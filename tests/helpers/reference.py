@@ -60,7 +60,7 @@ class Reference:
 
     def encode(self, source: list[int]) -> Encoded:
         """Encode a source of at least one token."""
-        size = self.config.hidden_size
+        size = self.config.encoder_units
         directions = ("", "_reverse") if self.config.bidirectional else ("",)
         inputs = [self.weights["encoder.embedding.weight"][token] for token in source]
         first_cells: Cells = []

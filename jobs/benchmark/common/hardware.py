@@ -36,14 +36,15 @@ def forward_flops(c: ModelConfig, vocabulary_size: int, sources: Ints, targets: 
         tables: Leave out the products that the decoding engine replaces by lookup tables.
     """
     e, h, ways = c.embedding_size, c.hidden_size, 2 if c.bidirectional else 1
-    gates = (4 if c.cell == "lstm" else 3) * h
-    per_source = ways * gates * h + (0 if tables else ways * gates * e)
-    per_source += (c.layers - 1) * ways * gates * (h + ways * h)
+    parts, units = 4 if c.cell == "lstm" else 3, c.encoder_units
+    per_source = ways * parts * units * (units + (0 if tables else e))
+    per_source += (c.layers - 1) * ways * parts * units * (units + ways * units)
+    gates = parts * h
     per_target = gates * h + (0 if tables else gates * e) + (c.layers - 1) * gates * 2 * h
     width = e if c.tied_embeddings else h
     per_source_and_target = 0
     if c.attention != "none":
-        per_source += 2 * h * h if c.bidirectional else 0
+        per_source += 2 * units * h if c.bidirectional else 0
         products = {"dot": (0, 0), "general": (0, h * h) if tables else (h * h, 0), "additive": (h * h, h * h)}[c.attention]
         per_source, per_target = per_source + products[0], per_target + products[1]
         per_target += 2 * h * width
