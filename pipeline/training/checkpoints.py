@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import re
 import shutil
 import tempfile
@@ -47,20 +48,28 @@ def load_checkpoint(folder: str, learner: Learner) -> dict[str, Any]:
     """
     try:
         files = {name: (Path(folder) / BUNDLE / name).read_bytes() for name in FILES}
+        content = (Path(folder) / _STATE).read_bytes()
+    except FileNotFoundError as error:
+        raise _broken(error) from None
+    try:
         bundle = bundle_from_files(files, BUNDLE, learner.device)
         learner.average.load_state_dict(bundle.model.state_dict())
-        state = torch.load(Path(folder) / _STATE, map_location=learner.device, weights_only=True)
+        # From memory: torch raises OSError for a broken file, too.
+        state = torch.load(io.BytesIO(content), map_location=learner.device, weights_only=True)
         learner.load_state_dict(state["learner"])
         position: dict[str, Any] = state["position"]
-    except Exception as error:  # torch does not document what it raises for a broken file
-        is_transient = isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError))
-        if is_transient and not isinstance(error, FileNotFoundError):
-            raise
-        raise UserError(
-            f"the last checkpoint is broken or has another network ({re.split('; |[.] ', describe_error(error))[0][:200]}); "
-            f"delete {CHECKPOINTS}/ in the folder of --output.path to start over"
-        ) from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch does not document what it raises
+        raise _broken(error) from None
     return position
+
+
+def _broken(error: Exception) -> UserError:
+    return UserError(
+        f"the last checkpoint is broken or has another network ({re.split('; |[.] ', describe_error(error))[0][:200]}); "
+        f"delete {CHECKPOINTS}/ in the folder of --output.path to start over"
+    )
 
 
 @dataclass(frozen=True)
