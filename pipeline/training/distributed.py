@@ -31,7 +31,7 @@ from pipeline.config.train import ScalingSection, TrainConfig
 from pipeline.data.pairs import STYLE, PairSet, open_pairs, pair_styles, pair_texts
 from pipeline.errors import Stopped, UserError
 from pipeline.io.location import Location
-from pipeline.model.malloc import KEEP_FREED_MEMORY
+from pipeline.model.malloc import KEEP_FREED_MEMORY, NO_PRIMITIVE_CACHE
 from pipeline.training.checkpoints import CHECKPOINTS, WriterFence
 from pipeline.training.dataset import TRAIN, RoundRobinSplit, WindowLayout, plan_windows, training_windows
 from pipeline.training.learner import progress_fraction
@@ -239,7 +239,7 @@ def _run_config(config: TrainConfig, root: Location, records: Queue, *, uses_gpu
         name=CHECKPOINTS,
         storage_path=root.path,
         storage_filesystem=root.filesystem,
-        worker_runtime_env={} if uses_gpu else {"env_vars": KEEP_FREED_MEMORY},
+        worker_runtime_env={} if uses_gpu else {"env_vars": KEEP_FREED_MEMORY | NO_PRIMITIVE_CACHE},
         callbacks=[_ControllerCallback(records, root)],  # type: ignore[list-item]
         failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_restarts),
         checkpoint_config=ray.train.CheckpointConfig(
