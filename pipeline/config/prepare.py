@@ -83,7 +83,7 @@ class TokenizerConfig(Section):
         None,
         description="tokenizer to use: a model bundle, sample (the shipped one), or a SentencePiece file; unset: train one",
     )
-    vocabulary_size: Positive = Field(8000, description="number of subwords, including 256 bytes and 4 special tokens")
+    vocabulary_size: Positive = Field(8000, description="number of subwords, including 256 bytes, 4 special and 8 style tokens")
     algorithm: Literal["unigram", "bpe"] = Field("unigram", description="SentencePiece model type")
     character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.9995, description="share of characters that become subwords; all others are encoded as bytes"
