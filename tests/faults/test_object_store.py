@@ -330,7 +330,7 @@ def test_prepared_pairs_are_overwritten(network: FaultyProxy, bucket: str) -> No
     open_location(f"s3://{bucket}/pairs.jsonl", "--x").write(pairs.encode())
     network.choose_fault = RandomFaults(0.02, seed=4)
     options = ["--input.train", f"s3://{bucket}/pairs.jsonl", "--input.dev_share", "0.1"]
-    options += ["--tokenizer.vocabulary_size", "300", "--output.path", f"s3://{bucket}/prepared"]
+    options += ["--tokenizer.vocabulary_size", "312", "--output.path", f"s3://{bucket}/prepared"]
     run_job("prepare", *options)
     names = open_location(f"s3://{bucket}/prepared", "--x").names()
     run_job("prepare", *options, "--output.overwrite", "true")
