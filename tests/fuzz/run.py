@@ -6,8 +6,9 @@
 Each target (targets/*.py) runs in a process of its own, with limits on its address space and on the time per input. Faults are
 exceptions other than UserError, dead processes, hangs and running out of memory. Their inputs are saved in corpus/<target>/
 and replayed by test_fuzz.py. If native code hangs or uses too much memory, the process dies, and a new one continues after that
-input. Input number n of the mutator is the same on every machine. The engine atheris (pip install atheris) searches by code
-coverage instead.
+input. An input that takes too long is tried again in a new process, and is a hang if it takes too long there as well; else the
+machine or an earlier input was to blame, and the input counts as slow. Input number n of the mutator is the same on every
+machine. The engine atheris (pip install atheris) searches by code coverage instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import argparse
 import hashlib
 import importlib
 import json
-import mmap
 import multiprocessing
 import os
 import resource
@@ -32,6 +32,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import scratch  # noqa: F401  # creates the folder that the processes of the targets share
 from mutator import mutate
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: each process computes very little
@@ -47,6 +48,9 @@ MAX_ADDED_BYTES = 6 * 2**30
 """Address space that a process may use in addition to that of a loaded target."""
 
 HANG_S = 10.0
+HANG = "hang: "
+"""Start of the description of a hang."""
+
 _MAX_SHOWN = 5  # per target and type of fault, because most are alike
 _MAX_INPUT_BYTES = 2**22
 _HEADER = 16  # bytes of the shared state before the input: its number and its size
@@ -74,7 +78,7 @@ def find_fault(target: Any, data: bytes) -> str | None:
     try:
         target(data)
     except Hang:
-        return "hang"
+        return HANG + traceback.format_exc(limit=-8)
     except MemoryError:
         return "memory"
     except Exception:
@@ -96,19 +100,19 @@ def _limit_process() -> None:
     signal.signal(signal.SIGALRM, _raise_hang)
     status = Path("/proc/self/statm")
     if status.exists():
-        limit = int(status.read_text().split()[0]) * mmap.PAGESIZE + MAX_ADDED_BYTES
+        limit = int(status.read_text().split()[0]) * resource.getpagesize() + MAX_ADDED_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _run_child(name: str, inputs: range, seconds: float, state: mmap.mmap, pipe: Any) -> None:
-    """Run a target on these inputs of the mutator, as a process that may die.
+def _run_child(name: str, inputs: range, seconds: float, memory: Any, pipe: Any) -> None:
+    """Run a target on these inputs of the mutator, as a process that may die. It ends after a hang, which may leave locks held.
 
     Args:
-        state: shared memory that holds the current input.
+        memory: holds the current input.
         pipe: receives (number, fault) for each fault; at the end (next number, None, peak before, peak after), in KiB.
     """
-    target = load_target(name)
+    target, state = load_target(name), memoryview(memory).cast("B")
     seeds = target.seeds()
     for seed in seeds:
         target.target(seed)
@@ -121,46 +125,73 @@ def _run_child(name: str, inputs: range, seconds: float, state: mmap.mmap, pipe:
         state[_HEADER : _HEADER + len(data)] = data
         if fault := find_fault(target.target, data):
             pipe.send((number, fault))
-        if number % 64 == 0 and time.monotonic() > deadline:
+        hung = fault is not None and fault.startswith(HANG)
+        if hung or (number % 64 == 0 and time.monotonic() > deadline):
             end = number + 1
             break
     pipe.send((end, None, peak_before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
 def fuzz(name: str, start: int, inputs: int, seconds: float) -> Figures:
-    """Run a target with the mutator, in a new process after each one that dies."""
+    """Run a target with the mutator, in a new process after each one that dies or hangs."""
     started, end, position = time.monotonic(), start + inputs, start
-    figures: Figures = {"inputs": 0, "crashes": 0, "hangs": 0, "memory": 0, "deaths": 0, "peak_mib": 0, "grown_mib": 0}
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    figures: Figures = {
+        "inputs": 0, "crashes": 0, "hangs": 0, "memory": 0, "deaths": 0, "slow": 0, "peak_mib": 0, "grown_mib": 0,
+    }  # fmt: skip
     while position < end and (remaining_s := seconds - (time.monotonic() - started)) > 0:
-        state = mmap.mmap(-1, _HEADER + _MAX_INPUT_BYTES)
-        state[:8] = _NO_INPUT
-        receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_run_child, args=(name, range(position, end), remaining_s, state, sender))
-        child.start()
-        sender.close()
-        result = _watch_child(name, child, receiver, state, figures)
-        child.join()
-        if result is not None:
-            position, _, peak_before, peak = result
-            figures["peak_mib"], figures["grown_mib"] = peak // 1024, (peak - peak_before) // 1024
-            break
-        if state[:8] == _NO_INPUT:
-            raise RuntimeError(f"{name} does not start: exit status {child.exitcode}")
-        number = int.from_bytes(state[:8], "little")
-        data = bytes(state[_HEADER : _HEADER + int.from_bytes(state[8:_HEADER], "little")])
-        path = save_input(name, data)
-        print(f"{name}: input {number} ended the process with {child.exitcode}: {path}", file=sys.stderr)
-        figures["deaths"] += 1
-        position = max(position, number) + 1
+        position, hang = _run_process(name, range(position, end), remaining_s, figures)
+        if hang is None:
+            continue
+        _, again = _run_process(name, range(position - 1, position), seconds, figures)
+        if again is None:
+            figures["slow"] += 1
+            print(f"{name}: input {position - 1} took {HANG_S:.0f} s, but not when tried again: {hang}", file=sys.stderr)
+        else:
+            _count_fault(figures, name, position - 1, again)
     figures["inputs"], figures["seconds"] = min(position, end) - start, round(time.monotonic() - started, 1)
     return figures
 
 
-def _watch_child(name: str, child: Any, receiver: Any, state: mmap.mmap, figures: Figures) -> Any:
-    """Count a child's faults until it ends, and kill it if it hangs. Return its last message; None if it died before that."""
+def _run_process(name: str, inputs: range, seconds: float, figures: Figures) -> tuple[int, str | None]:
+    """Run a target on these inputs in a new process, and count its faults.
+
+    Returns:
+        The number of the next input, and where the input before it hung; None if it did not.
+    """
+    # A forked process would inherit the threads' locks of PyTorch and Arrow, but not their threads.
+    context = multiprocessing.get_context("spawn")
+    memory = context.RawArray("B", _HEADER + _MAX_INPUT_BYTES)
+    state = memoryview(memory).cast("B")
+    state[:8] = _NO_INPUT
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run_child, args=(name, inputs, seconds, memory, sender))
+    child.start()
+    sender.close()
+    result, hang = _watch_child(name, child, receiver, state, figures)
+    child.join()
+    if result is not None:
+        position, _, peak_before, peak = result
+        figures["peak_mib"], figures["grown_mib"] = peak // 1024, (peak - peak_before) // 1024
+        return position, hang
+    if state[:8] == _NO_INPUT:
+        raise RuntimeError(f"{name} does not start: exit status {child.exitcode}")
+    number = int.from_bytes(state[:8], "little")
+    if hang is None:
+        data = bytes(state[_HEADER : _HEADER + int.from_bytes(state[8:_HEADER], "little")])
+        path = save_input(name, data)
+        print(f"{name}: input {number} ended the process with {child.exitcode}: {path}", file=sys.stderr)
+        figures["deaths"] += 1
+    return number + 1, hang
+
+
+def _watch_child(name: str, child: Any, receiver: Any, state: memoryview, figures: Figures) -> tuple[Any, str | None]:
+    """Count a child's faults until it ends, and kill it if it hangs.
+
+    Returns:
+        Its last message; None if it died before that. Then where it hung; None if it did not.
+    """
     current, since = -1, time.monotonic()
-    result = None
+    result = hang = None
     while child.is_alive() or receiver.poll():
         if receiver.poll(0.2):
             try:
@@ -169,21 +200,23 @@ def _watch_child(name: str, child: Any, receiver: Any, state: mmap.mmap, figures
                 break
             if message[1] is None:
                 result = message
+            elif message[1].startswith(HANG):
+                hang = message[1]
             else:
                 _count_fault(figures, name, *message)
             continue
         number = int.from_bytes(state[:8], "little")
         if number != current:
             current, since = number, time.monotonic()
-        elif result is None and time.monotonic() - since > 3 * HANG_S + 30:  # in native code, which the alarm cannot interrupt
+        elif result is None and time.monotonic() - since > 3 * HANG_S + 30:
             child.kill()
-            figures["hangs"] += 1
+            hang = HANG + "in native code, which the alarm cannot interrupt"
             since = float("inf")
-    return result
+    return result, hang
 
 
 def _count_fault(figures: Figures, name: str, number: int, fault: str) -> None:
-    figure = {"hang": "hangs", "memory": "memory"}.get(fault, "crashes")
+    figure = "hangs" if fault.startswith(HANG) else "memory" if fault == "memory" else "crashes"
     figures[figure] += 1
     if figures[figure] <= _MAX_SHOWN:
         path = save_input(name, mutate(load_target(name).seeds(), number))
@@ -273,9 +306,6 @@ def main() -> int:
         print(f"{name}: {figures}", flush=True)
         return name, figures
 
-    if options.engine == "mutator":  # import once, for all processes that are forked from this one
-        for name in names:
-            load_target(name)
     with ThreadPoolExecutor(options.processes) as pool:
         figures = dict(pool.map(run, sorted(names, key=lambda name: SHARES[name])))
     if options.json:

@@ -1,4 +1,4 @@
-"""A temporary folder of this process, in memory if the machine has /dev/shm."""
+"""A temporary folder of the process that imports this first and of its children, in memory if the machine has /dev/shm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import shutil
 import tempfile
 
-SCRATCH = tempfile.mkdtemp(prefix="nightshift-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-_OWNER = os.getpid()
-atexit.register(lambda: os.getpid() == _OWNER and shutil.rmtree(SCRATCH, ignore_errors=True))  # not in forked processes
+_VARIABLE = "NIGHTSHIFT_FUZZ_SCRATCH"
+
+if _VARIABLE not in os.environ:
+    os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="nightshift-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    atexit.register(shutil.rmtree, os.environ[_VARIABLE], ignore_errors=True)
+SCRATCH = os.environ[_VARIABLE]
