@@ -12,23 +12,25 @@ from pipeline.config.train import TrainConfig
 from pipeline.errors import EXIT_OK, exit_on_user_error
 from pipeline.monitoring.pushgateway import JobOutcome
 from pipeline.training.distributed import TrainingResult, train
-from pipeline.training.parent import Parent, resolve_parent
+from pipeline.training.plan import plan_training
 from pipeline.training.report.log import TrainingLog
 from pipeline.training.report.metrics import TrainingMetrics
 
 
 def main() -> int:
     """Run the job and return its exit status."""
-    config, parent = resolve_parent(load_config(TrainConfig, "train", sys.argv[1:]))
+    config = load_config(TrainConfig, "train", sys.argv[1:])
     with JobOutcome("train", config.watch) as outcome:
-        outcome.succeeded = not _train(config, parent).was_finished
+        outcome.succeeded = not _train(config).was_finished
     return EXIT_OK
 
 
-def _train(config: TrainConfig, parent: Parent | None) -> TrainingResult:
+def _train(config: TrainConfig) -> TrainingResult:
     """Train, and print each record and the result."""
+    plan = plan_training(config)
+    config, parent = plan.config, plan.parent
     console = new_console(job="train", name=config.watch.name)
-    log, metrics = TrainingLog(config, parent), TrainingMetrics(config.watch.name)
+    log, metrics = TrainingLog(plan), TrainingMetrics(config.watch.name)
 
     def on_record(record: dict[str, Any]) -> None:
         console.print(_line(record), style="bold" if record["kind"] == "validation" else None)
@@ -39,7 +41,7 @@ def _train(config: TrainConfig, parent: Parent | None) -> TrainingResult:
         console.print(f"starting from {parent.path}, model {parent.fingerprint[:12]}")
     console.print(f"training into {config.output.path}: starting Ray and the workers")
     with metrics:
-        trained = train(config, on_record, parent)
+        trained = train(plan, on_record)
     log.finish(trained.fingerprint)
     if trained.was_finished:
         limit = "patience" if trained.stopped_early else "epochs, max_minutes or max_steps"

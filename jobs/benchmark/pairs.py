@@ -20,6 +20,7 @@ from pipeline.config.train import TrainConfig
 from pipeline.config.types import Positive
 from pipeline.data.pairs import open_pairs, pair_texts
 from pipeline.training.distributed import train
+from pipeline.training.plan import plan_training
 
 console = new_console()
 _ROWS_PER_FILE = 50_000
@@ -61,7 +62,7 @@ def _train_epoch(config: PairsBenchmark, texts: Mapping[str, Sequence[str]], row
         write_rows(Path(folder) / "pairs", texts, rows, math.ceil(rows / _ROWS_PER_FILE))
         records: list[dict[str, Any]] = []
         with peak_memory() as peaks:
-            train(TrainConfig.model_validate(values), records.append)
+            train(plan_training(TrainConfig.model_validate(values)), records.append)
     last = records[-1]
     rate = last["pairs_seen"] / last["minutes"] / 60
     return {"pairs": last["pairs_seen"], "minutes": last["minutes"], "pairs_per_s": rate, "peak_bytes": peaks}

@@ -20,7 +20,7 @@ from pydantic import Field
 from rich.table import Table
 
 from jobs.benchmark.common.documents import BenchmarkTexts, config_as_json, write_rows
-from jobs.benchmark.common.memory import keep_freed_memory
+from jobs.benchmark.common.memory import child_environment
 from jobs.benchmark.common.runs import summarize
 from jobs.console import new_console
 from pipeline.cluster import available_cpus
@@ -36,6 +36,7 @@ from pipeline.decoding.decode import decode_window
 from pipeline.decoding.engine import Engine
 from pipeline.model.batching import Rows
 from pipeline.model.bundle import load_bundle
+from pipeline.model.malloc import KEEP_FREED_MEMORY
 
 console = new_console()
 
@@ -85,7 +86,7 @@ def pipeline(options: Sequence[str]) -> dict[str, Any]:
 
 def _time_engine(config: PipelineBenchmark, texts: Sequence[str]) -> float:
     """Return the documents/s of the engine, in a new process with the allocator settings of actors."""
-    with keep_freed_memory(), ProcessPoolExecutor(1, get_context("spawn")) as process:
+    with child_environment(KEEP_FREED_MEMORY), ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(_decode_documents, config, texts).result()
 
 

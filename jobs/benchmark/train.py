@@ -37,7 +37,7 @@ from jobs.benchmark.common.hardware import (
     timed,
     wait,
 )
-from jobs.benchmark.common.memory import keep_freed_memory
+from jobs.benchmark.common.memory import child_environment
 from jobs.console import new_console
 from pipeline.config.base import Section
 from pipeline.config.loader import load_config
@@ -47,9 +47,10 @@ from pipeline.config.types import Positive
 from pipeline.data.pairs import open_pairs, pair_texts
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.model.batching import PairBatch, PairLimits, Rows, pair_batches
+from pipeline.model.malloc import KEEP_FREED_MEMORY, NO_PRIMITIVE_CACHE
 from pipeline.model.seq2seq import Seq2Seq
 from pipeline.training.learner import Learner
-from pipeline.training.parent import read_tokenizer
+from pipeline.training.plan import plan_training
 
 console = new_console()
 
@@ -92,7 +93,8 @@ def train(options: Sequence[str]) -> dict[str, Any]:
 
 def _measure(config: TrainBenchmark, workers: int) -> dict[str, Any]:
     """Return the figures of a number of workers, summed over them."""
-    environment = keep_freed_memory() if config.speed.device == "cpu" else nullcontext()
+    is_cpu = config.speed.device == "cpu"
+    environment = child_environment(KEEP_FREED_MEMORY | NO_PRIMITIVE_CACHE) if is_cpu else nullcontext()
     with tempfile.TemporaryDirectory() as folder, environment:
         spawn(_work, args=(workers, config.model_dump_json(by_alias=True), folder), nprocs=workers)  # type: ignore[no-untyped-call]
         figures = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(workers)]
@@ -185,10 +187,11 @@ def _time_exchange(model: Seq2Seq, device: torch.device, dtype: torch.dtype) -> 
 
 def _real_batches(config: TrainBenchmark, rank: int, workers: int) -> tuple[ModelConfig, int, list[PairBatch]]:
     """Return the network, its vocabulary size, and batches of this worker's share of the first training pairs."""
-    tokenizer = Tokenizer(read_tokenizer(config, parent=None))
+    plan = plan_training(TrainConfig.model_validate(config.model_dump(by_alias=True, exclude_unset=True, exclude={"speed"})))
+    tokenizer = Tokenizer(plan.tokenizer_file)
     table = next(iter(open_pairs(config.data.train, "--data.train").windows(config.data.window_rows)))
     sources, targets = (Rows(*tokenizer.encode(texts[rank::workers])) for texts in pair_texts(table))
-    return config.model.network, tokenizer.vocabulary_size, _batches(config, sources, targets)
+    return plan.config.model.network, tokenizer.vocabulary_size, _batches(config, sources, targets)
 
 
 def _gnmt_batches(config: TrainBenchmark, rank: int) -> tuple[ModelConfig, int, list[PairBatch]]:

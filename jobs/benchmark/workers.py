@@ -16,6 +16,7 @@ from pipeline.config.loader import load_config
 from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError
 from pipeline.training.distributed import train
+from pipeline.training.plan import plan_training
 
 _STEPS = 300
 _POINTS = 10
@@ -70,7 +71,7 @@ def _train(config: TrainConfig, steps: int, num_workers: int, seed: int, token_b
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         values["output"]["path"] = folder
-        train(TrainConfig.model_validate(values), records.append)
+        train(plan_training(TrainConfig.model_validate(values)), records.append)
     step_records = [record for record in records if record["kind"] == "step"]
     curve = [float(np.mean([step["loss"] for step in step_records[start:end]])) for start, end in _points(steps)]
     warm = step_records[steps // _POINTS :]

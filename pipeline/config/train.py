@@ -11,6 +11,9 @@ from pipeline.config.model import DecodingConfig, ModelConfig
 from pipeline.config.monitoring import MonitoringSection
 from pipeline.config.types import Positive, Precision, Share
 
+FINE_TUNING = {"learning_rate": 5e-4, "epochs": 8.0, "warmup_steps": 40, "validate_minutes": 1.0, "coverage": 0.5}
+"""Defaults of ``training`` with ``model.init_from``: few pairs, and weights that should not move far."""
+
 
 class TrainData(Section):
     """Prepared pairs."""
@@ -23,7 +26,9 @@ class TrainData(Section):
     max_source_tokens: Positive = Field(
         128, description="truncate sources to this many subwords; default with model.init_from: as many as it reads"
     )
-    max_target_tokens: Positive = Field(48, description="truncate targets to this many subwords")
+    max_target_tokens: Positive = Field(
+        48, description="truncate targets to this many subwords; default with model.init_from: as many as it writes, if more"
+    )
     window_rows: Positive = Field(
         8192, description="pairs that are shuffled and bucketed by length together; a worker holds the token ids of two windows"
     )
@@ -34,8 +39,8 @@ class TrainModel(ModelConfig):
 
     init_from: str | None = Field(
         None,
-        description="folder of a model bundle to start from, or sample, the shipped one: weights, tokenizer and shape; "
-        "unset: random weights",
+        description="folder of a model bundle to start from, or sample, the shipped one (./sample is a folder): weights, "
+        "tokenizer, shape and decoding options; unset: random weights",
     )
 
     @property
@@ -48,7 +53,7 @@ class TrainingConfig(Section):
     """Optimization."""
 
     epochs: Annotated[float, Field(gt=0)] | None = Field(
-        10.0, description="maximum number of passes over the training pairs; null: no limit"
+        10.0, description="maximum number of passes over the training pairs; null: no limit; default with model.init_from: 8"
     )
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None, description="maximum training time, over which the learning rate decays; unset: no limit"
@@ -58,9 +63,11 @@ class TrainingConfig(Section):
     gradient_accumulation: Positive = Field(
         1, description="batches per worker and optimizer step, for a larger batch than fits in memory"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate of Adam")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        1e-3, description="peak learning rate of Adam; default with model.init_from: 0.0005"
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        400, description="steps of linear warm-up, limited to a tenth of the training"
+        400, description="steps of linear warm-up, limited to a tenth of the training; default with model.init_from: 40"
     )
     final_rate_share: Share = Field(0.05, description="final learning rate, as a share of the peak; the decay is a cosine")
     clip_norm: Annotated[float, Field(gt=0)] = Field(2.0, description="maximum norm of the gradient")
@@ -68,7 +75,9 @@ class TrainingConfig(Section):
         0.0, description="share of the target probability that is spread over all tokens (Szegedy et al. 2016)"
     )
     coverage: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the coverage loss, against repeated attention (See et al. 2017); needs attention"
+        0.0,
+        description="weight of the coverage loss, against repeated attention (See et al. 2017); needs attention; default with "
+        "model.init_from: 0.5",
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
@@ -82,7 +91,9 @@ class TrainingConfig(Section):
     precision: Precision = Field("auto", description="auto: bfloat16 if the device supports it, else float32")
     seed: Annotated[int, Field(ge=0)] = Field(1, description="random seed of the initial weights, dropout and data order")
     validate_minutes: Annotated[float, Field(gt=0)] = Field(
-        5.0, description="minutes between validations, each of which writes a checkpoint; the last step is always validated"
+        5.0,
+        description="minutes between validations, each of which writes a checkpoint; the last step is always validated; "
+        "default with model.init_from: 1",
     )
     validate_rows: Positive = Field(1000, description="number of development pairs to validate on, from the start")
     best_by: Literal["rougeL", "exact_match", "dev_loss"] = Field(

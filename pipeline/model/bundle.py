@@ -129,6 +129,9 @@ def bundle_from_files(files: Mapping[str, bytes], origin: str, device: torch.dev
         raise UserError(f"{origin}/{CONFIG} says {config.vocabulary_size} subwords, but {TOKENIZER} has {subwords}")
     if config.model.styles and not tokenizer.has_styles:
         raise UserError(f"{origin}/{CONFIG} names styles, but {TOKENIZER} has no style tokens; copy the bundle again")
+    style = config.decoding.style
+    if style is not None and style not in config.model.styles:
+        raise UserError(f"{origin}/{CONFIG} decodes in style {style!r}, which is not one of the model's; copy the bundle again")
     try:
         weights = load_tensors(files[WEIGHTS])
     except (SafetensorError, KeyError) as error:  # KeyError: a number type that torch does not have

@@ -38,12 +38,14 @@ class TokenizePairs:
     Args:
         tokenizer_file: the bytes of a SentencePiece model.
         styles: styles of the model; a pair's style token comes first in its source.
+        default_style: style of the pairs that have none; None for no token.
     """
 
     tokenizer_file: bytes
     max_source_tokens: int
     max_target_tokens: int
     styles: tuple[str, ...] = ()
+    default_style: str | None = None
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
         """Convert the columns source and target from string to list<int32>.
@@ -51,7 +53,7 @@ class TokenizePairs:
         Rows with a null come last, as empty lists. A source without subwords becomes ``<unk>``: an encoder needs a token.
         """
         tokenizer, (source_texts, target_texts) = cached_tokenizer(self.tokenizer_file), pair_texts(pairs)
-        prefixes = np.array([style_token(self.styles, style) for style in pair_styles(pairs)], np.int64)
+        prefixes = np.array([style_token(self.styles, style or self.default_style) for style in pair_styles(pairs)], np.int64)
         sources, lengths = encode_column(tokenizer, source_texts, self.max_source_tokens, prefixes)
         if (empty := lengths == 0).any():
             values, offsets = flatten_column(sources)
@@ -114,7 +116,13 @@ def training_windows(
         .select_columns([name for name in pairs.columns if name in ("source", "target", STYLE)])
         .repartition(target_num_rows_per_block=layout.window_rows, strict=True)
         .map_batches(
-            TokenizePairs(tokenizer_file, data.max_source_tokens, data.max_target_tokens, tuple(config.model.styles)),
+            TokenizePairs(
+                tokenizer_file,
+                data.max_source_tokens,
+                data.max_target_tokens,
+                styles=tuple(config.model.styles),
+                default_style=config.decoding.style,
+            ),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=LIGHT_CPUS,

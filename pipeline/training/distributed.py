@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ from pipeline.training.checkpoints import CHECKPOINTS, WriterFence
 from pipeline.training.dataset import TRAIN, RoundRobinSplit, WindowLayout, plan_windows, training_windows
 from pipeline.training.learner import progress_fraction
 from pipeline.training.output_folder import TrainingFolder, copy_record
-from pipeline.training.parent import Parent, read_tokenizer
+from pipeline.training.plan import TrainingPlan
 from pipeline.training.worker import WorkerJob, train_worker
 
 _DATA_CPUS = 1.0
@@ -66,23 +66,21 @@ class TrainingResult:
     stopped_early: bool
 
 
-def train(config: TrainConfig, on_record: Callable[[Record], None], parent: Parent | None = None) -> TrainingResult:
+def train(plan: TrainingPlan, on_record: Callable[[Record], None]) -> TrainingResult:
     """Train until the configured end, resuming from the last checkpoint if there is one, and write the bundle.
 
     Args:
-        config: with a parent, as ``resolve_parent`` returns it.
         on_record: called with each record: skipped rows, if any; then from the workers at their start, every few seconds, at
             rollbacks, and for each validation once its checkpoint is kept.
-        parent: bundle to start from; None to start from random weights.
 
     Raises:
-        UserError: the data, the tokenizer, the output folder or an option is not usable.
+        UserError: the data, the output folder or an option is not usable.
         Stopped: workers failed or were lost.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    data = _read_data(config, parent)
-    folder = TrainingFolder(config, parent)
-    folder.claim(data.tokenizer_file, data.dev)
+    config, data = plan.config, _read_data(plan.config)
+    folder = TrainingFolder(plan)
+    folder.claim(data.dev)
     kept = folder.kept_checkpoints()
     was_finished = kept is not None and _is_finished(config, kept.last_metrics)
     if not was_finished:
@@ -92,7 +90,7 @@ def train(config: TrainConfig, on_record: Callable[[Record], None], parent: Pare
         cluster.connect()
         layout = plan_windows(config, data.train.rows, data.pairs, kept.last_metrics["layout"] if kept else None)
         with _forwarding(on_record) as records:
-            _run_workers(config, data, layout, fence, records)
+            _run_workers(plan, data, layout, fence, records)
         kept = folder.kept_checkpoints()
     assert kept is not None, "workers end with a checkpoint"
     fingerprint = folder.write_bundle(kept, data.pairs)
@@ -104,17 +102,14 @@ def train(config: TrainConfig, on_record: Callable[[Record], None], parent: Pare
 class _InputData:
     """Input that the driver reads before it starts the workers."""
 
-    tokenizer_file: bytes
-    parent_files: Mapping[str, bytes] | None
     train: PairSet
     pairs: int  # rows of train without a null
     dev: dict[str, list[Any]]  # development pairs, by column
     skipped: dict[str, int]  # rows of train and dev with a null
 
 
-def _read_data(config: TrainConfig, parent: Parent | None) -> _InputData:
+def _read_data(config: TrainConfig) -> _InputData:
     data, dev_rows = config.data, config.training.validate_rows
-    tokenizer_file = read_tokenizer(config, parent)
     train_set = open_pairs(data.train, "--data.train")
     pairs = train_set.count_pairs()
     rows = pa.concat_tables(open_pairs(data.dev, "--data.dev").windows(dev_rows, dev_rows))
@@ -124,11 +119,12 @@ def _read_data(config: TrainConfig, parent: Parent | None) -> _InputData:
             f"source or target is null in each of the first {len(rows):,} rows of {data.dev}; set --data.dev to complete pairs"
         )
     skipped = {"train": train_set.rows - pairs, "dev": len(rows) - len(sources)}
-    parent_files = parent.files if parent else None
     dev: dict[str, list[Any]] = {"source": sources, "target": targets}
     if config.model.styles:
-        dev[STYLE] = [style or config.decoding.style for style in pair_styles(rows)]
-    return _InputData(tokenizer_file, parent_files, train_set, pairs, dev, skipped)
+        dev[STYLE] = pair_styles(rows)
+        if unknown := sorted({style for style in dev[STYLE] if style} - set(config.model.styles)):
+            raise UserError(f"style {unknown[0]} of {data.dev} is not in {data.train}; set --data.dev to pairs of its styles")
+    return _InputData(train_set, pairs, dev, skipped)
 
 
 def _is_finished(config: TrainConfig, last: Record) -> bool:
@@ -173,14 +169,14 @@ def _forward(records: Queue, on_record: Callable[[Record], None]) -> None:
         on_record(record)
 
 
-def _run_workers(config: TrainConfig, data: _InputData, layout: WindowLayout, fence: WriterFence, records: Queue) -> None:
+def _run_workers(plan: TrainingPlan, data: _InputData, layout: WindowLayout, fence: WriterFence, records: Queue) -> None:
     """Train from the first step, or the last checkpoint, to the end."""
-    scaling = config.scaling
+    config, scaling = plan.config, plan.config.scaling
     resources, threads = _worker_resources(scaling)
     job = WorkerJob(
         config=config.model_dump_json(by_alias=True),
-        tokenizer_file=data.tokenizer_file,
-        parent_files=data.parent_files,
+        tokenizer_file=plan.tokenizer_file,
+        parent_files=plan.parent.files if plan.parent else None,
         layout=layout,
         dev=data.dev,
         threads=threads,
@@ -200,7 +196,7 @@ def _run_workers(config: TrainConfig, data: _InputData, layout: WindowLayout, fe
                 placement_strategy=scaling.placement,
             ),
             run_config=_run_config(config, fence.folder, records, uses_gpu="GPU" in resources),
-            datasets={TRAIN: training_windows(config, data.train, layout, data.tokenizer_file)},
+            datasets={TRAIN: training_windows(config, data.train, layout, plan.tokenizer_file)},
             dataset_config=RoundRobinSplit(),
         ).fit()
     except (ray.train.TrainingFailedError, RayError) as error:

@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.config.model import DecodingConfig, ModelConfig
 from pipeline.config.train import TrainConfig
-from pipeline.training.parent import Parent
+from pipeline.training.plan import Parent
 from pipeline.version import versions
 
 

@@ -27,13 +27,12 @@ from typing import Any
 import ray.train
 import torch
 
-from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
 from pipeline.model.bundle import FILES, load_bundle, save_bundle
 from pipeline.training.checkpoints import BUNDLE, CHECKPOINTS, WriterFence
 from pipeline.training.model_card import config_yaml, model_card
-from pipeline.training.parent import Parent
+from pipeline.training.plan import TrainingPlan
 
 _RECORD, _RECORD_COPY = "checkpoint_manager_snapshot.json", "checkpoints.json"
 _RECORD_WRITE_S = 2.0
@@ -63,18 +62,18 @@ class TrainingFolder:
     """The output folder of a training.
 
     Args:
-        parent: bundle that the training starts from, if any.
+        plan: the training.
 
     Raises:
         UserError: the URI is not supported.
     """
 
-    def __init__(self, config: TrainConfig, parent: Parent | None = None) -> None:
-        self._config, self._parent = config, parent
-        self.root: Location = open_location(config.output.path, "--output.path")
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._config, self._parent, self._tokenizer_file = plan.config, plan.parent, plan.tokenizer_file
+        self.root: Location = open_location(self._config.output.path, "--output.path")
         self.bundle = self.root.child(BUNDLE)
 
-    def claim(self, tokenizer_file: bytes, dev: dict[str, list[Any]]) -> None:
+    def claim(self, dev: dict[str, list[Any]]) -> None:
         """Check that the folder belongs to this training, or write its identity. ``dev`` holds the development pairs by column.
 
         Raises:
@@ -83,7 +82,7 @@ class TrainingFolder:
         identity = {
             "model": self._config.model.network.model_dump(by_alias=True),
             "parent": self._parent.fingerprint if self._parent else None,
-            "tokenizer_sha256": hashlib.sha256(tokenizer_file).hexdigest(),
+            "tokenizer_sha256": hashlib.sha256(self._tokenizer_file).hexdigest(),
             "best_by": self._config.training.best_by,
             "dev_sha256": hashlib.sha256(json.dumps(dev).encode()).hexdigest(),
         }

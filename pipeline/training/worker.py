@@ -112,8 +112,14 @@ class Worker:
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in share.items()})
         data = self.config.data
         max_source_tokens = max(data.max_source_tokens, self.config.decoding.max_source_tokens)
-        styles = tuple(self.config.model.styles)
-        ids = TokenizePairs(self._tokenizer_file, max_source_tokens, data.max_target_tokens, styles)(table)
+        tokenize = TokenizePairs(
+            self._tokenizer_file,
+            max_source_tokens,
+            data.max_target_tokens,
+            styles=tuple(self.config.model.styles),
+            default_style=self.config.decoding.style,
+        )
+        ids = tokenize(table)
         source_ids, target_ids = (Rows(*flatten_column(ids[name])) for name in ("source", "target"))
         return DevPairs(share["source"], share["target"], source_ids, target_ids)
 

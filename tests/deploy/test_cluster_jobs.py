@@ -24,6 +24,7 @@ from summarize_command import SummarizeCommand, compare_outputs, ledger_segments
 
 from pipeline.config.train import TrainConfig
 from pipeline.training.distributed import train
+from pipeline.training.plan import plan_training
 
 TEXTS = [f"Document number {n} speaks of {'graphs and ' * (n % 11)}trees." for n in range(400)]
 OPEN_PORTS = {0: "GCS", 3: "node manager", 4: "object manager", 7: "agent", 8: "metrics", 9: "metrics", 10: "metrics"}
@@ -167,7 +168,9 @@ def test_prepare_train_and_evaluate_although_a_machine_is_lost(three_machines: l
             "--tokenizer.vocabulary_size 330 --tokenizer.algorithm bpe"
         )
     )
-    train(TrainConfig.model_validate(training(tmp_path / "prepared", tmp_path / "uninterrupted")), lambda _: None)
+    train(
+        plan_training(TrainConfig.model_validate(training(tmp_path / "prepared", tmp_path / "uninterrupted"))), lambda _: None
+    )
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(training(tmp_path / "prepared", tmp_path / "trained")))
     job = head.start(submit_command(f"train --config file://{tmp_path}/train.yaml"))
     assert job.stdout is not None

@@ -22,6 +22,7 @@ from trainings import run
 from pipeline.config.train import TrainConfig
 from pipeline.errors import Stopped
 from pipeline.training.distributed import train
+from pipeline.training.plan import plan_training
 
 
 def config(pairs: Path, output: Path) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def test_twenty_killed_workers_do_not_change_a_training(
         options["training"] |= {"max_steps": 600, "report_seconds": 0, "validate_minutes": 0.01}
         options["scaling"] |= {"max_restarts": kills}
         recorder = KillingRecorder(kills)
-        trained = train(TrainConfig.model_validate(options), recorder.record)
+        trained = train(plan_training(TrainConfig.model_validate(options)), recorder.record)
         assert trained.last["step"] == 600
         assert recorder.kills == kills
         curves.append(recorder.steps)

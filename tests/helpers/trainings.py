@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config.train import TrainConfig
 from pipeline.training.distributed import TrainingResult, train
-from pipeline.training.parent import resolve_parent
+from pipeline.training.plan import plan_training
 
 PAIRS, DEV_PAIRS, EPOCHS = 600, 18, 4
 """Pairs in the two sets of the fixture ``command_pairs``, and epochs of ``make_config``."""
@@ -47,6 +47,5 @@ def run(config: TrainConfig, on_record: Callable[[dict[str, Any]], None] = lambd
         records.append(record)
         on_record(record)
 
-    config, parent = resolve_parent(config)
-    result = train(config, add, parent)
+    result = train(plan_training(config), add)
     return result, [record for record in records if record["kind"] != "waiting"]  # a busy machine adds those

@@ -15,7 +15,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.model.bundle import load_bundle, save_bundle
 from pipeline.model.seq2seq import Seq2Seq
-from pipeline.training.parent import read_tokenizer, resolve_parent
+from pipeline.training.plan import plan_training
 
 LEARNING = {"epochs": 2, "token_budget": 60, "learning_rate": 0.02, "report_seconds": 0, "precision": "float32"}
 
@@ -28,7 +28,7 @@ def parent(command_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     network = ModelConfig.model_validate({"embedding_size": 32, "hidden_size": 64, "bidirectional": False, "copy": False})
     model = Seq2Seq(network, Tokenizer(tokenizer_file).vocabulary_size)
     model.decoder.output.bias.data[7] = 30.0
-    save_bundle(folder, model, tokenizer_file, DecodingConfig(max_source_tokens=64))
+    save_bundle(folder, model, tokenizer_file, DecodingConfig(max_source_tokens=64, max_target_tokens=50, no_repeat_ngram=2))
     return folder
 
 
@@ -68,34 +68,45 @@ def test_parent_that_is_not_improved_is_kept(command_pairs: Path, parent: Path, 
 
 def test_network_and_tokenizer_come_from_the_parent(command_pairs: Path, parent: Path) -> None:
     data = {"max_source_tokens": 300}
-    config, source = resolve_parent(child_config(command_pairs, parent, data=data, model={"dropout": 0.3}))
+    plan = plan_training(child_config(command_pairs, parent, data=data, model={"dropout": 0.3}, decoding={"beam_size": 4}))
+    config = plan.config
     assert config.model.network == load_bundle(parent).model.config.model_copy(update={"dropout": 0.3})
-    assert read_tokenizer(config, source) == (command_pairs / "tokenizer.model").read_bytes()
+    assert plan.tokenizer_file == (command_pairs / "tokenizer.model").read_bytes()
     assert config.data.max_source_tokens == config.decoding.max_source_tokens == 300
+    assert config.data.max_target_tokens == config.decoding.max_target_tokens == 50
+    assert (config.decoding.no_repeat_ngram, config.decoding.beam_size) == (2, 4)
     assert (config.training.learning_rate, config.training.coverage) == (5e-4, 0.5)
     given = child_config(command_pairs, parent, training={"learning_rate": 1e-4})
-    assert resolve_parent(given)[0].training.learning_rate == 1e-4
+    assert plan_training(given).config.training.learning_rate == 1e-4
 
 
 def test_sample_is_the_shipped_bundle(command_pairs: Path) -> None:
-    config, source = resolve_parent(child_config(command_pairs, "sample"))
-    assert source is not None
+    config = plan_training(child_config(command_pairs, "sample")).config
     assert config.data.max_source_tokens == load_bundle("pipeline/sample/model").decoding.max_source_tokens
 
 
 @pytest.mark.parametrize(
-    ("model", "named"),
+    ("sections", "named"),
     [
-        ({"hidden_size": 512}, r"--model\.hidden_size is 512, but .* has hidden_size 64"),
-        ({"copy": True}, r"--model\.copy is True, but .* has copy False"),
-        ({"init_from": "/nowhere"}, r"/nowhere; set --model\.init_from"),
+        ({"model": {"hidden_size": 512}}, r"--model\.hidden_size is 512, but .* has hidden_size 64"),
+        ({"model": {"copy": True}}, r"--model\.copy is True, but .* has copy False"),
+        ({"model": {"init_from": "/nowhere"}}, r"/nowhere; set --model\.init_from"),
+        (
+            {"data": {"max_target_tokens": 40}, "decoding": {"min_target_tokens": 45}},
+            r"do not fit --model\.init_from .*45 is over",
+        ),
     ],
 )
 def test_option_that_contradicts_the_parent_is_named(
-    command_pairs: Path, parent: Path, model: dict[str, Any], named: str
+    command_pairs: Path, parent: Path, sections: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(UserError, match=named):
-        resolve_parent(child_config(command_pairs, parent, model=model))
+        plan_training(child_config(command_pairs, parent, **sections))
+
+
+def test_encoder_of_another_size_is_refused(command_pairs: Path) -> None:
+    with pytest.raises(UserError, match=r"--model\.encoder_hidden_size is 32, but"):
+        plan_training(child_config(command_pairs, "sample", model={"encoder_hidden_size": 32}))
 
 
 def test_another_tokenizer_is_refused(command_pairs: Path, parent: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ import pipeline
 from pipeline.config.evaluate import MetricsOptions
 from pipeline.config.model import DecodingOverrides
 from pipeline.config.summarize import SummarizeConfig
+from pipeline.data.special_tokens import FIRST_STYLE
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import Evaluator, Summarizer
 from pipeline.inference.plan import plan_run
 from pipeline.inference.run import execute
 from pipeline.model.bundle import load_bundle
-from pipeline.training.parent import resolve_parent
+from pipeline.training.dataset import TokenizePairs
+from pipeline.training.plan import plan_training
 
 COMMANDS = ["walk", "jump", "look", "run", "turn", "stop"]
 
@@ -97,7 +100,7 @@ def test_fine_tuning_keeps_the_styles_of_the_parent_and_adds_new_ones(bundle: Pa
     styles = pa.array(["title"] * len(rows))
     pq.write_table(rows.set_column(rows.schema.get_field_index("style"), "style", styles), tmp_path / "a.parquet")
     data, model = {"train": str(tmp_path)}, {"init_from": str(bundle)}
-    config, _ = resolve_parent(make_config(pairs, tmp_path / "out", data=data, model=model))
+    config = plan_training(make_config(pairs, tmp_path / "out", data=data, model=model)).config
     assert config.model.styles == ["lower", "upper", "title"]
     assert config.decoding.style == "title"
 
@@ -107,3 +110,39 @@ def test_tokenizer_without_style_tokens_is_refused(pairs: Path, tmp_path: Path) 
     assert not Tokenizer(old.read_bytes()).has_styles
     with pytest.raises(UserError, match="no style tokens"):
         run(make_config(pairs, tmp_path, data={"tokenizer": str(old)}))
+
+
+def write_pairs(folder: Path, style: str | None) -> str:
+    """Write the commands as pairs of one style, and return the folder."""
+    folder.mkdir()
+    columns = {"id": COMMANDS, "source": COMMANDS, "target": COMMANDS}
+    table = pa.table({**columns, "style": pa.array([style] * len(COMMANDS), pa.string())})
+    pq.write_table(table, folder / "a.parquet")
+    return str(folder)
+
+
+def test_style_that_no_training_pair_has_is_refused(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--decoding\.style title .* one of lower, upper"):
+        plan_training(make_config(pairs, tmp_path / "out", decoding={"style": "title"}))
+    dev = write_pairs(tmp_path / "dev", "title")
+    with pytest.raises(UserError, match=f"style title of {dev} is not in"):
+        run(make_config(pairs, tmp_path / "out", data={"dev": dev}))
+
+
+def test_pairs_without_a_style_have_the_default_style(pairs: Path) -> None:
+    tokenizer_file = (pairs / "tokenizer.model").read_bytes()
+    table = pa.table({"source": COMMANDS[:2], "target": COMMANDS[:2], "style": ["upper", None]})
+    first = [
+        TokenizePairs(tokenizer_file, 9, 9, ("lower", "upper"), style)(table)["source"][1].as_py()[0]
+        for style in ("lower", None)
+    ]
+    assert first[0] == FIRST_STYLE
+    assert first[1] > FIRST_STYLE + 8
+
+
+def test_bundle_whose_style_is_unknown_is_broken(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    file = tmp_path / "bundle/config.json"
+    file.write_text(file.read_text().replace('"style": "lower"', '"style": "title"'))
+    with pytest.raises(UserError, match="style 'title', which is not one of the model's"):
+        load_bundle(tmp_path / "bundle")

@@ -1,4 +1,4 @@
-"""Memory of the processes of a benchmark: settings of the allocator, and peaks by role while a block runs."""
+"""Memory of the processes of a benchmark: their environment, and peaks by role while a block runs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from contextlib import contextmanager
 
 import psutil
 
-from pipeline.model.malloc import KEEP_FREED_MEMORY
-
 _POLL_S = 0.2
 _ROLES = {"SummarizeWindow": "actor", "RayTrainWorker": "worker", "ray::": "task"}
 """Roles by a word in the title that Ray gives to a process; an idle process keeps its last title."""
 
 
 @contextmanager
-def keep_freed_memory() -> Iterator[None]:
-    """Start child processes with the allocator settings that actors and training workers have."""
-    previous = {name: os.environ.get(name) for name in KEEP_FREED_MEMORY}
-    os.environ.update(KEEP_FREED_MEMORY)
+def child_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Start child processes with these environment variables, such as the allocator settings of actors and workers."""
+    previous = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -10,10 +10,9 @@ import json
 import logging
 from typing import Any
 
-from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError, describe_error
 from pipeline.io.location import Location, open_location
-from pipeline.training.parent import Parent
+from pipeline.training.plan import TrainingPlan
 from pipeline.training.report.report import render_training_page
 from pipeline.training.report.tensorboard import EventFile
 
@@ -24,15 +23,15 @@ class TrainingLog:
     """The records of all runs of a training, earlier runs included.
 
     Args:
-        parent: Bundle that the training starts from, if any.
+        plan: The training.
 
     Raises:
         UserError: The output folder cannot be read.
     """
 
-    def __init__(self, config: TrainConfig, parent: Parent | None = None) -> None:
-        self._config, self._parent = config, parent
-        self._folder: Location = open_location(config.output.path, "--output.path")
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._config, self._parent = plan.config, plan.parent
+        self._folder: Location = open_location(plan.config.output.path, "--output.path")
         self._file = self._folder.child("train.jsonl")
         lines = self._file.read().splitlines() if self._file.exists() else []
         self._records: list[dict[str, Any]] = [json.loads(line) for line in lines]

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.config.train import TrainConfig
 from pipeline.pages.page import flat, render_page
 from pipeline.training.model_card import describe_network
-from pipeline.training.parent import Parent
+from pipeline.training.plan import Parent
 
 Record = dict[str, Any]
 

@@ -15,6 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from pipeline.config.train import TrainConfig
+from pipeline.training.plan import TrainingPlan
 from pipeline.training.report.log import TrainingLog
 from pipeline.training.report.report import render_training_page
 
@@ -108,7 +109,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def write_log(config: TrainConfig, records: list[dict[str, Any]]) -> TrainingLog:
-    log = TrainingLog(config)
+    log = TrainingLog(TrainingPlan(config, parent=None, tokenizer_file=b""))
     for record in records:
         log.add(record)
     return log
