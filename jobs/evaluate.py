@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ from jobs.console import new_console, progress
 from pipeline.bundles import read_bundle
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.loader import load_config
+from pipeline.config.model import DecodingConfig
 from pipeline.data.arrow import to_texts
 from pipeline.data.pairs import PairSet, drop_incomplete, open_pairs, pair_styles, reference_texts
 from pipeline.errors import EXIT_OK, UserError, exit_on_user_error
@@ -59,8 +60,8 @@ def main() -> int:
     decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
     model = Summarizer(bundle, decoding, config.resources.precision)
     other = _read_other(config, device)
-    evaluator = Evaluator(model, config.metrics, other[1] if other else None)
-    against = f", compared with model {other[0][:12]}" if other else ""
+    evaluator = Evaluator(model, config.metrics, other.summarizer if other else None)
+    against = f", compared with model {other.fingerprint[:12]}" if other else ""
     console.print(f"{rows:,} pairs of {config.input.path}, with model {bundle.fingerprint[:12]} on {device}{against}")
     with contextlib.ExitStack() as outputs:
         report = outputs.enter_context(atomic_file(config.output.path, "--output.path"))
@@ -71,7 +72,7 @@ def main() -> int:
         scores = evaluator.scores()
         content = {
             "model": {"path": relative_to_cwd(config.model.path), "fingerprint": bundle.fingerprint},
-            "compare": {"path": config.compare.path, "fingerprint": other[0]} if other else None,
+            "compare": _describe_other(config, other),
             "input": {"path": config.input.path, "rows": rows, "skipped_null_rows": skipped},
             "decoding": decoding.model_dump(),
             "metrics": config.metrics.model_dump(),
@@ -85,13 +86,32 @@ def main() -> int:
     return EXIT_OK
 
 
-def _read_other(config: EvaluateConfig, device: str) -> tuple[str, Summarizer] | None:
-    """Return the fingerprint and the model of ``compare.path``, which decodes with its own defaults and the same overrides."""
+class _OtherModel(NamedTuple):
+    """The model of ``compare.path``."""
+
+    fingerprint: str
+    decoding: DecodingConfig
+    summarizer: Summarizer
+
+
+def _read_other(config: EvaluateConfig, device: str) -> _OtherModel | None:
+    """Return the model of ``compare.path``, which decodes with its own defaults and the same overrides.
+
+    A model without styles ignores ``decoding.style``.
+    """
     if config.compare.path is None:
         return None
     _, bundle = read_bundle(config.compare.path, device, "--compare.path")
-    decoding = config.decoding.applied_to(bundle.decoding, bundle.model.config)
-    return bundle.fingerprint, Summarizer(bundle, decoding, config.resources.precision)
+    overrides = config.decoding if bundle.model.config.styles else config.decoding.model_copy(update={"style": None})
+    decoding = overrides.applied_to(bundle.decoding, bundle.model.config, "--compare.path")
+    return _OtherModel(bundle.fingerprint, decoding, Summarizer(bundle, decoding, config.resources.precision))
+
+
+def _describe_other(config: EvaluateConfig, other: _OtherModel | None) -> dict[str, Any] | None:
+    if other is None or config.compare.path is None:
+        return None
+    path = relative_to_cwd(config.compare.path)
+    return {"path": path, "fingerprint": other.fingerprint, "decoding": other.decoding.model_dump()}
 
 
 def _add_pairs(

@@ -39,9 +39,8 @@ def main() -> int:
             "warning: there are no development pairs, which training needs; set --input.dev or raise --input.dev_share"
         )
     data = ["--data.train", train, "--data.dev", dev]
-    parent = config.tokenizer.path
-    if parent and not parent.endswith(".model"):  # a bundle
-        start = ["--model.init_from", parent, *data]
+    if prepared.tokenizer_bundle:
+        start = ["--model.init_from", prepared.tokenizer_bundle, *data]
     else:
         start = ["--config", "configs/train.yaml", *data, "--data.tokenizer", tokenizer]
     console.print(f"next: python -m jobs.train {shlex.join(start)}")

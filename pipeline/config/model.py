@@ -124,19 +124,28 @@ class DecodingOverrides(Section):
     coverage_penalty: Annotated[float, Field(ge=0)] | None = _override("coverage_penalty")
     style: StyleName | None = Field(None, description="style of summary, one of the model's")
 
-    def applied_to(self, defaults: DecodingConfig, model: ModelConfig) -> DecodingConfig:
-        """Return the bundle's options with these overrides; UserError if they conflict with each other or the model."""
+    def applied_to(self, defaults: DecodingConfig, model: ModelConfig, option: str = "--model.path") -> DecodingConfig:
+        """Return the bundle's options with these overrides.
+
+        Args:
+            option: Option that names the bundle, for messages.
+
+        Raises:
+            UserError: The options conflict with each other or with the model.
+        """
         try:
             options = DecodingConfig.model_validate(defaults.model_dump() | self.model_dump(exclude_none=True))
         except ValidationError as error:
             raise UserError(
-                f"the --decoding options do not fit the defaults of the model: {describe_validation_error(error)}"
+                f"the --decoding options do not fit the defaults of {option}: {describe_validation_error(error)}"
             ) from None
         if self.coverage_penalty and model.attention == "none":
-            raise UserError("--decoding.coverage_penalty needs attention, which this model does not have; leave it unset")
+            raise UserError(
+                f"--decoding.coverage_penalty needs attention, which the model of {option} does not have; leave it unset"
+            )
         if options.style is not None and options.style not in model.styles:
             has = f"it has: {', '.join(model.styles)}" if model.styles else "it has none"
-            raise UserError(f"style {options.style!r} is not one of the model's ({has}); set --decoding.style")
+            raise UserError(f"style {options.style!r} is not one of {option}'s model ({has}); set --decoding.style")
         return options
 
 

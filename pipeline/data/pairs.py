@@ -131,7 +131,7 @@ def open_pairs(uri: str, option: str) -> PairSet:
         raise UserError(f"{uri} has no rows; set {option} to pairs")
     for name, fits, kind in ((REFERENCES, is_text_list, "a list of strings"), (STYLE, is_text, "a string")):
         if name in dataset.schema.names and not fits(data_type := dataset.schema.field(name).type):
-            raise UserError(f"column {name!r} of {uri} is {data_type}, not {kind}; set {option}")
+            raise UserError(f"column {name!r} of {uri} is {data_type}, not {kind}; rename it, or set {option}")
     return PairSet(root, dataset, rows)
 
 

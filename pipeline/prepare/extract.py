@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config.prepare import PairsFilter, PairsInput, PrepareConfig
+from pipeline.config.prepare import PairsFilter, PairsInput
 from pipeline.config.types import STYLE_NAME
 from pipeline.data.tokenizer import without_surrogates
+from pipeline.errors import UserError
 from pipeline.prepare.files import Role
 from pipeline.prepare.readers import read_rows
 from pipeline.prepare.rows import Row, RowError, RowStream, get_value
 from pipeline.prepare.run_pairs import RUN_PAIR_COLUMNS, is_run_output, read_run_pairs
 
 _MAX_EXAMPLES, _MAX_EXAMPLE_CHARS = 3, 200
-_PROGRESS_EVERY_ROWS = 1000
 
 
 class Pair(NamedTuple):
@@ -77,28 +78,33 @@ class SplitReport:
         return ", ".join(reasons + first) or "all went to dev and test"
 
 
-def read_pairs(
-    path: str, role: Role, config: PrepareConfig, report: SplitReport, on_rows: Callable[[], None] = lambda: None
-) -> Iterator[tuple[str, Pair]]:
+def open_rows(path: str, role: Role, options: PairsInput, scratch: Path) -> tuple[RowStream, PairsInput]:
+    """Return the rows of an input, and the options that name their columns.
+
+    Args:
+        scratch: Folder for scratch files, which the caller removes.
+
+    Raises:
+        UserError: See ``read_rows`` and ``read_run_pairs``.
+    """
+    option = f"--input.{role}"
+    if not is_run_output(path, option):
+        return read_rows(path, role, options), options
+    if options.style_column:
+        raise UserError(
+            f"--input.style_column is set, but {path} is an output folder of jobs.summarize, which has no such column; set "
+            "--input.style, or prepare that folder alone first"
+        )
+    rows = itertools.islice(read_run_pairs(path, option, scratch), options.max_rows)
+    return rows, options.model_copy(update=RUN_PAIR_COLUMNS)
+
+
+def read_pairs(rows: RowStream, options: PairsInput, limits: PairsFilter, report: SplitReport) -> Iterator[tuple[str, Pair]]:
     """Yield a pair for each row of an input, with its origin; count rows and drop unusable ones in ``report``.
 
     Texts are stripped of surrounding white space, and lone surrogates become U+FFFD, since Parquet cannot store them.
-
-    Args:
-        on_rows: called after every 1000 rows.
-
-    Raises:
-        UserError: see ``read_rows``.
     """
-    options, limits = config.input, config.filter
-    if is_run_output(path, f"--input.{role}"):
-        options = options.model_copy(update=RUN_PAIR_COLUMNS)
-        rows: RowStream = itertools.islice(read_run_pairs(path, f"--input.{role}"), options.max_rows)
-    else:
-        rows = read_rows(path, role, options)
     for number, (origin, row) in enumerate(rows):
-        if report.rows and report.rows % _PROGRESS_EVERY_ROWS == 0:
-            on_rows()
         report.rows += 1
         if isinstance(row, RowError):
             report.drop(row, origin)
@@ -147,12 +153,16 @@ def _join_texts(value: Any) -> Any:
 
 def _check_summary(row: Row, limits: PairsFilter) -> RowError | None:
     """Return why a model's summary is not good enough to learn from, by the columns that jobs.summarize writes."""
-    reason, score = row.get("finish_reason"), row.get("score")
-    if reason == "length" and not limits.keep_unfinished:
+    score: Any = row.get("score")
+    if row.get("finish_reason") == "length" and not limits.keep_unfinished:
         return RowError("unfinished")
-    if limits.min_score is not None and isinstance(score, float) and score < limits.min_score:
-        return RowError("low_score", f"{score:.3f}")
-    return None
+    if limits.min_score is None:
+        return None
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError):
+        return RowError("no_score", "" if score is None else str(score))
+    return None if number >= limits.min_score else RowError("low_score", f"{number:.3f}")  # NaN is low
 
 
 def _check_text(value: Any, column: str, min_chars: int, max_chars: int) -> str | RowError:

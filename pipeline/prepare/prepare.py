@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.core import has_magic
+from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from pipeline.config.prepare import PrepareConfig
@@ -31,9 +34,9 @@ from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.errors import UserError
 from pipeline.io.atomic import atomic_folder
 from pipeline.io.location import Location, open_location
-from pipeline.prepare.extract import Pair, SplitReport, assign_split, read_pairs, source_key
+from pipeline.prepare.extract import Pair, SplitReport, assign_split, open_rows, read_pairs, source_key
 from pipeline.prepare.files import ROLES, STORES, Role
-from pipeline.prepare.rows import RowError
+from pipeline.prepare.rows import RowError, RowStream
 from pipeline.prepare.shuffle import ExternalShuffle
 
 TOKENIZER_FILE, SUMMARY = "tokenizer.model", "prepare.json"
@@ -42,6 +45,7 @@ _OUTPUT_NAMES = ("train", "dev", "test", TOKENIZER_FILE, SUMMARY)
 _SHARD = "part-{:05d}.parquet"
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 _MEASURED_PAIRS = 10_000
+_PROGRESS_EVERY_ROWS = 1000
 _TOKENIZER_TEXT_CHARS = 8192
 """The tokenizer is trained on the start of longer texts."""
 
@@ -65,6 +69,7 @@ class PrepareResult:
         source_subwords: percentiles of source lengths, measured on ``measured_pairs`` random training pairs.
         target_subwords: the same for targets.
         tokenizer_pairs: pairs that the tokenizer was trained on; 0 if there was one already.
+        tokenizer_bundle: the model bundle that the tokenizer is from; None if it is not from one.
     """
 
     splits: dict[Role, SplitReport]
@@ -72,6 +77,7 @@ class PrepareResult:
     target_subwords: dict[int, int]
     measured_pairs: int
     tokenizer_pairs: int
+    tokenizer_bundle: str | None
     vocabulary_size: int
 
     def as_json(self, config: PrepareConfig) -> str:
@@ -111,11 +117,17 @@ def prepare(config: PrepareConfig, on_progress: OnProgress = lambda _: None) -> 
 
 
 def _refuse_output_in_input(path: str | None, role: Role, output: Location) -> None:
-    """Raise UserError if the output is inside a folder that is read."""
-    if path is not None and ("://" not in path or path.startswith(STORES)):
-        folder = open_location(path, f"--input.{role}")
-        if folder.contains(output) and folder.filesystem.get_file_info(folder.path).type == fs.FileType.Directory:
-            raise UserError(f"--output.path {output.uri} is inside --input.{role} {path}; set another --output.path")
+    """Raise UserError if the output is inside a folder that is read, or its shards match a pattern of files to read."""
+    if path is None or "::" in path or ("://" in path and not path.startswith(STORES)):
+        return
+    source = open_location(path, f"--input.{role}")
+    if source.contains(output) and source.filesystem.get_file_info(source.path).type == fs.FileType.Directory:
+        raise UserError(f"--output.path {output.uri} is inside --input.{role} {path}; set another --output.path")
+    shards = [output.child(name).child(_SHARD.format(0)).path for name in ROLES]
+    if has_magic(source.path) and any(re.fullmatch(glob_translate(source.path), shard) for shard in shards):
+        raise UserError(
+            f"--input.{role} {path} also matches the shards in --output.path {output.uri}; set another --output.path"
+        )
 
 
 class _Preparation:
@@ -123,7 +135,7 @@ class _Preparation:
 
     def __init__(self, config: PrepareConfig, folder: Location, scratch: Path, on_progress: OnProgress) -> None:
         self._config, self._folder, self._scratch, self._on_progress = config, folder, scratch, on_progress
-        self._tokenizer_file = _read_tokenizer(config)
+        self._tokenizer_file, self._tokenizer_bundle = _read_tokenizer(config)
         self._reports: dict[Role, SplitReport] = {}
         self._held_out: dict[Role, set[int]] = {}
         self._sample: list[tuple[str, str]] = []
@@ -155,13 +167,18 @@ class _Preparation:
 
     def _read(self, path: str, role: Role) -> Iterator[tuple[Pair, int]]:
         """Yield the pairs of an input with their source keys; drop or count training pairs whose source is held out."""
-        report = self._reports[role]
+        report, doing = self._reports[role], f"reading {path}"
+        self._on_progress(PrepareProgress(doing))
+        rows, options = open_rows(path, role, self._config.input, self._scratch / f"join-{role}")
 
-        def on_rows() -> None:
-            pairs = report.rows + report.extra - report.dropped.total()
-            self._on_progress(PrepareProgress(f"reading {path}", report.rows, pairs))
+        def reported() -> RowStream:
+            for number, row in enumerate(rows):
+                if number and number % _PROGRESS_EVERY_ROWS == 0:
+                    pairs = report.rows + report.extra - report.dropped.total()
+                    self._on_progress(PrepareProgress(doing, report.rows, pairs))
+                yield row
 
-        for origin, pair in read_pairs(path, role, self._config, report, on_rows):
+        for origin, pair in read_pairs(reported(), options, self._config.filter, report):
             key = source_key(pair.source, self._config.input.split_seed)
             held_out = [name for name, keys in self._held_out.items() if key in keys] if role == "train" else []
             if held_out and self._config.filter.drop_held_out:
@@ -196,6 +213,7 @@ class _Preparation:
             target_subwords=_length_percentiles(tokenizer, measured["target"]),
             measured_pairs=len(measured),
             tokenizer_pairs=0 if self._tokenizer_file else len(self._sample),
+            tokenizer_bundle=self._tokenizer_bundle,
             vocabulary_size=tokenizer.vocabulary_size,
         )
 
@@ -204,18 +222,19 @@ class _Preparation:
         return train_tokenizer((text for pair in self._sample for text in pair), self._config.tokenizer)
 
 
-def _read_tokenizer(config: PrepareConfig) -> bytes | None:
-    """Read the tokenizer at ``tokenizer.path``, a bundle or a file, if it is set."""
+def _read_tokenizer(config: PrepareConfig) -> tuple[bytes | None, str | None]:
+    """Return the tokenizer at ``tokenizer.path``, if it is set, and the path if that is a bundle."""
     uri = config.tokenizer.path
     if uri is None:
-        return None
+        return None, None
     location = open_location(bundle_path(uri), "--tokenizer.path")
     in_bundle = location.child(TOKENIZER_FILE)
-    file = (in_bundle if in_bundle.exists() else location).read()
+    is_bundle = in_bundle.exists()
+    file = (in_bundle if is_bundle else location).read()
     tokenizer = Tokenizer(file, uri)
     if (config.input.style or config.input.style_column) and not tokenizer.has_styles:
         raise UserError(f"the tokenizer of --tokenizer.path {uri} has no style tokens; leave it unset to train a new one")
-    return file
+    return file, uri if is_bundle else None
 
 
 def _length_percentiles(tokenizer: Tokenizer, texts: pa.ChunkedArray[Any]) -> dict[int, int]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.prepare import PairsInput
 from pipeline.data.arrow import to_values
+from pipeline.data.pairs import REFERENCES, pair_schema
 from pipeline.errors import UserError, describe_error
 from pipeline.io.secrets import refuse_secrets
 from pipeline.prepare.files import FORMATS, READ_BYTES, Role, as_user_error, file_extension, find_files
@@ -25,6 +26,7 @@ from pipeline.prepare.text_formats import line_parser, read_lines
 _ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tbz": "tar", ".txz": "tar"}
 _DATA_SET = re.compile(r"(?P<name>[^:@]+)(?::(?!:|//)(?P<subset>.+?))?(?:@(?P<split>\w[\w+.-]*))?")
 _BUILDERS = frozenset({"arrow", "csv", "json", "parquet", "text", "webdataset", "xml"})
+_SHARD_COLUMNS = [pair_schema(references=True, style=style).names for style in (False, True)]
 _ROLE_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
 
@@ -91,11 +93,17 @@ def _parquet_rows(path: str, role: Role, options: PairsInput) -> RowStream:
             top_level = {column: column if column in names else column.partition(".")[0] for column in columns.values()}
             missing = {option: column for option, column in columns.items() if top_level[column] not in names}
             refuse_missing(name, missing, names)
-            wanted = {*top_level.values(), *(name for name in ("score", "finish_reason") if name in names)}
+            # Development and test shards of jobs.prepare hold all targets of a source in the column references.
+            has_references = names in _SHARD_COLUMNS and options.target_column == "target"
+            optional = ("score", "finish_reason", *([REFERENCES] * has_references))
+            wanted = {*top_level.values(), *(name for name in optional if name in names)}
             numbers = itertools.count()
             for batch in parquet.iter_batches(256, columns=sorted(wanted)):
                 for values in zip(*map(to_values, batch.columns), strict=True):
-                    yield f"{name} row {next(numbers)}", dict(zip(batch.schema.names, values, strict=True))
+                    row = dict(zip(batch.schema.names, values, strict=True))
+                    if has_references and (references := row.pop(REFERENCES)):
+                        row["target"] = references
+                    yield f"{name} row {next(numbers)}", row
 
 
 def _dataset_rows(path: str, role: Role) -> RowStream:

@@ -15,7 +15,8 @@ from job import RunJob, job_runner
 
 from pipeline.errors import EXIT_OK
 from pipeline.evaluation.metrics import Scorer, first_sentence, lead_words
-from pipeline.model.bundle import load_bundle
+from pipeline.model.bundle import load_bundle, save_bundle
+from pipeline.model.seq2seq import Seq2Seq
 
 GetError = Callable[..., str]
 
@@ -159,6 +160,18 @@ def test_two_models_are_compared(evaluate: RunJob, tmp_path: Path, tiny_bundle: 
     assert evaluate("--compare.path", tiny_bundle).status == EXIT_OK
     same = read_report(tmp_path)["comparison"]
     assert (same["verdict"], same["better_share"], same["better_rows"]) == ("no difference", 0.5, [])
+
+
+def test_model_without_styles_is_compared_with_one_of_styles(evaluate: RunJob, tmp_path: Path, tiny_bundle: Path) -> None:
+    plain = load_bundle(tiny_bundle)
+    network = plain.model.config.model_copy(update={"styles": ["title"]})
+    styled = Seq2Seq(network, plain.model.vocabulary_size)
+    save_bundle(tmp_path / "styled", styled, plain.tokenizer_file, plain.decoding)
+    done = evaluate("--model.path", tmp_path / "styled", "--compare.path", tiny_bundle, "--decoding.style", "title")
+    assert (done.status, done.err) == (EXIT_OK, "")
+    report = read_report(tmp_path)
+    assert report["decoding"]["style"] == "title"
+    assert "style" not in report["compare"]["decoding"]
 
 
 def test_no_resamples_give_no_intervals(evaluate: RunJob, tmp_path: Path) -> None:

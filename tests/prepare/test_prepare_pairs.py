@@ -17,7 +17,7 @@ from pipeline.config.prepare import PrepareConfig
 from pipeline.data.pairs import PAIR_SCHEMA, pair_schema
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import UserError
-from pipeline.prepare.extract import Pair, SplitReport, assign_split, read_pairs, source_key
+from pipeline.prepare.extract import Pair, SplitReport, assign_split, open_rows, read_pairs, source_key
 from pipeline.prepare.prepare import PrepareResult, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,9 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 
 def extract(train: Path | str, **sections: dict[str, Any]) -> tuple[list[Pair], SplitReport]:
     report = SplitReport()
-    pairs = [pair for _, pair in read_pairs(str(train), "train", make_config(train, **sections), report)]
+    config = make_config(train, **sections)
+    rows, options = open_rows(str(train), "train", config.input, Path("unused"))
+    pairs = [pair for _, pair in read_pairs(rows, options, config.filter, report)]
     assert report.rows + report.extra == sum(len(pair.references) for pair in pairs) + report.dropped.total()
     return pairs, report
 
@@ -133,6 +135,32 @@ def test_list_of_targets_is_pairs_to_train_on_and_references_to_test_on(
     reports = result.splits.values()
     written = sum(report.kept + report.merged + report.dropped.total() for report in reports)
     assert written == sum(report.rows + report.extra for report in reports) == 330
+
+
+def test_references_survive_a_second_preparation(tmp_path: Path, source_pairs: list[dict[str, str]]) -> None:
+    rows = [{**pair, "target": [pair["target"], "another"]} for pair in source_pairs]
+    prepare(make_config(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "one", input={"dev_share": 0.2}))
+    prepare(make_config(tmp_path / "one/train", tmp_path / "two", input={"dev": str(tmp_path / "one/dev")}))
+    first, second = ({(pair.source, *pair.references) for pair in shards(tmp_path / name / "dev")} for name in ("one", "two"))
+    assert first == second
+    assert {len(pair) for pair in first} == {3}
+
+
+def test_summaries_without_a_number_as_score_are_dropped_by_a_filter_of_scores(tmp_path: Path) -> None:
+    scores = [-0.5, "-0.5", 0, -2, "-2.0", float("nan"), None, "high"]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"source": "a", "target": "b", "score": score} for score in scores])
+    pairs, report = extract(path, filter={"min_score": -1})
+    assert [pair.id for pair in pairs] == ["0", "1", "2"]
+    assert report.dropped == {"low_score": 3, "no_score": 2}
+
+
+def test_output_that_the_input_pattern_matches_is_refused(tmp_path: Path, source_pairs: list[dict[str, str]]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", source_pairs)
+    prepare(make_config(path, tmp_path / "prepared/one"))
+    pattern = tmp_path / "prepared/*/train/*.parquet"
+    with pytest.raises(UserError, match="also matches the shards"):
+        prepare(make_config(pattern, tmp_path / "prepared/both"))
+    prepare(make_config(pattern, tmp_path / "both"))
 
 
 def test_style_of_the_input_or_of_each_row(tmp_path: Path, source_pairs: list[dict[str, str]]) -> None:
